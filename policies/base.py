@@ -1,0 +1,215 @@
+"""The policy contract: what a scheduling policy sees and what it may answer.
+
+Standard library only, because the same objects run in the simulator and inside a live vLLM
+scheduler. A policy is a *rank over requests*: smaller runs first. Everything else is optional.
+
+The engine runs a policy exactly as vLLM's priority mode with ``priority = rank``
+(``vllm/v1/core/sched/request_queue.py``): ranks are refreshed when ``schedule()`` is called,
+proactive preemptions come first, admission takes the smallest ``(rank, arrival_time,
+request_id)`` and a KV shortage evicts the largest ``(rank, arrival_time)`` of ``running``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Protocol
+
+
+class PolicyError(ValueError):
+    """A policy, predictor or router was given a parameter it cannot use."""
+
+
+class RequestView(Protocol):
+    """What a policy may know of a request. Names are vLLM's (``vllm/v1/request.py``) where vLLM has one.
+
+    The true output length is never on the view: only a predictor gives one.
+    """
+
+    request_id: str
+    arrival_time: float
+    """Seconds, as in vLLM."""
+    arrival_ns: int
+    """The same instant in integer nanoseconds: what policies compute with."""
+    priority: int
+    """The client's own priority (smaller is more urgent)."""
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    max_tokens: int
+    tenant: str
+    tier: str
+    """Service tier by name; the tenant's name where the workload gives no tier."""
+    class_name: str
+    deadline_ns: int | None
+    """Instant by which the request should have ended, or None."""
+    expected_output_tokens: int | None
+    """The client's own hint, or None."""
+
+
+class RankChanges(Enum):
+    """When a policy's rank of a request can move, besides when the request is preempted."""
+
+    NEVER = "never"
+    PROGRESS = "progress"
+    """Only when that request itself computes tokens."""
+    TIME = "time"
+    """With the clock; ``next_change_ns`` says when."""
+    ALWAYS = "always"
+    """Every step (for example with the progress of other requests)."""
+
+
+class Predictor(Protocol):
+    """Expected output length of a request, in tokens, at least 1."""
+
+    name: ClassVar[str]
+
+    def predict(self, request: RequestView) -> int:
+        """Expected total output tokens of ``request``."""
+        ...
+
+    def on_finished(self, request: RequestView) -> None:
+        """Called once when a request ends; ``num_output_tokens`` is then its true length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """The engine's own limits, given to a policy once by ``bind``."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    block_size: int
+    num_gpu_blocks: int
+    enable_chunked_prefill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """A policy's cap on one step. Both stay within the engine's own limits."""
+
+    max_num_batched_tokens: int
+    enable_chunked_prefill: bool
+
+
+class Policy:
+    """Base of every policy. Subclasses are dataclasses; their fields are the scenario's parameters.
+
+    Class attributes describe what the policy needs, so that the simulator can skip work and the
+    vLLM plugin can refuse what vLLM cannot express.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for ``simrun policies``."""
+    stock_mode: ClassVar[str | None] = None
+    """``fcfs`` or ``priority`` where vLLM has the policy itself; ranks are then not asked for."""
+    uses_predictor: ClassVar[bool] = False
+    rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
+    pass_over: ClassVar[bool] = False
+    """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
+    not_live_because: ClassVar[str | None] = None
+    """Why vLLM cannot run this policy; None where it can."""
+
+    predictor: Predictor
+
+    def bind(self, limits: EngineLimits) -> None:
+        """Told the engine's limits once, before the first step."""
+
+    def rank(self, request: RequestView, now_ns: int) -> float:
+        """Rank of ``request`` at ``now_ns``, the instant of ``schedule()``; smaller runs first."""
+        raise NotImplementedError
+
+    def next_change_ns(self, request: RequestView, now_ns: int) -> int | None:
+        """First instant after ``now_ns`` at which a TIME rank of ``request`` can differ; None = never."""
+        return None
+
+    def preempt(
+        self, running: Sequence[RequestView], waiting: Sequence[RequestView], now_ns: int
+    ) -> Sequence[RequestView]:
+        """Running requests to evict before this step is scheduled, in order.
+
+        ``waiting`` is in admission order and may be read lazily from its head. ``running`` is in
+        admission order. Called only if ``preempts`` says so and both are non-empty.
+        """
+        return ()
+
+    def step_limits(self, now_ns: int) -> StepLimits | None:
+        """Cap on this step, or None for the engine's own limits."""
+        return None
+
+    def victim(self, running: Sequence[RequestView], needy: RequestView) -> RequestView | None:
+        """Simulator only: who yields KV blocks to ``needy``; None = vLLM's rule."""
+        return None
+
+    def share(self, request: RequestView) -> str | None:
+        """Simulator only: the share group whose budget a request's tokens count against."""
+        return None
+
+    def share_budgets(self, max_num_batched_tokens: int) -> dict[str, int] | None:
+        """Simulator only: tokens each share group may use in one step; None = no shares."""
+        return None
+
+    def on_arrival(self, request: RequestView, now_ns: int) -> None:
+        """A request joined the waiting queue."""
+
+    def on_scheduled(self, request: RequestView, num_tokens: int) -> None:
+        """``num_tokens`` of ``request`` were scheduled. Additive: two calls equal one with the sum."""
+
+    def on_step(self, num_tokens: int, token_budget: int, num_steps: int) -> None:
+        """``num_steps`` steps of ``num_tokens`` each were scheduled under ``token_budget``. Additive."""
+
+    def on_finished(self, request: RequestView) -> None:
+        """A request ended."""
+
+    @property
+    def preempts(self) -> bool:
+        """Whether ``preempt`` can ever answer anything."""
+        return type(self).preempt is not Policy.preempt
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a live vLLM can run this policy as configured."""
+        return self.live_refusal() is None
+
+    def live_refusal(self) -> str | None:
+        """Why a live vLLM cannot run this policy as configured, or None. Parameters may matter."""
+        return self.not_live_because
+
+
+class ReplicaView(Protocol):
+    """What a router may know of a replica, as of now."""
+
+    index: int
+    model: str
+    num_running: int
+    num_waiting: int
+    free_blocks: int
+    num_gpu_blocks: int
+    outstanding_tokens: int
+    """Prompt tokens not yet computed plus expected output tokens not yet generated, of all its requests."""
+
+
+class RoutedRequest(Protocol):
+    """What a router may know of a request that arrives."""
+
+    request_id: str
+    arrival_ns: int
+    num_prompt_tokens: int
+    max_tokens: int
+    tenant: str
+    session: str | None
+    prefix_key: str | None
+    """Identity of the first shared content of the prompt, or None."""
+
+
+class Router(Protocol):
+    """Chooses a replica for each arriving request."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def choose(self, request: RoutedRequest, replicas: Sequence[ReplicaView], now_ns: int) -> int:
+        """Position in ``replicas`` of the chosen one."""
+        ...

@@ -1,0 +1,37 @@
+"""The project's own exceptions. The command line turns them into exit codes; nothing else catches them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with an input: where, what, and what to do about it."""
+
+    message: str
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+        return f"{place}: {self.message}" if place else self.message
+
+
+class SimrunError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class InputError(SimrunError):
+    """The user's input cannot be used. Carries every problem found, not only the first. Exit code 2."""
+
+    def __init__(self, problems: list[Problem] | Problem | str) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        self.problems: list[Problem] = problems if isinstance(problems, list) else [problems]
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class SimulationError(SimrunError):
+    """The simulation itself failed: a leak, a deadlock, an impossible state. Exit code 1."""

@@ -1,0 +1,84 @@
+"""What a step costs: the shape of a step, and the interface every latency model answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(slots=True)
+class StepShape:
+    """One step as small sums, so that its cost does not depend on a loop over the batch.
+
+    All counts are of one model replica (before tensor parallelism divides them). A decode is a
+    request that computes exactly one token, the one after everything it has already computed;
+    every other scheduled request is a prefill chunk (recomputed tokens included).
+    """
+
+    num_prefills: int = 0
+    num_prefill_tokens: int = 0
+    prefill_context_tokens: int = 0
+    """Sum over chunks of (prior + chunk): the KV that the chunks' attention reads."""
+    prefill_attention_pairs: int = 0
+    """Sum over chunks of chunk * (2 * prior + chunk): twice the query-key pairs of causal attention."""
+    num_decodes: int = 0
+    decode_context_tokens: int = 0
+    """Sum over decodes of (computed + 1): the KV that their attention reads."""
+    num_sampled: int = 0
+    """Rows that go through the LM head and the sampler."""
+    swap_bytes: int = 0
+    """KV moved between GPU and host before this step (``preemption: swap``)."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the step's GEMMs."""
+        return self.num_prefill_tokens + self.num_decodes
+
+    def clear(self) -> None:
+        """Back to an empty step."""
+        self.num_prefills = self.num_prefill_tokens = 0
+        self.prefill_context_tokens = self.prefill_attention_pairs = 0
+        self.num_decodes = self.decode_context_tokens = 0
+        self.num_sampled = self.swap_bytes = 0
+
+
+class StepCost(Protocol):
+    """A latency model. Integer arithmetic only at run time: integer nanoseconds in, integer out.
+
+    A step of a synchronous engine takes ``host_ns + gpu_ns``; an asynchronous one hides the host
+    time behind the step before it. With pipeline parallelism ``gpu_ns`` is one stage's time, and
+    ``pipeline_stages`` of them follow each other.
+    """
+
+    kind: str
+    """``constant``, ``roofline`` or ``profile``."""
+    pipeline_stages: int
+
+    def gpu_ns(self, shape: StepShape) -> int:
+        """Accelerator time of one stage of this step, at least 1."""
+        ...
+
+    def host_ns(self, shape: StepShape) -> int:
+        """Host time of this step: scheduling, launch, sampling's copy back."""
+        ...
+
+    def decode_run_ns(
+        self, num_decodes: int, decode_context_tokens: int, num_steps: int
+    ) -> npt.NDArray[np.int64]:
+        """``gpu_ns`` of ``num_steps`` pure decode steps in a row, shape (num_steps,).
+
+        Element i equals, bit for bit, ``gpu_ns`` of the shape with ``num_decodes`` decodes and
+        samples and ``decode_context_tokens + i * num_decodes`` tokens of context.
+        """
+        ...
+
+    def empty_step_ns(self) -> int:
+        """Time of a step that schedules nothing (``constant``: its ``step_s``; else the host time), at least 1."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """What the summary says of this model: kind, whether it is an estimate, its parameters."""
+        ...

@@ -1,0 +1,141 @@
+"""The one recorder: the engine writes columns, everything else in ``sim.results`` reads them."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.workload.table import RequestTable
+
+IntColumn = npt.NDArray[np.int64]
+
+NOT_YET = -1
+"""An instant that never came (a rejected request has no first token)."""
+
+FLUSH_ROWS = 1 << 16
+
+
+class Status(IntEnum):
+    """How a request ended. ``submitted`` is the sum of all of them."""
+
+    COMPLETED = 0
+    REJECTED = 1
+    TIMED_OUT = 2
+    FAILED = 3
+    CANCELLED = 4
+
+
+STEP_COLUMNS = (
+    "replica",
+    "scheduled_ns",  # instant of schedule() of the run's first step
+    "start_ns",  # the accelerator starts on the run's first step
+    "end_ns",  # the accelerator ends the run's last step
+    "num_steps",  # steps in this run of identical batches (1 in the reference stepper)
+    "num_running",
+    "num_waiting",
+    "num_prefills",
+    "num_prefill_tokens",
+    "num_decodes",  # per step
+    "decode_context_tokens",  # of the run's first step; it grows by num_decodes each step
+    "prefill_context_tokens",
+    "prefill_attention_pairs",
+    "num_sampled",
+    "gpu_ns",  # accelerator time of the whole run
+    "host_ns",  # host time of the whole run
+    "free_blocks",  # right after scheduling the run's last step
+    "num_preempted",
+    "num_seats",  # seats held per step: running requests, finished ones kept by static batching included
+)
+
+REQUEST_COLUMNS = (
+    "row",  # position in the workload
+    "status",  # Status
+    "replica",  # NOT_YET where none was chosen
+    "arrival_ns",
+    "scheduled_ns",  # first scheduled
+    "first_token_ns",
+    "finish_ns",
+    "output_tokens",  # generated
+    "num_preemptions",
+    "num_cached_tokens",  # prompt tokens found in the prefix cache when first scheduled
+    "num_recomputed_tokens",  # tokens computed again after preemptions (the recompute tax)
+    "priority",
+    "class_index",
+    "input_tokens",
+)
+
+
+class ColumnWriter:
+    """Rows in, integer columns out, flushed to numpy so that a long run stays small."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.rows: list[tuple[int, ...]] = []
+        self._chunks: list[IntColumn] = []
+
+    def append(self, row: tuple[int, ...]) -> None:
+        """One row, in the order of ``names``."""
+        self.rows.append(row)
+        if len(self.rows) >= FLUSH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.rows:
+            self._chunks.append(np.array(self.rows, dtype=np.int64))
+            self.rows.clear()
+
+    def columns(self) -> dict[str, IntColumn]:
+        """All rows so far, by column name."""
+        self._flush()
+        if not self._chunks:
+            return {name: np.empty(0, dtype=np.int64) for name in self.names}
+        table = np.concatenate(self._chunks)
+        return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self.names)}
+
+
+class Recorder:
+    """What happened, as it happens. One per run, shared by all replicas."""
+
+    def __init__(self) -> None:
+        self.steps = ColumnWriter(STEP_COLUMNS)
+        self.requests = ColumnWriter(REQUEST_COLUMNS)
+        self.itl_ns = array("q")
+        self.itl_weight = array("q")
+        self.reject_reasons: dict[int, str] = {}
+
+    def itl(self, gap_ns: int, weight: int) -> None:
+        """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
+        self.itl_ns.append(gap_ns)
+        self.itl_weight.append(weight)
+
+    def reject(self, row: tuple[int, ...], reason: str) -> None:
+        """A request that ends without running; ``row`` as for ``requests``."""
+        self.requests.append(row)
+        self.reject_reasons[row[0]] = reason
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """A finished run, in integer nanoseconds, tokens and blocks. ``requests`` is sorted by row."""
+
+    workload: RequestTable
+    requests: dict[str, IntColumn]
+    steps: dict[str, IntColumn]
+    itl_ns: IntColumn
+    itl_weight: IntColumn
+    reasons: dict[int, str]
+    """Why a request that was not completed was not, by row."""
+    num_gpu_blocks: list[int]
+    """Usable KV blocks of each replica."""
+    block_size: int
+    replica_models: list[str]
+    gpus_per_replica: list[int]
+    latency: dict[str, object]
+    """``StepCost.describe()``."""
+    notes: list[str]
+    cpu_s: float
+    """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""

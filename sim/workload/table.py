@@ -1,0 +1,76 @@
+"""The workload as columns: one row per request, in arrival order where arrivals are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+IntColumn = npt.NDArray[np.int64]
+
+NO_PARENT = -1
+NO_DEADLINE = -1
+NO_HINT = -1
+NO_GROUP = -1
+
+
+@dataclass(slots=True)
+class RequestTable:
+    """All requests of a run. Row ``i`` is position ``i``: the total order of ties.
+
+    Shared content is a list of segments per request (a CSR pair of arrays): the tokens
+    ``[previous end, end)`` of the request have the content named by ``content_id``; tokens after
+    the last segment (prompt and output) belong to this request alone unless ``session`` says
+    otherwise. Two requests share a prefix exactly as far as their segments agree from token 0.
+    """
+
+    arrival_ns: IntColumn
+    """Instant of arrival; for a row with a parent, the think time after the parent's end."""
+    input_tokens: IntColumn
+    output_tokens: IntColumn
+    """True output length. Only the engine and the exact predictor may read it."""
+    max_tokens: IntColumn
+    """What the client asks for at most; equal to ``output_tokens`` unless the workload says more."""
+    priority: IntColumn
+    class_index: IntColumn
+    """Index into ``classes``."""
+    parent: IntColumn
+    """Row whose end releases this one (multi-turn, closed loop); NO_PARENT = arrives by itself."""
+    deadline_ns: IntColumn
+    """Time allowed from arrival to end; NO_DEADLINE = none."""
+    expected_output_tokens: IntColumn
+    """The client's own hint; NO_HINT = none."""
+    session: IntColumn
+    """Conversation number: rows of one session share ALL their content position by position
+    (a later turn's prompt starts with the earlier turns' prompts and outputs); NO_GROUP = none."""
+    segment_offsets: IntColumn
+    """Shape (n + 1,): row i's segments are ``[segment_offsets[i], segment_offsets[i + 1])``."""
+    segment_content_id: IntColumn
+    segment_end_tokens: IntColumn
+    classes: list[ClassInfo]
+    request_ids: list[str] | None = None
+    """Ids given by a trace; None = the position as a decimal string."""
+    closed_loop_concurrency: int | None = None
+    """Closed loop: rows beyond the first this many are released one by one, each by the next end of
+    any request, ``arrival_ns`` (think time) later. ``parent`` is then NO_PARENT everywhere."""
+    notes: list[str] = field(default_factory=list)
+    """What the reader of the results should know (for example settings that had no effect)."""
+
+    def __len__(self) -> int:
+        return len(self.arrival_ns)
+
+    def request_id(self, row: int) -> str:
+        """The id of a row, as written in every output."""
+        return str(row) if self.request_ids is None else self.request_ids[row]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """What all requests of one workload class (or trace tenant) have in common."""
+
+    name: str
+    tenant: str
+    tier: str
+    slo: dict[str, float] | None = None
+    """The class's own SLO, by metric name, in ms; None = the scenario's."""
