@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Flag
 from typing import ClassVar, Protocol
 
 
@@ -48,16 +48,22 @@ class RequestView(Protocol):
     """The client's own hint, or None."""
 
 
-class RankChanges(Enum):
-    """When a policy's rank of a request can move, besides when the request is preempted."""
+class RankChanges(Flag):
+    """When a policy's rank of a request can move, besides when the request is preempted.
 
-    NEVER = "never"
-    PROGRESS = "progress"
-    """Only when that request itself computes tokens."""
-    TIME = "time"
+    Flags: ``PROGRESS | TIME`` moves with either. Ask with ``RankChanges.TIME in policy.rank_changes``
+    (``ALWAYS`` contains all); ask for ``NEVER`` with ``==``.
+    """
+
+    NEVER = 0
+    PROGRESS = 1
+    """When that request itself computes tokens."""
+    TIME = 2
     """With the clock; ``next_change_ns`` says when."""
-    ALWAYS = "always"
-    """Every step (for example with the progress of other requests)."""
+    OTHERS = 4
+    """With the progress of other requests."""
+    ALWAYS = PROGRESS | TIME | OTHERS
+    """Every step."""
 
 
 class Predictor(Protocol):
@@ -93,6 +99,17 @@ class StepLimits:
     enable_chunked_prefill: bool
 
 
+@dataclass(slots=True)
+class EngineState:
+    """The engine as of this ``schedule()``. One object may be reused from step to step: do not keep it."""
+
+    now_ns: int
+    free_blocks: int
+    """KV blocks that can be allocated now; unreferenced cached ones count as free, as in vLLM."""
+    num_running: int
+    num_waiting: int
+
+
 class Policy:
     """Base of every policy. Subclasses are dataclasses; their fields are the scenario's parameters.
 
@@ -109,6 +126,9 @@ class Policy:
     rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
+    shares_accumulate: bool = False
+    """False: a figure of ``share_budgets`` bounds its own group. True: it bounds the group together
+    with the groups before it in the dictionary (premium to 60 %, premium and standard to 90 % ...)."""
     not_live_because: ClassVar[str | None] = None
     """Why vLLM cannot run this policy; None where it can."""
 
@@ -126,12 +146,12 @@ class Policy:
         return None
 
     def preempt(
-        self, running: Sequence[RequestView], waiting: Sequence[RequestView], now_ns: int
+        self, running: Sequence[RequestView], waiting: Sequence[RequestView], state: EngineState
     ) -> Sequence[RequestView]:
         """Running requests to evict before this step is scheduled, in order.
 
-        ``waiting`` is in admission order and may be read lazily from its head. ``running`` is in
-        admission order. Called only if ``preempts`` says so and both are non-empty.
+        ``waiting`` is in the order ``schedule()`` would admit it, and may be read lazily from its head.
+        ``running`` is in admission order. Called only if ``preempts`` says so and both are non-empty.
         """
         return ()
 
@@ -148,7 +168,14 @@ class Policy:
         return None
 
     def share_budgets(self, max_num_batched_tokens: int) -> dict[str, int] | None:
-        """Simulator only: tokens each share group may use in one step; None = no shares."""
+        """Simulator only: tokens by share group for one step; None = no shares.
+
+        ``shares_accumulate`` says what a figure bounds. A request whose group (or whose group's
+        predecessors) left it nothing gets no token in this step and the next request is tried,
+        running or waiting; what is left smaller than the request needs is a chunk. With shares the
+        running pass goes through ``running`` by (rank, arrival_time, request_id). A group that is
+        not named is bounded by the step's budget only.
+        """
         return None
 
     def on_arrival(self, request: RequestView, now_ns: int) -> None:
