@@ -1,0 +1,484 @@
+"""One scheduling step, decision for decision as vLLM's V1 scheduler takes it.
+
+``schedule`` and ``update`` follow ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py``
+(vLLM 0.32.0), for one full-attention KV group without LoRA, multimodal input or connectors. No
+clock of its own and no SimPy: who calls it decides what time it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from policies.base import EngineLimits, EngineState, Policy
+from sim.engine.kv_cache import KVCache, PrefixKVCache
+from sim.engine.request import NEVER, Request, State
+from sim.engine.shares import StepShares
+from sim.engine.waiting import AdmissionOrder, FcfsQueue, RankedQueue
+from sim.latency.base import StepShape
+from sim.results.record import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """The engine settings that decide what runs. vLLM's names and defaults."""
+
+    num_gpu_blocks: int
+    block_size: int = 16
+    max_model_len: int = 4096
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_chunked_prefill: bool = True
+    max_prefill_tokens_per_step: int | None = None
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = False
+    contiguous_kv: bool = False
+    static_batching: bool = False
+    num_swap_blocks: int = 0
+    """Host blocks for ``preemption: swap``; 0 = recompute."""
+    block_bytes: int = 0
+    """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What one step computes. ``scheduled`` is in the order of scheduling."""
+
+    scheduled: dict[Request, int] = field(default_factory=dict)
+    sampled: list[Request] = field(default_factory=list)
+    """Those whose prefill reaches its end in this step: they get a token when it ends."""
+    preempted: list[Request] = field(default_factory=list)
+    finished: list[Request] = field(default_factory=list)
+    """Freed since the step before."""
+    stale: set[Request] = field(default_factory=set)
+    """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
+    shape: StepShape = field(default_factory=StepShape)
+    num_free_blocks: int = 0
+    token_budget: int = 0
+
+
+@dataclass(slots=True)
+class _Step:
+    """What is left to give in the step being formed."""
+
+    now_ns: int
+    token_budget: int
+    prefill_budget: int
+    chunk_cap: int
+    """``long_prefill_token_threshold`` as it applies to this step; 0 = off."""
+    whole_prompts_only: bool
+    largest_whole_prompt: int
+    """Without chunked prefill: what a longer prompt may do is be chunked (only a policy's cap is that small)."""
+    shares: StepShares | None
+
+
+class Scheduler:
+    """The queue, the running list and the KV cache of one engine."""
+
+    def __init__(self, settings: SchedulerSettings, policy: Policy, recorder: Recorder | None = None) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.recorder = recorder if recorder is not None else Recorder()
+        self.kv = build_kv_cache(settings)
+        self.ranked = policy.stock_mode != "fcfs"
+        self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.ranked else FcfsQueue()
+        self.running: list[Request] = []
+        self.in_flight: deque[Batch] = deque()
+        self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
+        self.free_swap_blocks = settings.num_swap_blocks
+        self.outstanding_tokens = 0
+        """Tokens still to compute, over all requests, if each used all of its ``max_tokens``."""
+        self._freed: list[Request] = []
+        self._swapped_bytes = 0
+        self._held: list[Request] = []
+        """Static batching: ended, but still on their seats until the whole batch has ended."""
+        self._num_to_admit = 0
+        self._last_update_ns = NEVER
+        self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
+        self._wants_steps = type(policy).on_step is not Policy.on_step
+        self._has_own_victims = type(policy).victim is not Policy.victim
+        policy.bind(
+            EngineLimits(
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                max_num_seqs=settings.max_num_seqs,
+                block_size=settings.block_size,
+                num_gpu_blocks=self.kv.num_usable_blocks,
+                enable_chunked_prefill=settings.enable_chunked_prefill,
+            )
+        )
+
+    # --- what an engine asks ---------------------------------------------------------------
+
+    def add_request(self, request: Request, now_ns: int) -> None:
+        """A request arrives. ``why_never`` must have had no objection."""
+        self.outstanding_tokens += request.num_prompt_tokens + request.max_tokens
+        self.policy.on_arrival(request, now_ns)
+        self.waiting.add(request, now_ns)
+
+    @property
+    def num_seats(self) -> int:
+        """Seats taken: running requests, and the ended ones of a static batch."""
+        return len(self.running) + len(self._held)
+
+    def has_requests(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.running) or len(self.waiting) > 0
+
+    def why_never(self, request: Request) -> str | None:
+        """Why ``request`` can never run to its end here (vLLM would refuse it or wait for ever), or None."""
+        limit = self.settings.max_model_len
+        if request.num_prompt_tokens >= limit:
+            return f"prompt of {request.num_prompt_tokens} tokens does not leave room under max_model_len {limit}"
+        most_tokens = request.num_prompt_tokens + request._stop_at_output_tokens - 1
+        need = self.kv.blocks_for(most_tokens)
+        if need > self.kv.num_usable_blocks:
+            return f"needs {need} KV blocks at its longest, the pool has {self.kv.num_usable_blocks}"
+        return None
+
+    def schedule(self, now_ns: int) -> Batch:
+        """Form the next batch. Running requests first, in the order they were admitted, then waiting ones."""
+        batch = Batch()
+        batch.finished, self._freed = self._freed, batch.finished
+        self.waiting.refresh(now_ns)
+        if self.policy.preempts and self.running and len(self.waiting):
+            self._preempt_proactively(batch, now_ns)
+        step = self._begin_step(now_ns)
+        batch.token_budget = step.token_budget
+        if self._schedule_running(batch, step):
+            self._admit_waiting(batch, step)
+        self._advance(batch)
+        batch.num_free_blocks = self.kv.num_free_blocks
+        return batch
+
+    def update(self, batch: Batch, now_ns: int) -> list[Request]:
+        """The batch has been computed: its tokens are known. Returns the requests that ended with it."""
+        if self.in_flight and self.in_flight[0] is batch:
+            self.in_flight.popleft()
+        finished: list[Request] = []
+        usual_gap_ns = now_ns - self._last_update_ns
+        num_usual_gaps = 0
+        is_async = self.settings.async_scheduling
+        for request in batch.sampled:
+            if request.state is State.FINISHED:
+                continue  # it ended one step earlier than the scheduler could know
+            is_stale = bool(batch.stale) and request in batch.stale
+            request.num_output_tokens += 1
+            request.num_tokens += 1
+            if not is_async or is_stale:
+                request.num_known_tokens += 1
+            else:
+                request.num_output_placeholders -= 1
+                computed = request.num_computed_tokens - request.num_output_placeholders
+                if computed >= request.next_cacheable_tokens:
+                    self.kv.cache_blocks(request, computed)
+            if request.first_token_ns == NEVER:
+                request.first_token_ns = now_ns
+            elif request.last_token_ns == self._last_update_ns:
+                num_usual_gaps += 1
+            else:
+                self.recorder.itl(now_ns - request.last_token_ns, 1)
+            request.last_token_ns = now_ns
+            if request.num_output_tokens >= request._stop_at_output_tokens:
+                finished.append(request)
+                self._finish(request)
+        if num_usual_gaps:
+            self.recorder.itl(usual_gap_ns, num_usual_gaps)
+        for request in batch.stale:
+            request.num_stale_batches -= 1
+        if batch.stale and isinstance(self.waiting, RankedQueue):
+            self.waiting.mark_stale()
+        if finished:
+            self._release(finished)
+        self._last_update_ns = now_ns
+        return finished
+
+    # --- forming a step --------------------------------------------------------------------
+
+    def _begin_step(self, now_ns: int) -> _Step:
+        settings = self.settings
+        budget = settings.max_num_batched_tokens
+        whole_prompts_only = not settings.enable_chunked_prefill
+        limits = self.policy.step_limits(now_ns)
+        if limits is not None:
+            budget = min(budget, limits.max_num_batched_tokens)
+            whole_prompts_only = not limits.enable_chunked_prefill
+        # A threshold keeps a long prompt from starving others: alone, it starves nobody.
+        num_requests = len(self.running) + len(self.waiting)
+        chunk_cap = settings.long_prefill_token_threshold if num_requests > 1 else 0
+        if chunk_cap and settings.long_prefill_token_threshold_adaptive:
+            chunk_cap = max(chunk_cap, settings.max_num_batched_tokens // num_requests)
+        return _Step(
+            now_ns=now_ns,
+            token_budget=budget,
+            prefill_budget=settings.max_prefill_tokens_per_step or budget,
+            chunk_cap=chunk_cap,
+            whole_prompts_only=whole_prompts_only,
+            largest_whole_prompt=budget if limits is not None else settings.max_model_len,
+            shares=StepShares.of(self.policy, budget),
+        )
+
+    def _schedule_running(self, batch: Batch, step: _Step) -> bool:
+        """One token for every decode, a chunk for every unfinished prefill. False if somebody was preempted."""
+        kv, scheduled = self.kv, batch.scheduled
+        longest = self.settings.max_model_len - 1
+        chunk_cap = step.chunk_cap
+        nobody_preempted = True
+        order = self.running if step.shares is None else self._by_rank(step.now_ns)
+        index = 0
+        while index < len(order) and step.token_budget > 0:
+            request = order[index]
+            computed = request.num_computed_tokens
+            num_new = request.num_known_tokens - computed
+            if request.num_output_placeholders and self._ends_in_flight(request):
+                index += 1
+                continue
+            is_prefill = num_new > 1 or request.num_known_tokens == request.num_prompt_tokens
+            if is_prefill:
+                if 0 < chunk_cap < num_new:
+                    num_new = chunk_cap
+                num_new = min(num_new, step.prefill_budget)
+            num_new = min(num_new, step.token_budget, longest - computed)
+            if step.shares is not None:
+                num_new = min(num_new, step.shares.left(request))
+            if num_new <= 0:
+                index += 1
+                continue
+            while request.num_slots < computed + num_new and not kv.grow(request, computed + num_new):
+                nobody_preempted = False
+                victim = self._pick_victim(request, step.now_ns)
+                if victim is not request and victim in scheduled:
+                    self._give_back(victim, scheduled.pop(victim), step)
+                victim_index = order.index(victim)
+                if order is not self.running:
+                    del order[victim_index]
+                if victim_index < index:
+                    index -= 1
+                self._preempt(victim, step.now_ns)
+                batch.preempted.append(victim)
+                if victim is request:
+                    return False
+            cacheable = min(computed + num_new, request.num_tokens)
+            if cacheable >= request.next_cacheable_tokens:
+                kv.cache_blocks(request, cacheable)
+            scheduled[request] = num_new
+            step.token_budget -= num_new
+            if is_prefill:
+                step.prefill_budget -= num_new
+            if step.shares is not None:
+                step.shares.use(request, num_new)
+            index += 1
+        return nobody_preempted
+
+    def _admit_waiting(self, batch: Batch, step: _Step) -> None:
+        """Admit from the head of the queue; the first that does not fit ends it (unless the policy passes over)."""
+        waiting, settings = self.waiting, self.settings
+        passed_over: list[Request] = []
+        seats = self._seats(step)
+        while step.token_budget > 0 and step.prefill_budget > 0 and len(waiting) and len(self.running) < seats:
+            request = waiting.peek()
+            if request.num_stale_batches:
+                # Output of before its preemption is still in flight: it must not be computed twice.
+                passed_over.append(waiting.pop())
+                continue
+            num_new = self._try_admit(request, step)
+            if num_new == 0:
+                if not self.policy.pass_over and step.shares is None:
+                    break
+                passed_over.append(waiting.pop())
+                continue
+            waiting.pop()
+            self.running.append(request)
+            request.state = State.RUNNING
+            if request.scheduled_ns == NEVER:
+                request.scheduled_ns = step.now_ns
+                request.num_cached_tokens = request.num_computed_tokens
+            batch.scheduled[request] = num_new
+            step.token_budget -= num_new
+            step.prefill_budget -= num_new
+            if step.shares is not None:
+                step.shares.use(request, num_new)
+            if settings.static_batching:
+                self._num_to_admit -= 1
+        for request in reversed(passed_over):
+            waiting.put_back(request, step.now_ns)
+
+    def _try_admit(self, request: Request, step: _Step) -> int:
+        """Blocks for the first chunk of a waiting request and the chunk's tokens; 0 where it does not fit now."""
+        kv, settings = self.kv, self.settings
+        swapped = request.num_swapped_tokens
+        hits = kv.lookup(request) if not swapped else []
+        computed = swapped or len(hits) * settings.block_size
+        num_new = request.num_tokens - computed
+        if 0 < step.chunk_cap < num_new:
+            num_new = step.chunk_cap
+        if step.whole_prompts_only and step.token_budget < num_new <= step.largest_whole_prompt:
+            return 0
+        num_new = min(num_new, step.token_budget, step.prefill_budget)
+        if step.shares is not None:
+            num_new = min(num_new, step.shares.left(request))
+        if num_new <= 0:
+            return 0
+        free_blocks = kv.num_free_blocks - kv.num_evictable(hits) + len(hits)
+        if self.running:
+            free_blocks -= self.watermark_blocks
+        if settings.scheduler_reserve_full_isl and kv.blocks_for(request.num_tokens) > free_blocks:
+            return 0
+        if kv.blocks_for(computed + num_new) > free_blocks:
+            return 0
+        kv.admit(request, hits, computed + num_new)
+        kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
+        if swapped:
+            self._swap_in(request)
+        request.num_computed_tokens = computed
+        self.outstanding_tokens -= computed
+        return num_new
+
+    def _advance(self, batch: Batch) -> None:
+        """Count the scheduled tokens as computed, note who gets a token, and add up the step's shape."""
+        shape = batch.shape
+        is_async = self.settings.async_scheduling
+        wants_scheduled = self._wants_scheduled
+        num_tokens = 0
+        for request, num_new in batch.scheduled.items():
+            prior = request.num_computed_tokens
+            computed = prior + num_new
+            request.num_computed_tokens = computed
+            num_tokens += num_new
+            known = request.num_known_tokens
+            if num_new == 1 and computed == known and known > request.num_prompt_tokens:
+                shape.num_decodes += 1
+                shape.decode_context_tokens += computed
+            else:
+                shape.num_prefills += 1
+                shape.num_prefill_tokens += num_new
+                shape.prefill_context_tokens += computed
+                shape.prefill_attention_pairs += num_new * (prior + computed)
+            if computed == known:
+                batch.sampled.append(request)
+                if is_async:
+                    request.num_output_placeholders += 1
+                    request.num_known_tokens += 1
+            if wants_scheduled:
+                self.policy.on_scheduled(request, num_new)
+        self.outstanding_tokens -= num_tokens
+        shape.num_sampled = len(batch.sampled)
+        shape.swap_bytes, self._swapped_bytes = self._swapped_bytes, 0
+        if num_tokens:
+            self.in_flight.append(batch)
+            if self._wants_steps:
+                self.policy.on_step(num_tokens, batch.token_budget, 1)
+
+    # --- preemption ------------------------------------------------------------------------
+
+    def _preempt_proactively(self, batch: Batch, now_ns: int) -> None:
+        state = EngineState(now_ns, self.kv.num_free_blocks, len(self.running), len(self.waiting))
+        for victim in list(self.policy.preempt(self.running, AdmissionOrder(self.waiting), state)):
+            if not isinstance(victim, Request) or victim.state is not State.RUNNING:
+                raise TypeError(f"policy {self.policy.name} preempts {victim!r}, which does not run")
+            self._preempt(victim, now_ns)
+            batch.preempted.append(victim)
+
+    def _pick_victim(self, needy: Request, now_ns: int) -> Request:
+        """Who loses its blocks so that ``needy`` can grow: the last admitted, or the largest (rank, arrival)."""
+        if self._has_own_victims:
+            chosen = self.policy.victim(self.running, needy)
+            if isinstance(chosen, Request):
+                return chosen
+        if not self.ranked:
+            return self.running[-1]
+        rank = self.policy.rank
+        return max(self.running, key=lambda request: (rank(request, now_ns), request.arrival_ns))
+
+    def _ends_in_flight(self, request: Request) -> bool:
+        """Whether the output in flight reaches ``max_tokens`` for sure, so that another step would be for nothing."""
+        computed_for_sure = request.num_computed_tokens + 2 - request.num_output_placeholders
+        return computed_for_sure >= request.num_prompt_tokens + request.max_tokens
+
+    def _give_back(self, victim: Request, num_tokens: int, step: _Step) -> None:
+        """Undo the scheduling, in this step, of a request that is now preempted."""
+        step.token_budget += num_tokens
+        if num_tokens > 1 or victim.num_known_tokens == victim.num_prompt_tokens:
+            step.prefill_budget += num_tokens
+        if step.shares is not None:
+            step.shares.use(victim, -num_tokens)
+
+    def _preempt(self, victim: Request, now_ns: int) -> None:
+        """Take the blocks of a running request; it waits again, keeping the tokens it has generated."""
+        self.running.remove(victim)
+        for batch in self.in_flight:
+            if victim in batch.scheduled:
+                batch.stale.add(victim)
+                victim.num_stale_batches += 1
+        computed = victim.num_computed_tokens
+        self.outstanding_tokens += computed
+        if 0 < victim.num_blocks <= self.free_swap_blocks:
+            self.free_swap_blocks -= victim.num_blocks
+            victim.num_swapped_tokens = computed
+            self._swapped_bytes += victim.num_blocks * self.settings.block_bytes
+        else:
+            victim.num_recomputed_tokens += computed
+        self.kv.free(victim)
+        victim.state = State.PREEMPTED
+        victim.num_computed_tokens = 0
+        victim.num_output_placeholders = 0
+        victim.num_known_tokens = victim.num_tokens
+        victim.num_preemptions += 1
+        self.waiting.put_back(victim, now_ns)
+
+    def _swap_in(self, request: Request) -> None:
+        num_blocks = self.kv.blocks_for(request.num_swapped_tokens)
+        self.free_swap_blocks += num_blocks
+        self._swapped_bytes += num_blocks * self.settings.block_bytes
+        request.num_swapped_tokens = 0
+
+    # --- ending ----------------------------------------------------------------------------
+
+    def _finish(self, request: Request) -> None:
+        if request.state is State.PREEMPTED:
+            self.waiting.remove(request)
+        request.state = State.FINISHED
+        self.policy.on_finished(request)
+        self.outstanding_tokens -= request.num_prompt_tokens + request.max_tokens - request.num_computed_tokens
+
+    def _release(self, finished: list[Request]) -> None:
+        """Seats and blocks of what ended, at once; a static batch gives them back when all of it has ended."""
+        if len(finished) == 1:
+            if finished[0] in self.running:
+                self.running.remove(finished[0])
+        else:
+            self.running = [request for request in self.running if request.state is not State.FINISHED]
+        if self.settings.static_batching:
+            self._held.extend(finished)
+            if self.running:
+                return
+            finished, self._held = self._held, []
+        for request in finished:
+            self.kv.free(request)
+        self._freed.extend(finished)
+
+    # --- baselines and extensions ----------------------------------------------------------
+
+    def _seats(self, step: _Step) -> int:
+        """Requests that may run together; a static batch takes no one in once it has formed."""
+        if not self.settings.static_batching:
+            return self.settings.max_num_seqs
+        if not self.running:
+            self._num_to_admit = min(len(self.waiting), self.settings.max_num_seqs)
+        return len(self.running) + self._num_to_admit
+
+    def _by_rank(self, now_ns: int) -> list[Request]:
+        rank = self.policy.rank
+        return sorted(self.running, key=lambda request: (rank(request, now_ns), request.arrival_ns, request.order))
+
+
+def build_kv_cache(settings: SchedulerSettings) -> KVCache:
+    """The cache that ``settings`` ask for."""
+    if settings.contiguous_kv:
+        return KVCache(settings.num_gpu_blocks, settings.block_size, reserved_tokens=settings.max_model_len)
+    if settings.enable_prefix_caching:
+        return PrefixKVCache(settings.num_gpu_blocks, settings.block_size)
+    return KVCache(settings.num_gpu_blocks, settings.block_size)

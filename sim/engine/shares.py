@@ -1,0 +1,37 @@
+"""Step shares: how many of a step's tokens each group of requests may use (simulator only; P9, P13)."""
+
+from __future__ import annotations
+
+from policies.base import Policy, RequestView
+
+
+class StepShares:
+    """What each share group has left of one step."""
+
+    def __init__(self, policy: Policy, budgets: dict[str, int]) -> None:
+        self._policy = policy
+        self._left = dict(budgets)
+        self._names = list(budgets)
+
+    @classmethod
+    def of(cls, policy: Policy, token_budget: int) -> StepShares | None:
+        """The shares of a step of ``token_budget`` tokens, or None where the policy has none."""
+        budgets = policy.share_budgets(token_budget)
+        return None if budgets is None else cls(policy, budgets)
+
+    def left(self, request: RequestView) -> int:
+        """Tokens that ``request`` may still be given in this step."""
+        bounds = self._bounds(request)
+        return max(min((self._left[name] for name in bounds), default=1 << 62), 0)
+
+    def use(self, request: RequestView, num_tokens: int) -> None:
+        """``num_tokens`` of ``request`` were scheduled (negative: given back)."""
+        for name in self._bounds(request):
+            self._left[name] -= num_tokens
+
+    def _bounds(self, request: RequestView) -> list[str]:
+        group = self._policy.share(request)
+        if group is None or group not in self._left:
+            return []
+        # A figure that accumulates bounds its group together with the groups before it.
+        return self._names[self._names.index(group) :] if self._policy.shares_accumulate else [group]
