@@ -54,6 +54,9 @@ class RequestTable:
     closed_loop_concurrency: int | None = None
     """Closed loop: rows beyond the first this many are released one by one, each by the next end of
     any request, ``arrival_ns`` (think time) later. ``parent`` is then NO_PARENT everywhere."""
+    release_until_ns: int | None = None
+    """Closed loop with a duration: nothing is released at or after this instant; rows left over then
+    were never part of the run. None = every row is released."""
     notes: list[str] = field(default_factory=list)
     """What the reader of the results should know (for example settings that had no effect)."""
 
