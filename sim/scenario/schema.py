@@ -1,186 +1,100 @@
-"""The scenario format, strict: a key that nothing reads is refused. Engine settings carry vLLM's names."""
+"""The scenario format, strict: a key that nothing reads is refused. Engine settings carry vLLM's names.
+
+The docstrings here are the format's documentation: the JSON Schema and ``docs/scenario.md`` are made from them.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+from sim.scenario.distributions import (
+    Arrival,
+    BurstArrival,
+    ClosedLoopArrival,
+    ConstantArrival,
+    DiurnalArrival,
+    ExponentialLength,
+    FixedLength,
+    GammaArrival,
+    Length,
+    LognormalLength,
+    NormalLength,
+    PoissonArrival,
+    QuantilesLength,
+    Stage,
+    StagesArrival,
+    UniformLength,
+    ValuesLength,
+    WeibullArrival,
+    ZipfLength,
+)
+from sim.scenario.types import (
+    LARGEST,
+    Flag,
+    Fraction,
+    Int,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Strict,
+    Text,
+    Whole,
+)
 
-
-class Strict(BaseModel):
-    """Base of every section: unknown keys are errors, values are frozen once checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-# --- lengths ---------------------------------------------------------------------------------
-
-
-class FixedLength(Strict):
-    """Every request the same."""
-
-    dist: Literal["fixed"]
-    value: PositiveInt
-
-
-class UniformLength(Strict):
-    """Whole numbers from low to high, both included."""
-
-    dist: Literal["uniform"]
-    low: PositiveInt
-    high: PositiveInt
-
-
-class NormalLength(Strict):
-    """Normal, rounded, at least 1."""
-
-    dist: Literal["normal"]
-    mean: PositiveFloat
-    cv: NonNegativeFloat
-    max: PositiveInt | None = None
-
-
-class LognormalLength(Strict):
-    """Lognormal with this mean and coefficient of variation, rounded, at least 1."""
-
-    dist: Literal["lognormal"]
-    mean: PositiveFloat
-    cv: NonNegativeFloat
-    max: PositiveInt | None = None
-
-
-class ExponentialLength(Strict):
-    """Exponential with this mean, rounded, at least 1."""
-
-    dist: Literal["exponential"]
-    mean: PositiveFloat
-    max: PositiveInt | None = None
-
-
-class ZipfLength(Strict):
-    """Zipf over low..high: P(low + k) proportional to 1 / (k + 1)**alpha."""
-
-    dist: Literal["zipf"]
-    alpha: PositiveFloat
-    low: PositiveInt = 1
-    high: PositiveInt
-
-
-class QuantilesLength(Strict):
-    """Linear interpolation between (probability, tokens) points; the first at 0, the last at 1."""
-
-    dist: Literal["quantiles"]
-    points: list[tuple[float, NonNegativeFloat]] = Field(min_length=2)
-
-
-class ValuesLength(Strict):
-    """These values, in order, over and over (for hand-made examples)."""
-
-    dist: Literal["values"]
-    values: list[PositiveInt] = Field(min_length=1)
-
-
-Length = Annotated[
-    FixedLength
-    | UniformLength
-    | NormalLength
-    | LognormalLength
-    | ExponentialLength
-    | ZipfLength
-    | QuantilesLength
-    | ValuesLength,
-    Field(discriminator="dist"),
+__all__ = [
+    "Arrival",
+    "BurstArrival",
+    "ClassConfig",
+    "ClosedLoopArrival",
+    "ClusterConfig",
+    "ConstantArrival",
+    "DiurnalArrival",
+    "EngineConfig",
+    "ExponentialLength",
+    "FixedLength",
+    "Fraction",
+    "GammaArrival",
+    "LatencyConfig",
+    "Length",
+    "LognormalLength",
+    "NamedSpec",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "NormalLength",
+    "OutputsConfig",
+    "PoissonArrival",
+    "PositiveFloat",
+    "PositiveInt",
+    "PrefixConfig",
+    "QuantilesLength",
+    "Scenario",
+    "SessionsConfig",
+    "SloConfig",
+    "Spec",
+    "Stage",
+    "StagesArrival",
+    "Strict",
+    "TraceConfig",
+    "TrafficFields",
+    "UniformLength",
+    "ValuesLength",
+    "WeibullArrival",
+    "WorkloadConfig",
+    "ZipfLength",
 ]
 
-# --- arrivals --------------------------------------------------------------------------------
+
+def _name_or_section(value: Any) -> str:
+    return "section" if isinstance(value, dict | BaseModel) else "name"
 
 
-class PoissonArrival(Strict):
-    """Exponential gaps."""
+def _count_or_length(value: Any) -> str:
+    return "length" if isinstance(value, dict | BaseModel) else "count"
 
-    process: Literal["poisson"]
-    rate: PositiveFloat
-
-
-class ConstantArrival(Strict):
-    """Equal gaps; the first request at 0."""
-
-    process: Literal["constant"]
-    rate: PositiveFloat
-
-
-class GammaArrival(Strict):
-    """Gamma gaps with this coefficient of variation (burstiness of ``vllm bench serve`` = 1 / cv**2)."""
-
-    process: Literal["gamma"]
-    rate: PositiveFloat
-    cv: PositiveFloat
-
-
-class WeibullArrival(Strict):
-    """Weibull gaps with this coefficient of variation."""
-
-    process: Literal["weibull"]
-    rate: PositiveFloat
-    cv: PositiveFloat
-
-
-class Stage(Strict):
-    """Poisson at ``rate`` for ``duration_s``."""
-
-    rate: NonNegativeFloat
-    duration_s: PositiveFloat
-
-
-class StagesArrival(Strict):
-    """One Poisson stage after the other; ends the workload by itself."""
-
-    process: Literal["stages"]
-    stages: list[Stage] = Field(min_length=1)
-
-
-class DiurnalArrival(Strict):
-    """Poisson whose rate swings as a cosine: mean ``rate``, peak ``rate * (1 + amplitude)`` at ``peak_s``."""
-
-    process: Literal["diurnal"]
-    rate: PositiveFloat
-    amplitude: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
-    period_s: PositiveFloat = 86400.0
-    peak_s: NonNegativeFloat = 0.0
-
-
-class ClosedLoopArrival(Strict):
-    """``concurrency`` clients, each sending its next request ``think_time_s`` after its last one ended."""
-
-    process: Literal["closed_loop"]
-    concurrency: PositiveInt
-    think_time_s: NonNegativeFloat = 0.0
-
-
-class BurstArrival(Strict):
-    """Everything at one instant: the backlog."""
-
-    process: Literal["burst"]
-    at_s: NonNegativeFloat = 0.0
-
-
-Arrival = Annotated[
-    PoissonArrival
-    | ConstantArrival
-    | GammaArrival
-    | WeibullArrival
-    | StagesArrival
-    | DiurnalArrival
-    | ClosedLoopArrival
-    | BurstArrival,
-    Field(discriminator="process"),
-]
 
 # --- workload --------------------------------------------------------------------------------
 
@@ -189,24 +103,34 @@ class PrefixConfig(Strict):
     """Each request opens with one of ``groups`` shared prompts of ``tokens`` tokens (counted in its input)."""
 
     groups: PositiveInt
+    """Different shared prompts, drawn uniformly."""
     tokens: PositiveInt
+    """Length of a shared prompt; a shorter request shares all of its input."""
 
 
 class SessionsConfig(Strict):
     """Multi-turn: each arrival opens a conversation of ``turns`` requests; a turn's prompt is the whole
     conversation so far (earlier prompts and outputs) plus its own ``input_tokens``."""
 
-    turns: PositiveInt | Length
+    turns: Annotated[
+        Annotated[PositiveInt, Tag("count")] | Annotated[Length, Tag("length")], Discriminator(_count_or_length)
+    ]
+    """Requests per conversation: a number, or a distribution as for ``input_tokens``."""
     think_time_s: NonNegativeFloat = 0.0
+    """Seconds between the end of a turn and the next one."""
 
 
 class TraceConfig(Strict):
-    """A recorded workload. ``rate_scale: 2`` replays it twice as fast."""
+    """A recorded workload, plain or gzip."""
 
-    path: str
+    path: Text
+    """The file; relative to the scenario file, or to the current directory when given by ``--set``."""
     format: Literal["azure", "mooncake", "generic", "vllm_bench"]
+    """Azure LLM inference CSV, Mooncake JSONL, this project's CSV or JSONL, ``vllm bench serve`` result JSON."""
     rate_scale: PositiveFloat = 1.0
+    """2 replays the trace twice as fast."""
     limit: PositiveInt | None = None
+    """Only the first so many requests; null = all."""
 
 
 class SloConfig(Strict):
@@ -238,47 +162,63 @@ class TrafficFields(Strict):
     """What a workload of one class and each entry of ``classes`` have in common."""
 
     requests: PositiveInt | None = None
+    """How many requests; null = until ``duration_s``. With both, whichever ends first."""
     duration_s: PositiveFloat | None = None
+    """No request arrives (or is released, in a closed loop) after this many seconds; null = no bound."""
     arrival: Arrival | None = None
+    """When requests arrive."""
     input_tokens: Length | None = None
+    """Prompt length."""
     output_tokens: Length | None = None
+    """True output length: what the model would generate before it stops."""
     max_tokens: Length | None = None
     """What clients ask for at most; null = exactly the output (a benchmark with ``ignore_eos``)."""
     trace: TraceConfig | None = None
-    preset: str | None = None
+    """A recorded workload instead of ``arrival``, ``input_tokens`` and ``output_tokens``."""
+    preset: Text | None = None
+    """A built-in workload by name instead of writing the lengths out."""
     prefix: PrefixConfig | None = None
+    """Prompts shared between requests."""
     sessions: SessionsConfig | None = None
-    tenant: str = "default"
-    tier: str | None = None
+    """Multi-turn conversations."""
+    tenant: Text = "default"
+    """Who sends the requests: the line they are reported under and the one fair shares are counted by."""
+    tier: Text | None = None
     """Service tier; null = the tenant's name."""
-    priority: int = 0
+    priority: Int = 0
+    """The client's own priority, as in vLLM: smaller is more urgent."""
     deadline_s: PositiveFloat | None = None
     """Time allowed from arrival to end, for ``deadline`` and ``tiered``."""
     slo: SloConfig | None = None
+    """Limits of these requests; null = the scenario's ``slo``."""
 
 
 class ClassConfig(TrafficFields):
     """One class of a mixed workload: its own ``arrival``, or a ``share`` of the workload's."""
 
-    name: str
+    name: Text
+    """Its name in the results; each name once."""
     share: PositiveFloat | None = None
+    """Weight of this class among those that share the workload's ``arrival``; only the proportions count."""
 
 
 class WorkloadConfig(TrafficFields):
     """The traffic: one class, or several."""
 
     classes: list[ClassConfig] | None = Field(default=None, min_length=1)
+    """Several kinds of request in one workload."""
 
 
 # --- cluster, engine, latency ----------------------------------------------------------------
 
 
 class NamedSpec(Strict):
-    """A policy, predictor or router by name with its parameters: ``fcfs`` or ``{name: hybrid, latency_weight: 0.5}``."""
+    """A name (``fcfs``), or a name with parameters (``{name: hybrid, latency_weight: 0.5}``)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: Text
+    """Its name, or ``module:Class`` of one's own."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -286,54 +226,90 @@ class NamedSpec(Strict):
         return dict(self.model_extra or {})
 
 
+Spec = Annotated[
+    Annotated[Text, Tag("name")] | Annotated[NamedSpec, Tag("section")],
+    Discriminator(_name_or_section),
+]
+
+
 class ClusterConfig(Strict):
     """Replicas of one engine behind a router."""
 
     replicas: PositiveInt = 1
-    router: str | NamedSpec = "round_robin"
+    """Engines, all alike."""
+    router: Spec = "round_robin"
+    """Which replica an arriving request goes to."""
 
 
 class EngineConfig(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
-    model: str
-    gpu: str
+    model: Text
+    """A model preset (``llama-3.1-8b``), or the path of a Hugging Face ``config.json``."""
+    gpu: Text
+    """A GPU preset (``a100-80gb-sxm``)."""
     tensor_parallel_size: PositiveInt = 1
+    """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
+    """Groups of GPUs that the layers are split over."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "bfloat16"
+    """Weights; ``auto`` = what the model's config says."""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
+    """KV cache; ``auto`` = the activations' type."""
     block_size: PositiveInt = 16
+    """Tokens per KV block."""
     gpu_memory_utilization: Fraction = 0.9
-    num_gpu_blocks_override: Annotated[int, Field(ge=2)] | None = None
+    """Share of the GPU's memory for weights, activations and KV cache together."""
+    num_gpu_blocks_override: Annotated[int, Whole, Field(strict=True, ge=2, le=LARGEST)] | None = None
+    """KV blocks including vLLM's null block, so one less is usable; null = what the memory leaves."""
     max_model_len: PositiveInt = 4096
+    """Longest prompt plus output."""
     max_num_seqs: PositiveInt = 256
+    """Most requests running at once."""
     max_num_batched_tokens: PositiveInt = 2048
-    enable_chunked_prefill: bool = True
+    """Token budget of a step."""
+    enable_chunked_prefill: Flag = True
+    """Whether a prompt may be computed over several steps."""
     max_prefill_tokens_per_step: PositiveInt | None = None
+    """Cap on the prefill tokens of a step, needs chunked prefill; null = none. vLLM has no such setting."""
     long_prefill_token_threshold: NonNegativeInt = 0
-    long_prefill_token_threshold_adaptive: bool = False
-    scheduler_reserve_full_isl: bool = True
-    watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    enable_prefix_caching: bool = True
-    async_scheduling: bool = True
+    """Most tokens of one request in one step while others wait or run; 0 = off."""
+    long_prefill_token_threshold_adaptive: Flag = False
+    """Raise that threshold to a fair share of the token budget when few requests are around."""
+    scheduler_reserve_full_isl: Flag = True
+    """Admit a request only if all its tokens known so far fit the free blocks, not only its first chunk."""
+    watermark: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Share of the KV blocks kept free when admitting."""
+    enable_prefix_caching: Flag = True
+    """Reuse the KV blocks of equal prompt beginnings."""
+    async_scheduling: Flag = True
+    """Form a step while the one before it runs: vLLM's default on GPUs."""
     preemption: Literal["recompute", "swap"] = "recompute"
+    """What happens to a request's KV when space runs out; ``swap`` is the older engine's way, not in vLLM V1."""
     swap_space_gib: NonNegativeFloat = 4.0
+    """``preemption: swap``: host memory for swapped KV, per GPU, in GiB."""
     kv: Literal["paged", "contiguous"] = "paged"
+    """``contiguous`` reserves ``max_model_len`` per request: a baseline, not in vLLM."""
     batching: Literal["continuous", "static"] = "continuous"
+    """``static`` runs a batch until its last request ends: a baseline, not in vLLM."""
     static_batch_wait_s: NonNegativeFloat = 0.0
     """Static batching: how long the first request of a batch waits for ``max_num_seqs`` to gather."""
-    enforce_eager: bool = False
-    policy: str | NamedSpec = "fcfs"
-    predictor: str | NamedSpec = "exact"
+    enforce_eager: Flag = False
+    """No CUDA graphs: more host time per step."""
+    policy: Spec = "fcfs"
+    """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
+    predictor: Spec = "exact"
+    """Where policies that need it get the expected output length from."""
 
 
 class LatencyConfig(Strict):
     """Where step times come from."""
 
     kind: Literal["roofline", "constant", "profile"] = "roofline"
+    """``roofline``: an estimate from model and GPU figures; ``constant``; ``profile``: measured on a GPU."""
     step_s: PositiveFloat | None = None
     """``constant``: every step takes this long."""
-    profile: str | None = None
+    profile: Text | None = None
     """``profile``: a built-in profile's name or a profile file."""
     host_overhead_ms: NonNegativeFloat | None = None
     """``roofline``: host time per step; null = the model's stated default."""
@@ -342,20 +318,32 @@ class LatencyConfig(Strict):
 class OutputsConfig(Strict):
     """Which files ``--out`` gets, beside ``summary.json`` and ``scenario.resolved.yaml``."""
 
-    report: bool = True
-    trace: bool = True
-    requests: bool = True
-    steps: bool = True
+    report: Flag = True
+    """``report.html``."""
+    trace: Flag = True
+    """``trace.json.gz`` (Perfetto)."""
+    requests: Flag = True
+    """``requests.parquet``."""
+    steps: Flag = True
+    """``steps.parquet``."""
 
 
 class Scenario(Strict):
     """One scenario file."""
 
-    name: str
-    seed: NonNegativeInt = 0
+    name: Text
+    """What the results are called."""
+    seed: Seed = 0
+    """Same scenario and seed, same results."""
     workload: WorkloadConfig
+    """The traffic."""
     cluster: ClusterConfig = ClusterConfig()
+    """How many engines, and who chooses between them."""
     engine: EngineConfig
+    """One replica."""
     latency: LatencyConfig = LatencyConfig()
+    """Where step times come from."""
     slo: SloConfig | None = None
+    """Limits that goodput and ``--check-slo`` go by."""
     outputs: OutputsConfig = OutputsConfig()
+    """Which files are written."""

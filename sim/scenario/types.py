@@ -1,0 +1,34 @@
+"""The value types of the scenario format: numbers with bounds, strict about what they take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+LARGEST = 10**9
+"""Bound of every count, token number, rate and time in seconds: integer nanoseconds then never overflow."""
+
+
+def _whole(value: Any) -> Any:
+    """``1e4`` is a whole number; ``10.5``, ``true`` and ``"10"`` are not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+Int = Annotated[int, Whole, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+PositiveInt = Annotated[int, Whole, Field(strict=True, gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Whole, Field(strict=True, ge=0, le=LARGEST)]
+Seed = Annotated[int, Whole, Field(strict=True, ge=0, lt=2**63)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=LARGEST, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=LARGEST, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
