@@ -1,0 +1,283 @@
+"""Drives vLLM's own V1 scheduler, without a model: the reference the simulator is held against.
+
+The worker's side is played here: a request whose scheduled tokens reach the end of what is known of it
+gets one new token per step, as the model runner would return.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from traces import Case, CaseRequest, CaseSettings, Replay, StepRecord
+
+PINNED_VERSION = "0.32.0"
+"""The vLLM the simulator follows."""
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""Set before the first import of vllm."""
+
+STOP_TOKEN = 7
+"""Ends a request before ``max_tokens``; content never uses it."""
+
+_SEGMENT_BASE, _SESSION_BASE, _PROMPT_BASE, _OUTPUT_BASE = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+
+_MODEL_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "max_position_embeddings": 65536,
+    "torch_dtype": "float32",
+}
+
+
+def prepare_environment() -> None:
+    """Settings vLLM reads at import: offline, quiet, one thread."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@lru_cache(maxsize=1)
+def _model_directory() -> str:
+    """A directory that holds the configuration of a small model: the scheduler asks for no more."""
+    directory = tempfile.mkdtemp(prefix="tiny_llama_")
+    Path(directory, "config.json").write_text(json.dumps(_MODEL_CONFIG))
+    return directory
+
+
+@lru_cache(maxsize=32)
+def _model_config(max_model_len: int) -> Any:
+    from vllm.config import ModelConfig
+
+    directory = _model_directory()
+    return ModelConfig(
+        model=directory, tokenizer=directory, skip_tokenizer_init=True, dtype="float32", max_model_len=max_model_len
+    )
+
+
+@lru_cache(maxsize=1)
+def _block_hash_function() -> Callable[[Any], bytes]:
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import init_none_hash
+
+    init_none_hash(sha256)
+    return sha256
+
+
+def build_scheduler(settings: CaseSettings) -> Any:
+    """vLLM's ``Scheduler``, or its ``AsyncScheduler`` where scheduling is asynchronous, with these settings."""
+    import torch
+    from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    wanted_scheduler = {
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "enable_chunked_prefill": settings.enable_chunked_prefill,
+        "long_prefill_token_threshold": settings.long_prefill_token_threshold,
+        "long_prefill_token_threshold_adaptive": settings.long_prefill_token_threshold_adaptive,
+        "policy": settings.policy,
+        "scheduler_reserve_full_isl": settings.scheduler_reserve_full_isl,
+        "watermark": settings.watermark,
+        "async_scheduling": settings.async_scheduling,
+    }
+    wanted_cache = {
+        "block_size": settings.block_size,
+        "enable_prefix_caching": settings.enable_prefix_caching,
+        "num_gpu_blocks": settings.num_gpu_blocks,
+    }
+    config = VllmConfig(
+        model_config=_model_config(settings.max_model_len),
+        scheduler_config=SchedulerConfig(
+            max_model_len=settings.max_model_len, is_encoder_decoder=False, **wanted_scheduler
+        ),
+        cache_config=CacheConfig(block_size=settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
+        device_config=DeviceConfig(device="cpu"),
+    )
+    # The CPU platform's own preferences (block size, chunking, asynchrony) must not leak in.
+    for section, wanted in ((config.scheduler_config, wanted_scheduler), (config.cache_config, wanted_cache)):
+        for name, value in wanted.items():
+            setattr(section, name, value)
+    layer = FullAttentionSpec(block_size=settings.block_size, num_kv_heads=1, head_size=32, dtype=torch.float32)
+    return config.scheduler_config.get_scheduler_cls()(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=settings.num_gpu_blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)],
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=settings.block_size,
+    )
+
+
+def prompt_content(request: CaseRequest, index: int) -> list[int]:
+    """Token ids of a prompt: equal tokens where content is shared, tokens of its own elsewhere."""
+    if request.session is not None:
+        return [_SESSION_BASE + request.session] * request.prompt_tokens
+    tokens: list[int] = []
+    for content_id, end in request.segments:
+        tokens += [_SEGMENT_BASE + content_id] * (end - len(tokens))
+    return tokens + [_PROMPT_BASE + index] * (request.prompt_tokens - len(tokens))
+
+
+class RealScheduler:
+    """One case on vLLM's scheduler, a step at a time."""
+
+    def __init__(self, case: Case) -> None:
+        self.settings = case.settings
+        self.scheduler = build_scheduler(case.settings)
+        self._requests: dict[str, tuple[int, CaseRequest]] = {}
+        self._preempted: list[str] = []
+        self._in_flight: deque[tuple[Any, frozenset[str]]] = deque()
+        self._watch_preemptions()
+
+    def _watch_preemptions(self) -> None:
+        """Note preemptions in the order they happen: the scheduler's output holds them as a set."""
+        original = self.scheduler._preempt_request
+
+        def preempt(request: Any, *args: Any, **kwargs: Any) -> None:
+            self._preempted.append(request.request_id)
+            original(request, *args, **kwargs)
+
+        self.scheduler._preempt_request = preempt
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is waiting, running or in flight."""
+        return not self._in_flight and not self.scheduler.has_unfinished_requests()
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks on the free list."""
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def add_request(self, request: CaseRequest) -> None:
+        """A request joins the waiting queue; its arrival time is its step, in seconds."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+        from vllm.v1.request import Request
+
+        index = len(self._requests)
+        self._requests[request.request_id] = (index, request)
+        hasher = None
+        if self.settings.enable_prefix_caching:
+            hasher = get_request_block_hasher(self.settings.block_size, _block_hash_function())
+        self.scheduler.add_request(
+            Request(
+                request_id=request.request_id,
+                prompt_token_ids=prompt_content(request, index),
+                sampling_params=SamplingParams(
+                    max_tokens=request.max_tokens, ignore_eos=True, stop_token_ids=[STOP_TOKEN], detokenize=False
+                ),
+                pooling_params=None,
+                arrival_time=float(request.arrival_step),
+                priority=request.priority,
+                block_hasher=hasher,
+            )
+        )
+
+    def schedule(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+        """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
+        self._preempted.clear()
+        output = self.scheduler.schedule()
+        samples = frozenset(
+            request_id
+            for request_id in output.num_scheduled_tokens
+            if not self.scheduler.requests[request_id].is_prefill_chunk
+        )
+        self._in_flight.append((output, samples))
+        return tuple(output.num_scheduled_tokens.items()), tuple(self._preempted)
+
+    def settle(self, was_empty: bool) -> tuple[str, ...]:
+        """Complete what must be complete before the next ``schedule()``; who ended, in order.
+
+        The oldest batch when the pipeline is full; every batch after a step that scheduled nothing.
+        """
+        finished: list[str] = []
+        while self._in_flight and (was_empty or len(self._in_flight) >= self.settings.depth):
+            finished += self._complete_oldest()
+        return tuple(finished)
+
+    def _complete_oldest(self) -> list[str]:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        output, samples = self._in_flight.popleft()
+        ids = list(output.num_scheduled_tokens)
+        result = self.scheduler.update_from_output(
+            output,
+            ModelRunnerOutput(
+                req_ids=ids,
+                req_id_to_index={request_id: row for row, request_id in enumerate(ids)},
+                sampled_token_ids=[
+                    [self._next_token(request_id)] if request_id in samples else [] for request_id in ids
+                ],
+            ),
+        )
+        return [
+            item.request_id for outputs in result.values() for item in outputs.outputs if item.finish_reason is not None
+        ]
+
+    def _next_token(self, request_id: str) -> int:
+        """The token the model would sample next for a request."""
+        index, request = self._requests[request_id]
+        live = self.scheduler.requests.get(request_id)
+        generated = 0 if live is None else live.num_output_tokens
+        if request.output_tokens < request.max_tokens and generated + 1 >= request.output_tokens:
+            return STOP_TOKEN
+        return _OUTPUT_BASE + index if request.session is None else _SESSION_BASE + request.session
+
+
+def replay_real(case: Case) -> Replay:
+    """Replay a case on vLLM's scheduler.
+
+    Raises:
+        RuntimeError: the scheduler made no end of it.
+    """
+    return drive(case, RealScheduler(case))
+
+
+def drive(case: Case, scheduler: Any) -> Replay:
+    """Run a case by steps on anything with this module's ``RealScheduler`` face.
+
+    An idle scheduler is not stepped: time jumps to the next arrival.
+
+    Raises:
+        RuntimeError: more steps than the case can need.
+    """
+    replay = Replay()
+    waiting = deque(case.requests)
+    finished: tuple[str, ...] = ()
+    step = 0
+    while waiting or not scheduler.is_idle:
+        if scheduler.is_idle and waiting:
+            step = max(step, waiting[0].arrival_step)
+        while waiting and waiting[0].arrival_step <= step:
+            scheduler.add_request(waiting.popleft())
+        scheduled, preempted = scheduler.schedule()
+        replay.records.append(StepRecord(step, scheduled, preempted, finished, scheduler.free_blocks))
+        finished = scheduler.settle(was_empty=not scheduled)
+        step += 1
+        if step > case.max_steps():
+            raise RuntimeError(f"{case.name}: no end after {step} steps")
+    replay.last_finished = finished
+    replay.final_free_blocks = scheduler.free_blocks
+    return replay

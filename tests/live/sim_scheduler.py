@@ -1,0 +1,114 @@
+"""The simulator's scheduler behind the same face as ``RealScheduler``, so that one driver runs both."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from policies.fcfs import Fcfs
+from policies.priority import Priority
+from real_scheduler import drive
+from traces import Case, CaseRequest, CaseSettings, Replay
+
+from policies.base import Policy
+from sim.engine.request import Content, Request
+from sim.engine.scheduler import Batch, Scheduler, SchedulerSettings
+
+NS_PER_STEP = 1_000_000_000
+"""A step stands for a second: vLLM's arrival times are float seconds, the simulator's integer nanoseconds."""
+
+
+def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
+    """A case's settings in the simulator's own type."""
+    return SchedulerSettings(
+        num_gpu_blocks=settings.num_gpu_blocks,
+        block_size=settings.block_size,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        enable_chunked_prefill=settings.enable_chunked_prefill,
+        long_prefill_token_threshold=settings.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=settings.long_prefill_token_threshold_adaptive,
+        scheduler_reserve_full_isl=settings.scheduler_reserve_full_isl,
+        watermark=settings.watermark,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        async_scheduling=settings.async_scheduling,
+    )
+
+
+class SimScheduler:
+    """One case on the simulator's scheduler, a step at a time."""
+
+    def __init__(self, case: Case) -> None:
+        self.settings = case.settings
+        policy: Policy = Fcfs() if case.settings.policy == "fcfs" else Priority()
+        self.scheduler = Scheduler(scheduler_settings(case.settings), policy)
+        self._in_flight: deque[Batch] = deque()
+        self._content_ids: dict[object, int] = {}
+        self._num_added = 0
+        self._step = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is waiting, running or in flight."""
+        return not self._in_flight and not self.scheduler.has_requests()
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks on the free list."""
+        return self.scheduler.kv.num_free_blocks
+
+    def add_request(self, request: CaseRequest) -> None:
+        """A request joins the waiting queue."""
+        row = self._num_added
+        self._num_added += 1
+        arrival_ns = request.arrival_step * NS_PER_STEP
+        mine = Request(
+            row=row,
+            request_id=request.request_id,
+            order=request.request_id,
+            arrival_ns=arrival_ns,
+            num_prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            max_tokens=request.max_tokens,
+            max_model_len=self.settings.max_model_len,
+            priority=request.priority,
+            content=self._content(request, row),
+        )
+        refusal = self.scheduler.why_never(mine)
+        if refusal is not None:
+            raise ValueError(f"{request}: the simulator refuses what vLLM runs: {refusal}")
+        self.scheduler.add_request(mine, arrival_ns)
+
+    def schedule(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+        """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
+        batch = self.scheduler.schedule(self._step * NS_PER_STEP)
+        self._step += 1
+        self._in_flight.append(batch)
+        scheduled = tuple((request.request_id, num_tokens) for request, num_tokens in batch.scheduled.items())
+        return scheduled, tuple(request.request_id for request in batch.preempted)
+
+    def settle(self, was_empty: bool) -> tuple[str, ...]:
+        """Complete the oldest batch when the pipeline is full; every batch after a step that scheduled nothing."""
+        finished: list[str] = []
+        while self._in_flight and (was_empty or len(self._in_flight) >= self.settings.depth):
+            batch = self._in_flight.popleft()
+            finished += [request.request_id for request in self.scheduler.update(batch, self._step * NS_PER_STEP)]
+        return tuple(finished)
+
+    def _content(self, request: CaseRequest, row: int) -> Content:
+        """A segment's id stands for it and all before it, as the simulator wants them."""
+        if request.session is not None:
+            return Content(self._content_id(("session", request.session)))
+        segments = tuple(
+            (self._content_id((*request.segments[:place], content_id)), end)
+            for place, (content_id, end) in enumerate(request.segments)
+        )
+        return Content(self._content_id(("own", row)), segments)
+
+    def _content_id(self, content: object) -> int:
+        return self._content_ids.setdefault(content, len(self._content_ids))
+
+
+def replay_sim(case: Case) -> Replay:
+    """Replay a case on the simulator's scheduler."""
+    return drive(case, SimScheduler(case))
