@@ -1,0 +1,176 @@
+"""A scenario run to its end: build the cluster, let SimPy run, check that nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+from simpy import Environment
+
+from policies.base import Policy, Router
+from policies.registry import build_policy, build_predictor, build_router
+from sim.cluster.gateway import Gateway, Progress
+from sim.engine.replica import Replica
+from sim.engine.scheduler import Scheduler, SchedulerSettings
+from sim.errors import SimulationError
+from sim.latency.base import StepCost
+from sim.latency.build import build_step_cost
+from sim.latency.memory import MemoryPlan, plan_memory
+from sim.results.record import Recorder, RunRecord
+from sim.scenario.schema import EngineConfig, NamedSpec
+from sim.seeds import stream_seed
+from sim.workload.build import build_workload
+from sim.workload.table import RequestTable
+
+if TYPE_CHECKING:
+    from sim.scenario.loader import LoadedScenario
+
+
+def simulate_cluster(
+    loaded: LoadedScenario, *, decisions: TextIO | None = None, progress: Progress | None = None
+) -> RunRecord:
+    """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step.
+
+    Raises InputError for inputs that only show when they are used (a malformed trace line), and
+    SimulationError where a request or a KV block was lost.
+    """
+    scenario, engine = loaded.scenario, loaded.scenario.engine
+    workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
+    cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
+    memory = plan_memory(engine, loaded.base_dir)
+    settings = scheduler_settings(engine, memory)
+    recorder = Recorder()
+    env = Environment(initial_time=0)
+    router = _build_router(scenario.cluster.router, scenario.seed)
+
+    started_s = time.process_time()
+    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress)
+    gateway.replicas = [
+        Replica(
+            env=env,
+            index=index,
+            model=engine.model,
+            scheduler=Scheduler(settings, _build_policy(engine, workload, scenario.seed), recorder),
+            cost=cost,
+            depth=pipeline_depth(engine),
+            recorder=recorder,
+            on_end=gateway.on_end,
+            static_batch_wait_ns=round(engine.static_batch_wait_s * 1e9),
+            decisions=decisions,
+        )
+        for index in range(scenario.cluster.replicas)
+    ]
+    env.run()
+    cpu_s = time.process_time() - started_s
+
+    _check_nothing_lost(gateway)
+    return _record(loaded, gateway, memory, cost, cpu_s)
+
+
+def is_asynchronous(engine: EngineConfig) -> bool:
+    """Whether the engine schedules one step ahead. The baselines and pipeline parallelism do not."""
+    return (
+        engine.async_scheduling
+        and engine.pipeline_parallel_size == 1
+        and engine.preemption == "recompute"
+        and engine.batching == "continuous"
+        and engine.kv == "paged"
+    )
+
+
+def pipeline_depth(engine: EngineConfig) -> int:
+    """Batches in flight (``VllmConfig.max_concurrent_batches``)."""
+    return 2 if is_asynchronous(engine) else engine.pipeline_parallel_size
+
+
+def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
+    """What of an engine's configuration decides what runs."""
+    max_model_len = engine.max_model_len
+    if not engine.enable_chunked_prefill:
+        # Nothing longer than one step's budget could ever be scheduled; vLLM refuses to start.
+        max_model_len = min(max_model_len, engine.max_num_batched_tokens)
+    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
+    swap_bytes = int(engine.swap_space_gib * 2**30) * gpus if engine.preemption == "swap" else 0
+    return SchedulerSettings(
+        num_gpu_blocks=memory.num_gpu_blocks,
+        block_size=engine.block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        enable_chunked_prefill=engine.enable_chunked_prefill,
+        max_prefill_tokens_per_step=engine.max_prefill_tokens_per_step,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=engine.long_prefill_token_threshold_adaptive,
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+        watermark=engine.watermark,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        async_scheduling=is_asynchronous(engine),
+        contiguous_kv=engine.kv == "contiguous",
+        static_batching=engine.batching == "static",
+        num_swap_blocks=swap_bytes // block_bytes,
+        block_bytes=block_bytes,
+    )
+
+
+def _named(spec: str | NamedSpec) -> tuple[str, dict[str, object]]:
+    return (spec, {}) if isinstance(spec, str) else (spec.name, spec.params)
+
+
+def _build_router(spec: str | NamedSpec, seed: int) -> Router:
+    name, params = _named(spec)
+    return build_router(name, params, seed=seed)
+
+
+def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
+    """A policy of its own for each replica, as in live engines."""
+    name, params = _named(engine.predictor)
+    if workload.request_ids is None:
+        row_of = int
+    else:
+        row_of = {request_id: row for row, request_id in enumerate(workload.request_ids)}.__getitem__
+
+    def true_output_tokens(request_id: str) -> int:
+        return int(workload.output_tokens[row_of(request_id)])
+
+    predictor = build_predictor(
+        name, params, true_output_tokens=true_output_tokens, seed=stream_seed(seed, "predictor")
+    )
+    name, params = _named(engine.policy)
+    return build_policy(name, params, predictor)
+
+
+def _check_nothing_lost(gateway: Gateway) -> None:
+    for replica in gateway.replicas:
+        if replica.scheduler.has_requests():
+            left = [request.request_id for request in (*replica.scheduler.running, *replica.scheduler.waiting)]
+            raise SimulationError(f"replica {replica.index} stopped with {len(left)} requests unfinished: {left[:5]}")
+        replica.scheduler.kv.check_empty()
+    missing = len(gateway.workload) - gateway.num_ended
+    if missing and gateway.workload.release_until_ns is None:
+        raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
+
+
+def _record(
+    loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float
+) -> RunRecord:
+    engine, recorder = loaded.scenario.engine, gateway.recorder
+    requests = recorder.requests.columns()
+    order = np.argsort(requests["row"], kind="stable")
+    replicas = gateway.replicas
+    return RunRecord(
+        workload=gateway.workload,
+        requests={name: column[order] for name, column in requests.items()},
+        steps=recorder.steps.columns(),
+        itl_ns=np.array(recorder.itl_ns, dtype=np.int64),
+        itl_weight=np.array(recorder.itl_weight, dtype=np.int64),
+        reasons=recorder.reject_reasons,
+        num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
+        block_size=engine.block_size,
+        replica_models=[replica.model for replica in replicas],
+        gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
+        latency=cost.describe(),
+        notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
+        cpu_s=cpu_s,
+    )

@@ -1,0 +1,237 @@
+"""One engine as a SimPy process: schedule, run, update, as vLLM's engine core does.
+
+``vllm/v1/engine/core.py`` (0.32.0): ``step`` keeps one batch in flight, ``step_with_batch_queue``
+up to ``depth``: 2 where scheduling is asynchronous, the number of stages under pipeline parallelism.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, TextIO
+
+from simpy import Environment, Event
+
+from sim.engine.clock import START_TURN, At, Bell
+from sim.engine.request import NEVER, Request
+from sim.engine.scheduler import Batch, Scheduler
+from sim.errors import SimulationError
+from sim.latency.base import StepCost
+from sim.results.record import Recorder, Status
+
+MAX_EMPTY_STEPS = 10_000
+"""Steps in a row that schedule nothing, with nothing in flight, before the engine counts as stuck."""
+
+
+class Replica:
+    """One model copy. Satisfies ``policies.base.ReplicaView``."""
+
+    def __init__(
+        self,
+        env: Environment,
+        index: int,
+        model: str,
+        scheduler: Scheduler,
+        cost: StepCost,
+        depth: int,
+        recorder: Recorder,
+        on_end: Callable[[Request], None],
+        static_batch_wait_ns: int = 0,
+        decisions: TextIO | None = None,
+    ) -> None:
+        self.env = env
+        self.index = index
+        self.model = model
+        self.scheduler = scheduler
+        self.cost = cost
+        self.depth = depth
+        self.recorder = recorder
+        self.on_end = on_end
+        self.static_batch_wait_ns = static_batch_wait_ns
+        self.decisions = decisions
+        self.num_gpu_blocks = scheduler.kv.num_usable_blocks
+        self.num_steps = 0
+        self._in_flight: deque[tuple[Batch, int]] = deque()
+        self._stage_free_ns = [0] * cost.pipeline_stages
+        self._host_free_ns = 0
+        self._bell: Bell | None = None
+        env.process(self._run())
+
+    # --- what a router sees ------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        """Requests that run."""
+        return len(self.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait."""
+        return len(self.scheduler.waiting)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that can be allocated now."""
+        return self.scheduler.kv.num_free_blocks
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Tokens still to compute, over all its requests."""
+        return self.scheduler.outstanding_tokens
+
+    # --- the process -------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """A request arrives here, now."""
+        self.scheduler.add_request(request, self.env.now)
+        if self._bell is not None:
+            self._bell.ring()
+
+    def _run(self) -> Generator[Event, Any, None]:
+        env, scheduler = self.env, self.scheduler
+        num_empty_steps = 0
+        while True:
+            has_requests = scheduler.has_requests()
+            if self._in_flight and (len(self._in_flight) == self.depth or not has_requests):
+                yield self._wait_for_oldest()
+                self._complete_oldest()
+                continue
+            if not has_requests:
+                self._bell = Bell(env, START_TURN + self.index)
+                yield self._bell
+                self._bell = None
+                continue
+            if (gathering_ns := self._gathering_ns()) > 0:
+                self._bell = Bell(env, START_TURN + self.index)
+                yield self._bell | At(env, gathering_ns, START_TURN + self.index)
+                self._bell = None
+                continue
+            if env.peek() == env.now:
+                # Whatever else happens at this instant happens before the step is formed.
+                yield At(env, 0, START_TURN + self.index)
+            batch = scheduler.schedule(env.now)
+            if batch.scheduled:
+                num_empty_steps = 0
+                yield from self._dispatch(batch)
+                continue
+            self._log(batch)
+            if self._in_flight:
+                yield self._wait_for_oldest()
+                self._complete_oldest()
+            else:
+                num_empty_steps += 1
+                if num_empty_steps > MAX_EMPTY_STEPS:
+                    raise SimulationError(self._stuck())
+                yield At(env, self.cost.empty_step_ns(), self.index)
+
+    def _dispatch(self, batch: Batch) -> Generator[Event, Any, None]:
+        """Hand a batch to the accelerator; the host is busy with it for ``host_ns``."""
+        now_ns = self.env.now
+        host_ns = self.cost.host_ns(batch.shape)
+        gpu_ns = self.cost.gpu_ns(batch.shape)
+        self._host_free_ns = now_ns + host_ns
+        end_ns = start_ns = max(self._host_free_ns, self._stage_free_ns[0])
+        for stage, free_ns in enumerate(self._stage_free_ns):
+            end_ns = max(end_ns, free_ns) + gpu_ns
+            self._stage_free_ns[stage] = end_ns
+        self._in_flight.append((batch, end_ns))
+        self._log(batch)
+        self._record(batch, now_ns, start_ns, end_ns, gpu_ns, host_ns)
+        if host_ns and len(self._in_flight) < self.depth:
+            yield At(self.env, host_ns, self.index)
+
+    def _wait_for_oldest(self) -> At:
+        ready_ns = max(self._in_flight[0][1], self._host_free_ns)
+        return At(self.env, ready_ns - self.env.now, self.index)
+
+    def _complete_oldest(self) -> None:
+        batch, _ = self._in_flight.popleft()
+        for request in self.scheduler.update(batch, self.env.now):
+            self._record_end(request)
+            self.on_end(request)
+
+    def _gathering_ns(self) -> int:
+        """How long a static batch that is not full still waits for more requests."""
+        scheduler = self.scheduler
+        if not self.static_batch_wait_ns or scheduler.num_seats:
+            return 0
+        if len(scheduler.waiting) >= scheduler.settings.max_num_seqs:
+            return 0
+        oldest_ns = min(request.arrival_ns for request in scheduler.waiting)
+        return oldest_ns + self.static_batch_wait_ns - int(self.env.now)
+
+    def _stuck(self) -> str:
+        head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]
+        return (
+            f"replica {self.index} is stuck at {self.env.now / 1e9:.6f} s: {MAX_EMPTY_STEPS} steps in a row scheduled "
+            f"nothing; next in line is request {head.request_id} ({head.num_tokens} tokens), "
+            f"{self.free_blocks} of {self.num_gpu_blocks} KV blocks are free"
+        )
+
+    # --- what is written down ----------------------------------------------------------------
+
+    def _record(self, batch: Batch, now_ns: int, start_ns: int, end_ns: int, gpu_ns: int, host_ns: int) -> None:
+        shape, scheduler = batch.shape, self.scheduler
+        self.recorder.steps.append(
+            (
+                self.index,
+                now_ns,
+                start_ns,
+                end_ns,
+                1,
+                len(scheduler.running),
+                len(scheduler.waiting),
+                shape.num_prefills,
+                shape.num_prefill_tokens,
+                shape.num_decodes,
+                shape.decode_context_tokens,
+                shape.prefill_context_tokens,
+                shape.prefill_attention_pairs,
+                shape.num_sampled,
+                gpu_ns,
+                host_ns,
+                batch.num_free_blocks,
+                len(batch.preempted),
+                scheduler.num_seats,
+            )
+        )
+
+    def _record_end(self, request: Request) -> None:
+        self.recorder.requests.append(request_row(request, Status.COMPLETED, self.index))
+
+    def _log(self, batch: Batch) -> None:
+        if self.decisions is None:
+            self.num_steps += 1
+            return
+        line = {
+            "step": self.num_steps,
+            "time_s": self.env.now / 1e9,
+            "replica": self.index,
+            "scheduled": {request.request_id: num_tokens for request, num_tokens in batch.scheduled.items()},
+            "preempted": [request.request_id for request in batch.preempted],
+            "finished": [request.request_id for request in batch.finished],
+            "free_blocks": batch.num_free_blocks,
+        }
+        self.num_steps += 1
+        self.decisions.write(json.dumps(line) + "\n")
+
+
+def request_row(request: Request, status: Status, replica: int) -> tuple[int, ...]:
+    """A request that ends, as a row of ``REQUEST_COLUMNS``."""
+    return (
+        request.row,
+        status,
+        replica,
+        request.arrival_ns,
+        request.scheduled_ns,
+        request.first_token_ns,
+        request.last_token_ns if status is Status.COMPLETED else NEVER,
+        request.num_output_tokens,
+        request.num_preemptions,
+        request.num_cached_tokens,
+        request.num_recomputed_tokens,
+        request.priority,
+        request.class_index,
+        request.num_prompt_tokens,
+    )
