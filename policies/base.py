@@ -93,7 +93,11 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """A policy's cap on one step. Both stay within the engine's own limits."""
+    """A policy's cap on one step. Both stay within the engine's own limits.
+
+    With ``enable_chunked_prefill`` False a prompt that the cap could hold is not split; one longer
+    than the cap is chunked all the same, or it would never run.
+    """
 
     max_num_batched_tokens: int
     enable_chunked_prefill: bool
@@ -113,6 +117,9 @@ class EngineState:
 class Policy:
     """Base of every policy. Subclasses are dataclasses; their fields are the scenario's parameters.
 
+    One object serves one engine. A policy with a predictor tells it of ended requests itself
+    (``policies/expected.py`` does); nobody else does.
+
     Class attributes describe what the policy needs, so that the simulator can skip work and the
     vLLM plugin can refuse what vLLM cannot express.
     """
@@ -124,6 +131,9 @@ class Policy:
     """``fcfs`` or ``priority`` where vLLM has the policy itself; ranks are then not asked for."""
     uses_predictor: ClassVar[bool] = False
     rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
+    preempt_changes: ClassVar[RankChanges] = RankChanges.ALWAYS
+    """When an empty answer of ``preempt`` can turn into evictions while the same requests wait and the
+    running ones only decode: NEVER, TIME (``next_change_ns`` of a waiting request says when) or ALWAYS."""
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
     shares_accumulate: bool = False
@@ -135,14 +145,19 @@ class Policy:
     predictor: Predictor
 
     def bind(self, limits: EngineLimits) -> None:
-        """Told the engine's limits once, before the first step."""
+        """Told the engine's limits once, before the first step.
+
+        Raises:
+            PolicyError: the policy cannot work within them.
+        """
 
     def rank(self, request: RequestView, now_ns: int) -> float:
         """Rank of ``request`` at ``now_ns``, the instant of ``schedule()``; smaller runs first."""
         raise NotImplementedError
 
     def next_change_ns(self, request: RequestView, now_ns: int) -> int | None:
-        """First instant after ``now_ns`` at which a TIME rank of ``request`` can differ; None = never."""
+        """First instant after ``now_ns`` at which the clock alone can change ``request``'s rank or, by way
+        of ``request``, the answer of ``preempt``; None = never."""
         return None
 
     def preempt(
@@ -168,7 +183,7 @@ class Policy:
         return None
 
     def share_budgets(self, max_num_batched_tokens: int) -> dict[str, int] | None:
-        """Simulator only: tokens by share group for one step; None = no shares.
+        """Simulator only: tokens by share group for the coming step, asked anew each step; None = no shares.
 
         ``shares_accumulate`` says what a figure bounds. A request whose group (or whose group's
         predecessors) left it nothing gets no token in this step and the next request is tried,
@@ -179,16 +194,17 @@ class Policy:
         return None
 
     def on_arrival(self, request: RequestView, now_ns: int) -> None:
-        """A request joined the waiting queue."""
+        """A request joined the waiting queue for the first time (not after a preemption)."""
 
     def on_scheduled(self, request: RequestView, num_tokens: int) -> None:
         """``num_tokens`` of ``request`` were scheduled. Additive: two calls equal one with the sum."""
 
     def on_step(self, num_tokens: int, token_budget: int, num_steps: int) -> None:
-        """``num_steps`` steps of ``num_tokens`` each were scheduled under ``token_budget``. Additive."""
+        """``num_steps`` steps of ``num_tokens`` each were scheduled under ``token_budget``, the cap then in
+        effect (``step_limits`` included). Additive."""
 
     def on_finished(self, request: RequestView) -> None:
-        """A request ended."""
+        """A request ended, however it ended. Called once."""
 
     @property
     def preempts(self) -> bool:

@@ -1,0 +1,46 @@
+"""Checks of parameters, with one wording: what was given, and what it must be."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from policies.base import PolicyError
+
+
+def refuse(owner: str, parameter: str, value: object, must: str) -> PolicyError:
+    """The error for a value that cannot be used, for the caller to raise."""
+    return PolicyError(f"{owner}: {parameter} is {value!r}, but it must be {must}")
+
+
+def check_positive(owner: str, parameter: str, value: float) -> None:
+    """Raise PolicyError unless ``value`` is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise refuse(owner, parameter, value, "above 0")
+
+
+def check_not_negative(owner: str, parameter: str, value: float) -> None:
+    """Raise PolicyError unless ``value`` is finite and at least 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise refuse(owner, parameter, value, "at least 0")
+
+
+def check_fraction(owner: str, parameter: str, value: float) -> None:
+    """Raise PolicyError unless ``value`` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise refuse(owner, parameter, value, "between 0 and 1")
+
+
+def exact(value: float) -> Fraction:
+    """The decimal number the user wrote, without the error of its binary form (0.29 * 100 is 29)."""
+    return Fraction(str(value))
+
+
+def milliseconds_ns(milliseconds: float) -> int:
+    """Whole nanoseconds in so many milliseconds."""
+    return int(exact(milliseconds) * 1_000_000)
+
+
+def seconds_ns(seconds: float) -> int:
+    """Whole nanoseconds in so many seconds."""
+    return int(exact(seconds) * 1_000_000_000)
