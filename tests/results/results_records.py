@@ -135,21 +135,29 @@ def random_record(seed: int, num_requests: int = 40, replicas: int = 2) -> RunRe
         free = np.clip(100 - decodes * 2 - prefills, 0, 100)
         zeros = np.zeros(per_replica, dtype=np.int64)
         columns.append(
-            [
-                zeros + replica,
-                start,
-                start,
-                start + gpu,
-                zeros + 1,
-                prefills + decodes,
-                waiting,
-                prefills,
-                prefills * 256,
-            ]
-            + [decodes, decodes * 300, prefills * 300, prefills * 300 * 256, prefills + decodes, gpu, zeros + MS, free]
-            + [zeros, prefills + decodes]
+            {
+                "replica": zeros + replica,
+                "scheduled_ns": start,
+                "start_ns": start,
+                "end_ns": start + gpu,
+                "num_steps": zeros + 1,
+                "num_running": prefills + decodes,
+                "num_waiting": waiting,
+                "num_prefills": prefills,
+                "num_prefill_tokens": prefills * 256,
+                "num_decodes": decodes,
+                "decode_context_tokens": decodes * 300,
+                "prefill_context_tokens": prefills * 300,
+                "prefill_attention_pairs": prefills * 300 * 256,
+                "num_sampled": prefills + decodes,
+                "gpu_ns": gpu,
+                "host_ns": zeros + MS,
+                "free_blocks": free,
+                "num_preempted": zeros,
+                "num_seats": prefills + decodes,
+            }
         )
-    steps = {name: np.concatenate([c[i] for c in columns]) for i, name in enumerate(STEP_COLUMNS)}
+    steps = {name: np.concatenate([c[name] for c in columns]) for name in STEP_COLUMNS}
     order = np.argsort(steps["scheduled_ns"], kind="stable")
     steps = {name: values[order] for name, values in steps.items()}
     classes = [ClassInfo("chat", "acme", "premium"), ClassInfo("batch", "globex", "budget")]

@@ -1,0 +1,39 @@
+"""What limits a run, in one sentence, by stated rules on its summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IDLE_BELOW = 0.6
+KV_FULL_ABOVE = 0.9
+QUEUE_SHARE_ABOVE = 0.25
+
+
+def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
+    """A name and a sentence.
+
+    In this order: nothing completed; KV cache (preemptions, or mean use above 90 %, while requests queue); host time
+    above accelerator time; load too small to fill the accelerators (busy under 60 %, queueing under a quarter of
+    E2E); otherwise the accelerator, by what bounds most of its time.
+    """
+    use, kv = summary["utilization"], summary["kv"]
+    if not summary["completed"]:
+        return "nothing completed", "No request completed: see the counts and the reasons in requests.parquet."
+    e2el, queue = summary["mean_e2el_ms"] or 0.0, summary["queue"]["mean_queue_ms"] or 0.0
+    queue_share = queue / e2el if e2el else 0.0
+    busy = use["busy_fraction"] or 0.0
+    waits = f"Requests spend {queue_share:.0%} of their time queued"
+    preempted = summary["preemptions"]["requests"]
+    if preempted or ((kv["mean_usage"] or 0.0) > KV_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE):
+        return "KV cache", (
+            f"{waits}; KV use peaks at {kv['max_usage'] or 0:.0%} and {preempted:,} requests were preempted. "
+            "More KV memory (GPUs, FP8 KV) or fewer sequences at once would help."
+        )
+    if (use["host_fraction"] or 0.0) > busy:
+        return "host", f"Host time per step exceeds accelerator time; accelerators are busy {busy:.0%} of the time."
+    if busy < IDLE_BELOW and queue_share < QUEUE_SHARE_ABOVE:
+        return "load", f"Accelerators are busy {busy:.0%} of the time and requests hardly queue: there is headroom."
+    bound = use["compute_bound_fraction"]
+    kind = "accelerator" if bound is None else "compute" if bound > 0.5 else "memory bandwidth"
+    detail = "" if bound is None else f", {bound:.0%} of it in steps bound by arithmetic"
+    return kind, f"Accelerators are busy {busy:.0%} of the time{detail}. {waits}."

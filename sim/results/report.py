@@ -1,0 +1,242 @@
+"""``report.html``: one self-contained page, no script and no network, readable in light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from sim.results.bottleneck import bottleneck
+from sim.results.context import RunContext
+from sim.results.figures import distribution_chart, time_charts
+from sim.results.metrics import METRICS, RequestTimes, Samples
+from sim.results.record import RunRecord
+from sim.results.series import binned
+from sim.results.svg import nice_number
+
+METRIC_NAMES = {
+    "ttft": "Time to first token",
+    "tpot": "Time per output token",
+    "itl": "Inter-token latency",
+    "e2el": "End-to-end latency",
+}
+NONE = "\N{EN DASH}"
+TABLE_STATISTICS = ("mean", "std", "p50", "p90", "p95", "p99")
+
+STYLE = """
+:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1c2430;--soft:#5c6777;--rule:#dfe3e9;--c1:#2563eb;
+--c2:#e07b00;--c3:#0d9488;--good:#15803d;--bad:#c62828;--fill:.18}
+@media (prefers-color-scheme:dark){:root{--bg:#12161c;--card:#1b212a;--ink:#e6eaf0;--soft:#9aa6b6;--rule:#303947;
+--c1:#6ea0ff;--c2:#f5a344;--c3:#3cc4b4;--good:#4cc46f;--bad:#ff7b72;--fill:.28}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,
+"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}main{max-width:1180px;margin:0 auto;padding:28px 20px 48px}
+h1{font-size:26px;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}h2{font-size:17px;margin:30px 0 10px}
+h3{font-size:14px;margin:0 0 6px;font-weight:600}p{margin:6px 0}.sub,.note{color:var(--soft)}.note{font-size:13px}
+.grid{display:grid;gap:12px}.tiles{grid-template-columns:repeat(auto-fit,minmax(160px,1fr));margin-top:20px}
+.three{grid-template-columns:repeat(auto-fit,minmax(320px,1fr))}.two{grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}
+@media (max-width:520px){.three,.two{grid-template-columns:1fr}}
+.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;min-width:0}
+.tile b{display:block;font-size:24px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
+.tile span{color:var(--soft);font-size:13px}.tile i{font-style:normal;font-size:14px;font-weight:400;color:var(--soft)}
+.badge{display:inline-block;border-radius:999px;padding:1px 9px;font-size:12.5px;font-weight:600;
+border:1px solid currentColor}
+.good{color:var(--good)}.bad{color:var(--bad)}.limit{border-left:4px solid var(--c1);margin-top:12px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{color:var(--soft);font-weight:500;font-size:13px}th:first-child,td:first-child{text-align:left}
+tr:last-child td{border-bottom:0}td.name{max-width:320px;overflow:hidden;text-overflow:ellipsis}
+svg{width:100%;height:auto;display:block;font-size:11.5px}
+svg .rule{stroke:var(--rule);stroke-width:1}svg .axis{stroke:var(--soft);stroke-width:1}svg .tick{fill:var(--soft)}
+svg .label{fill:var(--ink)}svg .mark{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
+svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}svg .area{opacity:var(--fill)}
+.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.line.c3{stroke:var(--c3)}.area.c1{fill:var(--c1)}.area.c2{fill:var(--c2)}
+.area.c3{fill:var(--c3)}.area.solid{opacity:.75}.legend{color:var(--soft);font-size:13px}
+.key{display:inline-block;width:10px;height:10px;border-radius:2px;margin:0 5px 0 0}.key.c1{background:var(--c1)}
+.key.c2{background:var(--c2)}.key.c3{background:var(--c3)}.legend span{margin-right:14px}
+details{margin-top:12px}summary{cursor:pointer;font-weight:600}pre{overflow:auto;font-size:12.5px;
+line-height:1.45;margin:10px 0 0;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+ul{margin:6px 0;padding-left:20px}
+"""
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A value for the page; a dash where there is none."""
+    return NONE if value is None else f"{nice_number(value)}{unit}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; a dash where there is none."""
+    return NONE if value is None else f"{value * 100:.{0 if value >= 0.1 or value == 0 else 1}f}%"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells are HTML already."""
+    cells = "".join(f"<th>{escape(each)}</th>" for each in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="card wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def badge(met: bool | None) -> str:
+    """A verdict as a word in colour."""
+    if met is None:
+        return '<span class="badge">not judged</span>'
+    return '<span class="badge good">met</span>' if met else '<span class="badge bad">missed</span>'
+
+
+def source_of(latency: dict[str, Any]) -> str:
+    """Where step times come from, in words; the terminal says the same."""
+    kind = str(latency.get("kind", "unknown"))
+    if kind == "roofline":
+        return "roofline estimate, not measured"
+    if kind == "constant":
+        return "constant step time, an assumption, not measured"
+    name = latency.get("name") or latency.get("profile")
+    return f"measured profile {name}" if name else f"{kind} latency model"
+
+
+def _tiles(summary: dict[str, Any]) -> str:
+    counts, kv = summary["counts"], summary["kv"]
+    tiles = [
+        ("Requests completed", f"{counts['completed']:,} <i>of {counts['submitted']:,}</i>"),
+        ("Request throughput", number(summary["request_throughput"], " <i>req/s</i>")),
+        ("Output throughput", number(summary["output_throughput"], " <i>tok/s</i>")),
+        ("TTFT p50 / p95", f"{number(summary['p50_ttft_ms'])} / {number(summary['p95_ttft_ms'])} <i>ms</i>"),
+        ("ITL p50 / p99", f"{number(summary['p50_itl_ms'])} / {number(summary['p99_itl_ms'])} <i>ms</i>"),
+        ("E2E p95", number(_per(summary["p95_e2el_ms"], 1000), " <i>s</i>")),
+        ("Accelerators busy", percent(summary["utilization"]["busy_fraction"])),
+        ("KV use mean / peak", f"{percent(kv['mean_usage'])} / {percent(kv['max_usage'])}"),
+        ("Preemptions", f"{summary['preemptions']['total']:,}"),
+    ]
+    if summary["utilization"]["mfu"] is not None:
+        tiles.append(("MFU", percent(summary["utilization"]["mfu"])))
+    if summary["request_goodput"] is not None:
+        tiles.append(("Goodput", number(summary["request_goodput"], " <i>req/s</i>")))
+    cost = summary["cost"] or {}
+    if cost.get("usd_per_million_tokens") is not None:
+        tiles.append(("Cost per million tokens", f"${cost['usd_per_million_tokens']:.3g}"))
+    cells = "".join(f'<div class="card tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
+    return f'<div class="grid tiles">{cells}</div>'
+
+
+def _per(value: float | None, scale: float) -> float | None:
+    return None if value is None else value / scale
+
+
+def _latency_table(summary: dict[str, Any]) -> str:
+    rows = [
+        [f"{METRIC_NAMES[metric]} (ms)", *(number(summary[f"{name}_{metric}_ms"]) for name in TABLE_STATISTICS)]
+        for metric in METRICS
+    ]
+    queue = summary["queue"]
+    rows.append(["Queue time (ms)", *(number(queue[f"{name}_queue_ms"]) for name in TABLE_STATISTICS)])
+    return table(["", *TABLE_STATISTICS], rows)
+
+
+def _slo_table(summary: dict[str, Any]) -> str:
+    slo = summary["slo"]
+    if slo is None:
+        return ""
+    sources = [("whole run", slo), *((f"class {name}", each) for name, each in slo["classes"].items())]
+    rows = [
+        [escape(where), escape(name), number(entry["value"]), number(entry["limit"]), badge(entry["met"])]
+        for where, verdict in sources
+        for name, entry in verdict["limits"].items()
+    ]
+    head = ["requests", "limit on", "value (ms)", "limit (ms)", "verdict"]
+    return f"<h2>Service-level objectives {badge(slo['met'])}</h2>{table(head, rows)}"
+
+
+def _tenant_table(summary: dict[str, Any]) -> str:
+    rows = []
+    for tenant, entry in summary["tenants"].items():
+        verdicts = entry["slo"]
+        rows.append(
+            [
+                escape(tenant),
+                f"{entry['counts']['completed']:,} / {entry['counts']['submitted']:,}",
+                f"{entry['total_output_tokens']:,}",
+                *(
+                    number(entry[f"{name}_{metric}_ms"])
+                    for metric in ("ttft", "tpot", "e2el")
+                    for name in ("p50", "p95", "p99")
+                ),
+                percent(entry["goodput_share"]),
+                NONE if not verdicts else badge(all(each["met"] for each in verdicts.values())),
+            ]
+        )
+    columns = [f"{metric} {name}" for metric in ("TTFT", "TPOT", "E2E") for name in ("p50", "p95", "p99")]
+    head = ["tenant", "completed", "output tokens", *columns, "good", "SLO"]
+    return f"<h2>Tenants</h2>{table(head, rows)}<p class='note'>Latencies in milliseconds.</p>"
+
+
+def _replica_table(summary: dict[str, Any]) -> str:
+    head = [
+        "replica",
+        "model",
+        "GPUs",
+        "requests",
+        "output tokens",
+        "steps",
+        "busy",
+        "KV mean",
+        "KV peak",
+        "preemptions",
+    ]
+    rows = [
+        [
+            str(each["replica"]),
+            escape(each["model"]),
+            str(each["gpus"]),
+            *(f"{each[name]:,}" for name in ("requests", "total_output_tokens", "steps")),
+            *(percent(each[name]) for name in ("busy_fraction", "mean_kv_usage", "max_kv_usage")),
+            f"{each['preemptions']:,}",
+        ]
+        for each in summary["replicas"]
+    ]
+    return f"<h2>Replicas</h2>{table(head, rows)}"
+
+
+def _charts(record: RunRecord) -> str:
+    samples = {**RequestTimes.of(record).samples(), "itl": Samples(record.itl_ns, record.itl_weight)}
+    cards = "".join(distribution_chart(METRIC_NAMES[name], samples[name]) for name in ("ttft", "itl", "e2el"))
+    series = binned(record)
+    note = (
+        f"Averages over {len(series.running)} bins of {nice_number(series.bin_s)} s from {series.num_rows:,} recorded "
+        "steps or runs of equal steps; every single one is in steps.parquet."
+    )
+    return (
+        f'<h2>Distributions</h2><div class="grid three">{cards}</div>'
+        f'<h2>Over time</h2><div class="grid two">{time_charts(series)}</div><p class="note">{note}</p>'
+    )
+
+
+def render_report(record: RunRecord, summary: dict[str, Any], context: RunContext) -> str:
+    """The page. Every name that comes from the user is escaped."""
+    run = summary["run"]
+    name, sentence = bottleneck(summary)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in run["notes"])
+    failed = {
+        kind: count for kind, count in summary["counts"].items() if kind not in ("submitted", "completed") and count
+    }
+    ended = "; ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in failed.items())
+    sub = (
+        f"{nice_number(summary['duration'])} s simulated · {run['steps']:,} steps · seed {run['seed']} · "
+        f"step times: {escape(source_of(run['latency']))}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><title>{escape(context.name)} {NONE} simrun</title>'
+        f"<style>{STYLE}</style></head><body><main><h1>{escape(context.name)}</h1>"
+        f'<p class="sub">{sub}</p>{_tiles(summary)}'
+        f'<div class="card limit"><b>Bottleneck: {escape(name)}.</b> {escape(sentence)}</div>'
+        + (f'<p class="bad">Not completed: {escape(ended)}.</p>' if ended else "")
+        + _slo_table(summary)
+        + f"<h2>Latency</h2>{_latency_table(summary)}"
+        + _charts(record)
+        + _tenant_table(summary)
+        + _replica_table(summary)
+        + (f"<h2>Notes</h2><div class='card'><ul>{notes}</ul></div>" if notes else "")
+        + f"<details class='card'><summary>Scenario, every default written out</summary>"
+        f"<pre>{escape(context.scenario_yaml or 'not known')}</pre></details>"
+        f'<p class="note">simrun {escape(run["version"])}</p></main></body></html>\n'
+    )

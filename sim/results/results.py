@@ -1,0 +1,118 @@
+"""The library's face of a run: summary, data frames, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import InputError
+from sim.results.columns import Named, request_columns, step_columns
+from sim.results.context import RunContext
+from sim.results.record import RunRecord
+from sim.results.summary import build_summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Results:
+    """What a run found. Everything is computed when first asked for."""
+
+    def __init__(self, record: RunRecord, context: RunContext | None = None) -> None:
+        self.record = record
+        self.context = context or RunContext()
+
+    def __repr__(self) -> str:
+        return f"<Results of {self.context.name!r}: {len(self.record.requests['row'])} requests>"
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        return build_summary(self.record, self.context)
+
+    @property
+    def summary_json(self) -> str:
+        """``summary.json`` as text."""
+        return json.dumps(self.summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @property
+    def slo_met(self) -> bool:
+        """Whether every SLO of the scenario is met; true without any."""
+        slo = self.summary["slo"]
+        return slo is None or bool(slo["met"])
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row per request: its times, tokens and how it ended."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {}
+        for name, column in request_columns(self.record).items():
+            columns[name] = column.objects() if isinstance(column, Named) else column
+        columns["request_id"] = [str(each) for each in columns["request_id"]]
+        frame = pd.DataFrame(columns)
+        frame["replica"] = frame["replica"].where(frame["replica"] >= 0).astype("Int64")
+        return frame
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per run of identical steps."""
+        import pandas as pd
+
+        return pd.DataFrame(step_columns(self.record))
+
+    def write(self, out_dir: str | os.PathLike[str]) -> list[Path]:
+        """Write the files that the scenario's ``outputs`` ask for into ``out_dir``, created if missing.
+
+        Files appear complete or not at all: they are written beside their place and moved there at the end.
+
+        Returns:
+            The files written, in the order of the documentation.
+
+        Raises:
+            InputError: ``out_dir`` is a file or cannot be written.
+        """
+        target = Path(out_dir)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".simrun-", dir=target))
+        except OSError as error:
+            raise InputError(f"--out {target}: {os.strerror(error.errno or 0)}; name a folder to write to") from error
+        try:
+            names = self._write_files(staging)
+            for name in names:
+                os.replace(staging / name, target / name)
+        except OSError as error:
+            raise InputError(f"--out {target}: {os.strerror(error.errno or 0)}; the outputs are incomplete") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return [target / name for name in names]
+
+    def _write_files(self, folder: Path) -> list[str]:
+        from sim.results.parquet import write_requests, write_steps
+        from sim.results.report import render_report
+        from sim.results.timeline import write_trace
+
+        context = self.context
+
+        def text(content: Callable[[], str]) -> Callable[[Path], object]:
+            return lambda path: path.write_text(content(), encoding="utf-8", newline="\n")
+
+        writers: list[tuple[str, bool, Callable[[Path], object]]] = [
+            ("summary.json", True, text(lambda: self.summary_json)),
+            ("requests.parquet", context.requests, lambda path: write_requests(path, self.record)),
+            ("steps.parquet", context.steps, lambda path: write_steps(path, self.record)),
+            ("scenario.resolved.yaml", True, text(lambda: context.scenario_yaml)),
+            ("report.html", context.report, text(lambda: render_report(self.record, self.summary, context))),
+            ("trace.json.gz", context.trace, lambda path: write_trace(path, self.record)),
+        ]
+        chosen = [(name, write) for name, wanted, write in writers if wanted]
+        for name, write in chosen:
+            write(folder / name)
+        return [name for name, _ in chosen]

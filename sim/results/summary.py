@@ -1,0 +1,243 @@
+"""``summary.json``: the keys of ``vllm bench serve`` at the top, everything else in sections.
+
+The same scenario and seed give the same bytes, but for ``TIMING_KEYS`` of the section ``run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sim.results.context import RunContext
+from sim.results.metrics import (
+    METRICS,
+    NS_PER_MS,
+    NS_PER_S,
+    STATISTICS,
+    IntColumn,
+    Presence,
+    RequestTimes,
+    Samples,
+    exact_dot,
+    exact_sum,
+    good_requests,
+    run_window,
+)
+from sim.results.record import RunRecord
+from sim.results.verdicts import (
+    class_verdicts,
+    kv_use,
+    replicas_section,
+    slo_section,
+    status_counts,
+    tenants_section,
+)
+
+TIMING_KEYS = ("cpu_s", "wall_s")
+"""Keys of ``run`` that differ from run to run."""
+
+
+def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
+    """The summary of a run: JSON types only, never NaN; a statistic without samples is None."""
+    window = run_window(record)
+    duration_s = (window[1] - window[0]) / NS_PER_S
+    times = RequestTimes.of(record)
+    samples = {**times.samples(), "itl": Samples(record.itl_ns, record.itl_weight)}
+    good = good_requests(record, times, context.slo)
+    classes, notes = class_verdicts(record, times, samples["itl"])
+    slo = slo_section(record, context.slo, samples, classes)
+    counts = status_counts(record.requests["status"])
+    if slo is not None and counts["completed"] < counts["submitted"]:
+        left = counts["submitted"] - counts["completed"]
+        notes.append(f"SLO percentiles are over completed requests; {left} that did not complete are not in them")
+    summary = _headline(record, times, samples, duration_s, None if good is None else int(good.sum()))
+    summary["counts"] = counts
+    summary["queue"] = _queue(record, samples["queue"], window)
+    summary["kv"] = _kv(record, window)
+    summary["preemptions"] = _preemptions(record)
+    summary["utilization"] = _utilization(record, context, window)
+    summary["cost"] = _cost(record, context, duration_s)
+    summary["slo"] = slo
+    summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
+    summary["replicas"] = replicas_section(record, window)
+    summary["run"] = _run(record, context, notes)
+    return summary
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _headline(
+    record: RunRecord, times: RequestTimes, samples: Mapping[str, Samples], duration_s: float, good: int | None
+) -> dict[str, Any]:
+    columns = record.requests
+    completed = len(times.row)
+    tokens_in = exact_sum(columns["input_tokens"][times.row])
+    tokens_out = exact_sum(columns["output_tokens"][times.row])
+    headline: dict[str, Any] = {
+        "duration": duration_s,
+        "completed": completed,
+        # As a client sees it: whatever did not complete. `counts` tells the kinds apart.
+        "failed": len(columns["row"]) - completed,
+        "total_input_tokens": tokens_in,
+        "total_output_tokens": tokens_out,
+        "request_throughput": _ratio(completed, duration_s),
+        "request_goodput": None if good is None else _ratio(good, duration_s),
+        "output_throughput": _ratio(tokens_out, duration_s),
+        "total_token_throughput": _ratio(tokens_in + tokens_out, duration_s),
+    }
+    for metric in METRICS:
+        found = samples[metric].statistics()
+        headline.update({f"{name}_{metric}_ms": found[name] for name in STATISTICS})
+    return headline
+
+
+def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[str, Any]:
+    columns = record.requests
+    arrival, scheduled, finish = columns["arrival_ns"], columns["scheduled_ns"], columns["finish_ns"]
+    present = (arrival >= 0) & (finish >= arrival)
+    left_queue = np.where(scheduled >= 0, scheduled, finish)
+    system = Presence.of(arrival[present], finish[present], window)
+    waiting = Presence.of(arrival[present], left_queue[present], window)
+    section: dict[str, Any] = {f"{name}_queue_ms": value for name, value in queue.statistics().items()}
+    section["max_queue_ms"] = int(queue.values[-1]) / NS_PER_MS if queue.count else None
+    section.update(
+        {
+            "mean_waiting": waiting.mean,
+            "max_waiting": waiting.maximum,
+            "mean_in_system": system.mean,
+            "max_in_system": system.maximum,
+            "arrival_rate": system.rate_per_s,
+            "mean_time_in_system_s": system.mean_stay_s,
+            "mean_time_waiting_s": waiting.mean_stay_s,
+            "lambda_w_in_system": _product(system.rate_per_s, system.mean_stay_s),
+            "lambda_w_waiting": _product(waiting.rate_per_s, waiting.mean_stay_s),
+        }
+    )
+    return section
+
+
+def _product(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a * b
+
+
+def _kv(record: RunRecord, window: tuple[int, int]) -> dict[str, Any]:
+    blocks = sum(record.num_gpu_blocks)
+    use = [kv_use(record, index, window) for index in range(len(record.num_gpu_blocks))]
+    means = [mean for mean, _ in use if mean is not None]
+    shares = [_ratio(largest, record.num_gpu_blocks[index]) or 0.0 for index, (_, largest) in enumerate(use)]
+    scheduled = record.requests["scheduled_ns"] >= 0
+    asked = exact_sum(record.requests["input_tokens"][scheduled])
+    hits = exact_sum(record.requests["num_cached_tokens"][scheduled])
+    return {
+        "block_size": record.block_size,
+        "num_gpu_blocks": blocks,
+        "capacity_tokens": blocks * record.block_size,
+        "mean_usage": _ratio(sum(means), blocks) if means else None,
+        "max_usage": max(shares, default=None),
+        "prefix_cache_queries": asked,
+        "prefix_cache_hits": hits,
+        "prefix_cache_hit_rate": _ratio(hits, asked),
+    }
+
+
+def _preemptions(record: RunRecord) -> dict[str, Any]:
+    columns, steps = record.requests, record.steps
+    recomputed = exact_sum(columns["num_recomputed_tokens"])
+    computed = exact_dot(steps["num_prefill_tokens"] + steps["num_decodes"], steps["num_steps"])
+    return {
+        "total": exact_sum(columns["num_preemptions"]),
+        "requests": int((columns["num_preemptions"] > 0).sum()),
+        "recomputed_tokens": recomputed,
+        "computed_tokens": computed,
+        "recompute_tax": _ratio(recomputed, computed),
+    }
+
+
+def _utilization(record: RunRecord, context: RunContext, window: tuple[int, int]) -> dict[str, Any]:
+    steps, replicas = record.steps, len(record.replica_models)
+    num_steps = steps["num_steps"]
+    length_ns = (window[1] - window[0]) * replicas
+    gpu_ns, host_ns = exact_sum(steps["gpu_ns"]), exact_sum(steps["host_ns"])
+    batch = steps["num_prefills"] + steps["num_decodes"]
+    filled = batch > 0
+    count = exact_sum(num_steps[filled])
+
+    def per_step(column: IntColumn) -> float | None:
+        return _ratio(exact_dot(column[filled], num_steps[filled]), count)
+
+    section: dict[str, Any] = {
+        "busy_fraction": _ratio(gpu_ns, length_ns),
+        "host_fraction": _ratio(host_ns, length_ns),
+        **_work(steps, context, gpu_ns, length_ns),
+        "steps": count,
+        "empty_steps": exact_sum(num_steps[~filled]),
+        "mean_batch_size": per_step(batch),
+        "mean_num_prefills": per_step(steps["num_prefills"]),
+        "mean_num_decodes": per_step(steps["num_decodes"]),
+        "mean_prefill_tokens": per_step(steps["num_prefill_tokens"]),
+        "mean_decode_tokens": per_step(steps["num_decodes"]),
+        "mean_num_running": per_step(steps["num_running"]),
+        "mean_step_ms": _ratio(gpu_ns / NS_PER_MS, exact_sum(num_steps)),
+        "seat_efficiency": _ratio(exact_dot(batch, num_steps), exact_dot(steps["num_seats"], num_steps)),
+    }
+    return section
+
+
+def _work(steps: Mapping[str, IntColumn], context: RunContext, gpu_ns: int, length_ns: int) -> dict[str, Any]:
+    """MFU and memory-bandwidth use: over the whole run, and over the time the accelerators were busy."""
+    names = ("mfu", "mfu_when_busy", "memory_bandwidth", "memory_bandwidth_when_busy", "compute_bound_fraction")
+    if context.work is None or not length_ns:
+        return dict.fromkeys(names)
+    work = context.work
+    compute_s = work.flops(steps) / work.peak_flops
+    memory_s = work.bytes(steps) / work.peak_bandwidth
+    compute, memory = float(compute_s.sum()), float(memory_s.sum())
+    busy_s, length_s = gpu_ns / NS_PER_S, length_ns / NS_PER_S
+    bound_ns = exact_sum(steps["gpu_ns"][compute_s > memory_s])
+    values = (compute / length_s, _ratio(compute, busy_s), memory / length_s, _ratio(memory, busy_s))
+    return dict(zip(names, (*values, _ratio(bound_ns, gpu_ns)), strict=True))
+
+
+def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str, Any] | None:
+    gpu_hours = sum(record.gpus_per_replica) * duration_s / 3600
+    if not gpu_hours:
+        return None
+    section: dict[str, Any] = {"gpus": sum(record.gpus_per_replica), "gpu_hours": gpu_hours}
+    if context.price is not None:
+        times = RequestTimes.of(record)
+        tokens_out = exact_sum(record.requests["output_tokens"][times.row])
+        tokens = tokens_out + exact_sum(record.requests["input_tokens"][times.row])
+        total = gpu_hours * context.price.usd_per_gpu_hour
+        section.update(
+            {
+                "usd_per_gpu_hour": context.price.usd_per_gpu_hour,
+                "price_source": context.price.source,
+                "usd": total,
+                "usd_per_million_tokens": _ratio(total * 1e6, tokens),
+                "usd_per_million_output_tokens": _ratio(total * 1e6, tokens_out),
+            }
+        )
+    return section
+
+
+def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, Any]:
+    from sim import __version__
+
+    steps = record.steps
+    last_ns = max(run_window(record)[1], int(steps["end_ns"].max(initial=0)))
+    return {
+        "scenario": context.name,
+        "seed": context.seed,
+        "version": __version__,
+        "profile_hash": record.latency.get("profile_hash"),
+        "steps": exact_sum(steps["num_steps"]),
+        "simulated_s": last_ns / NS_PER_S,
+        "cpu_s": record.cpu_s,
+        "wall_s": context.wall_s,
+        "notes": list(dict.fromkeys([*record.notes, *notes])),
+        "latency": record.latency,
+    }

@@ -1,0 +1,159 @@
+"""``trace.json.gz``: the run for Perfetto (ui.perfetto.dev) or chrome://tracing.
+
+The Trace Event Format: one process per replica with its steps, one per replica with its requests' phases,
+counters for the cluster. Times are microseconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.results.columns import request_ids
+from sim.results.metrics import run_window
+from sim.results.record import RunRecord, Status
+from sim.results.series import binned
+
+MAX_STEPS = 20_000
+"""Step rows drawn one by one: the run's first."""
+MAX_REQUESTS = 5_000
+"""Requests drawn one by one, among those that arrive while steps are drawn."""
+COUNTER_BINS = 2_000
+REQUESTS_PID = 1_000_000
+CLUSTER_PID = 2_000_000
+
+Event = dict[str, Any]
+
+
+def trace_events(
+    record: RunRecord, max_steps: int = MAX_STEPS, max_requests: int = MAX_REQUESTS
+) -> tuple[list[Event], str | None]:
+    """The events, and what was left out (None if nothing)."""
+    order = np.argsort(record.steps["scheduled_ns"], kind="stable")
+    drawn = order[:max_steps]
+    horizon = np.iinfo(np.int64).max
+    notes = []
+    if len(drawn) < len(order):
+        horizon = int(record.steps["scheduled_ns"][drawn[-1]])
+        notes.append(f"steps: the first {max_steps:,} of {len(order):,} rows, until {horizon / 1e9:.3f} s")
+    arrival = record.requests["arrival_ns"]
+    rows = np.flatnonzero((arrival >= 0) & (arrival <= horizon))[:max_requests]
+    if len(rows) < len(arrival):
+        notes.append(f"requests: the first {len(rows):,} of {len(arrival):,}")
+    if notes:
+        notes.append("counters cover the whole run")
+    events = [*_names(record), *_steps(record, drawn), *_requests(record, rows), *_counters(record)]
+    return events, "; ".join(notes) or None
+
+
+def write_trace(path: Path, record: RunRecord) -> None:
+    """Write ``trace.json.gz``; the same run gives the same bytes."""
+    events, note = trace_events(record)
+    document: dict[str, Any] = {"traceEvents": events, "displayTimeUnit": "ms"}
+    if note:
+        document["otherData"] = {"left_out": note}
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=5) as out:
+        out.write(text.encode())
+
+
+def _us(ns: int) -> float:
+    return ns / 1000
+
+
+def _name(pid: int, name: str, order: int) -> Iterator[Event]:
+    yield {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}}
+    yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": order}}
+
+
+def _names(record: RunRecord) -> Iterator[Event]:
+    yield from _name(CLUSTER_PID, "cluster", -1)
+    for replica, model in enumerate(record.replica_models):
+        yield from _name(replica + 1, f"replica {replica}: steps ({model})", 2 * replica)
+        yield {"ph": "M", "name": "thread_name", "pid": replica + 1, "tid": 1, "args": {"name": "accelerator"}}
+        yield from _name(REQUESTS_PID + replica, f"replica {replica}: requests", 2 * replica + 1)
+
+
+def _step_name(num_steps: int, prefill_tokens: int, decodes: int) -> str:
+    parts = [f"prefill {prefill_tokens}"] if prefill_tokens else []
+    parts += [f"decode {decodes}"] if decodes else []
+    return (" + ".join(parts) or "empty") + (f" x{num_steps}" if num_steps > 1 else "")
+
+
+def _steps(record: RunRecord, drawn: np.ndarray[Any, np.dtype[np.intp]]) -> Iterator[Event]:
+    names = ["num_steps", "num_prefills", "num_prefill_tokens", "num_decodes", "num_running", "num_waiting"]
+    names += ["num_preempted", "free_blocks"]
+    columns = {name: values[drawn].tolist() for name, values in record.steps.items()}
+    for i in range(len(drawn)):
+        start, end = columns["start_ns"][i], columns["end_ns"][i]
+        args = {name: columns[name][i] for name in names}
+        args["host_ms"] = columns["host_ns"][i] / 1e6
+        yield {
+            "ph": "X",
+            "name": _step_name(args["num_steps"], args["num_prefill_tokens"], args["num_decodes"]),
+            "cat": "step",
+            "pid": columns["replica"][i] + 1,
+            "tid": 1,
+            "ts": _us(start),
+            "dur": _us(end - start),
+            "args": args,
+        }
+
+
+def _requests(record: RunRecord, rows: np.ndarray[Any, np.dtype[np.intp]]) -> Iterator[Event]:
+    """Each request on the first free lane of its replica; its phases nest below it."""
+    columns = {name: values[rows].tolist() for name, values in record.requests.items()}
+    all_ids = request_ids(record)
+    lanes: dict[int, list[int]] = {}
+    ends: dict[int, list[tuple[int, int]]] = {}
+    order = sorted(range(len(rows)), key=lambda i: (columns["arrival_ns"][i], columns["row"][i]))
+    for i in order:
+        replica = max(columns["replica"][i], 0)
+        arrival, finish = columns["arrival_ns"][i], columns["finish_ns"][i]
+        if finish < arrival:
+            continue
+        free, busy = lanes.setdefault(replica, []), ends.setdefault(replica, [])
+        while busy and busy[0][0] <= arrival:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        lane = heapq.heappop(free) if free else len(busy) + 1
+        heapq.heappush(busy, (finish, lane))
+        place = {"pid": REQUESTS_PID + replica, "tid": lane}
+        names = ("input_tokens", "output_tokens", "num_cached_tokens", "num_preemptions", "num_recomputed_tokens")
+        args = {name: columns[name][i] for name in names}
+        args["status"] = Status(columns["status"][i]).name.lower()
+        yield {
+            "ph": "X",
+            "name": f"request {all_ids[rows[i]]}",
+            "cat": "request",
+            **place,
+            "ts": _us(arrival),
+            "dur": _us(finish - arrival),
+            "args": args,
+        }
+        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, finish, place)
+
+
+def _phases(scheduled: int, first_token: int, arrival: int, finish: int, place: dict[str, int]) -> Iterator[Event]:
+    instants = [arrival, scheduled if scheduled >= 0 else finish, first_token if first_token >= 0 else finish, finish]
+    for name, start, end in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
+        if end > start:
+            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(end - start)}
+
+
+def _counters(record: RunRecord) -> Iterator[Event]:
+    if run_window(record) == (0, 0):
+        return
+    series = binned(record, min(COUNTER_BINS, max(1, 4 * len(record.steps["replica"]))))
+    starts = (series.edges_s[:-1] * 1e6).tolist()
+    kv = (series.kv_usage * 100).tolist()
+    waiting, running = series.waiting.tolist(), series.running.tolist()
+    for i, ts in enumerate(starts):
+        place = {"ph": "C", "pid": CLUSTER_PID, "tid": 0, "ts": round(ts, 3)}
+        yield {**place, "name": "requests", "args": {"waiting": round(waiting[i], 2), "running": round(running[i], 2)}}
+        yield {**place, "name": "KV use (%)", "args": {"used": round(kv[i], 2)}}

@@ -1,0 +1,179 @@
+"""Service-level verdicts, and the summary by tenant and by replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sim.results.metrics import (
+    NS_PER_MS,
+    NS_PER_S,
+    Mask,
+    RequestTimes,
+    Samples,
+    exact_sum,
+    step_segments,
+)
+from sim.results.record import RunRecord, Status
+
+Limits = Mapping[str, float]
+TENANT_STATISTICS = ("mean", "p50", "p95", "p99")
+
+
+def statistic(samples: Samples, name: str) -> float | None:
+    """``mean``, ``p50`` ... of ``samples``, in milliseconds."""
+    value = samples.mean() if name == "mean" else samples.percentile(float(name[1:]))
+    return None if value is None else value / NS_PER_MS
+
+
+def judge(limits: Limits, samples: Mapping[str, Samples | None], completed: int) -> dict[str, Any]:
+    """The verdict on ``limits``: each one's value, limit and ``met``, and ``met`` for all.
+
+    A limit without samples is met if requests completed (one-token requests have no TPOT to miss), missed if none
+    did. A metric whose samples are None cannot be judged: its ``met`` is null and does not count.
+    """
+    found: dict[str, Any] = {}
+    for name, limit in limits.items():
+        metric, which, _ = name.split("_")
+        own = samples[metric]
+        value = None if own is None else statistic(own, which)
+        met: bool | None = None
+        if own is not None:
+            met = completed > 0 and (value is None or value <= limit)
+        found[name] = {"value": value, "limit": limit, "met": met}
+    return {"met": all(entry["met"] is not False for entry in found.values()), "limits": found}
+
+
+def class_verdicts(record: RunRecord, times: RequestTimes, itl: Samples) -> tuple[dict[str, Any], list[str]]:
+    """Verdict of every class that has an SLO of its own, by class name; and what could not be judged.
+
+    Gaps between tokens are recorded for the run as a whole, so a percentile of ITL is known for a class only
+    where it is the only one; its mean follows from TTFT and E2E.
+    """
+    verdicts: dict[str, Any] = {}
+    notes = []
+    class_of = record.requests["class_index"][times.row]
+    for index, info in enumerate(record.workload.classes):
+        if not info.slo:
+            continue
+        mine: Mask = class_of == index
+        samples: dict[str, Samples | None] = {**times.samples(mine), "itl": None}
+        if len(record.workload.classes) == 1:
+            samples["itl"] = itl
+        verdict = judge(info.slo, samples, int(mine.sum()))
+        if "itl_mean_ms" in info.slo and samples["itl"] is None:
+            limit, value = info.slo["itl_mean_ms"], _mean_gap_ms(record, times, mine)
+            met = bool(mine.any()) and (value is None or value <= limit)
+            verdict["limits"]["itl_mean_ms"] = {"value": value, "limit": limit, "met": met}
+            verdict["met"] = verdict["met"] and met
+        unknown = [name for name, entry in verdict["limits"].items() if entry["met"] is None]
+        if unknown:
+            notes.append(
+                f"class {info.name!r}: {', '.join(unknown)} not judged (gaps between tokens are not recorded by "
+                "class); use tpot_*, or itl_mean_ms"
+            )
+        verdicts[info.name] = verdict
+    return verdicts, notes
+
+
+def _mean_gap_ms(record: RunRecord, times: RequestTimes, mine: Mask) -> float | None:
+    gaps = int((record.requests["output_tokens"][times.row[mine]] - 1).sum())
+    return exact_sum((times.e2el_ns - times.ttft_ns)[mine]) / gaps / NS_PER_MS if gaps else None
+
+
+def slo_section(
+    record: RunRecord, limits: Limits | None, samples: Mapping[str, Samples | None], classes: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The run's verdict: the scenario's limits on the whole run and, by class, the classes' own. None without any."""
+    if not limits and not classes:
+        return None
+    completed = int((record.requests["status"] == Status.COMPLETED).sum())
+    verdict = judge(limits or {}, samples, completed)
+    verdict["classes"] = dict(classes)
+    verdict["met"] = verdict["met"] and all(own["met"] for own in classes.values())
+    return verdict
+
+
+def status_counts(status: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, int]:
+    """``submitted`` and how those ended: every status by name, in lower case."""
+    counts = {"submitted": len(status)}
+    counts.update({each.name.lower(): int((status == each).sum()) for each in Status})
+    return counts
+
+
+def tenants_section(
+    record: RunRecord, times: RequestTimes, good: Mask | None, duration_s: float, verdicts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Counts, tokens, latency, goodput and SLO verdicts by tenant, in the order of the workload's classes."""
+    classes = record.workload.classes
+    columns = record.requests
+    result: dict[str, Any] = {}
+    for tenant in dict.fromkeys(info.tenant for info in classes):
+        mine = np.isin(columns["class_index"], [i for i, info in enumerate(classes) if info.tenant == tenant])
+        done = mine[times.row]
+        counts = status_counts(columns["status"][mine])
+        good_count = None if good is None else int(good[done].sum())
+        entry: dict[str, Any] = {
+            "counts": counts,
+            "total_input_tokens": exact_sum(columns["input_tokens"][times.row[done]]),
+            "total_output_tokens": exact_sum(columns["output_tokens"][times.row[done]]),
+            "request_throughput": counts["completed"] / duration_s if duration_s else None,
+            "request_goodput": None if good_count is None or not duration_s else good_count / duration_s,
+            "goodput_share": None if good_count is None or not len(done) else _ratio(good_count, counts["submitted"]),
+        }
+        samples = times.samples(done)
+        for metric in ("ttft", "tpot", "e2el"):
+            for name in TENANT_STATISTICS:
+                entry[f"{name}_{metric}_ms"] = statistic(samples[metric], name)
+        own = {info.name: verdicts[info.name] for info in classes if info.tenant == tenant and info.name in verdicts}
+        entry["slo"] = own or None
+        result[tenant] = entry
+    return result
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def kv_use(record: RunRecord, replica: int, window: tuple[int, int]) -> tuple[float | None, int]:
+    """Time-averaged and largest number of KV blocks in use on a replica; standing idle counts as none in use."""
+    rows, start, end = step_segments(record, replica)
+    used = record.num_gpu_blocks[replica] - record.steps["free_blocks"][rows]
+    start, end = np.clip(start, *window), np.clip(end, *window)
+    length = window[1] - window[0]
+    return (exact_sum(used * (end - start)) / length if length else None), int(used.max(initial=0))
+
+
+def replicas_section(record: RunRecord, window: tuple[int, int]) -> list[dict[str, Any]]:
+    """What each replica did, by index."""
+    steps, requests = record.steps, record.requests
+    length = window[1] - window[0]
+    result = []
+    for index, model in enumerate(record.replica_models):
+        rows = np.flatnonzero(steps["replica"] == index)
+        served = requests["replica"] == index
+        done = served & (requests["status"] == Status.COMPLETED)
+        gpu_ns = exact_sum(steps["gpu_ns"][rows])
+        mean_blocks, max_blocks = kv_use(record, index, window)
+        blocks = record.num_gpu_blocks[index]
+        result.append(
+            {
+                "replica": index,
+                "model": model,
+                "gpus": record.gpus_per_replica[index],
+                "requests": int(served.sum()),
+                "completed": int(done.sum()),
+                "total_input_tokens": exact_sum(requests["input_tokens"][done]),
+                "total_output_tokens": exact_sum(requests["output_tokens"][done]),
+                "steps": exact_sum(steps["num_steps"][rows]),
+                "busy_s": gpu_ns / NS_PER_S,
+                "busy_fraction": gpu_ns / length if length else None,
+                "num_gpu_blocks": blocks,
+                "mean_kv_usage": None if mean_blocks is None or not blocks else mean_blocks / blocks,
+                "max_kv_usage": max_blocks / blocks if blocks else None,
+                "preemptions": exact_sum(steps["num_preempted"][rows]),
+            }
+        )
+    return result
