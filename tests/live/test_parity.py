@@ -10,8 +10,8 @@ from real_scheduler import replay_real
 from sim_scheduler import replay_sim
 from traces import GROUPS, Case, Policy, Replay, draw_case
 
-SEEDS = range(10)
-"""Seeds of each kind, policy and depth: 13 x 2 x 2 x 10 traces."""
+SEEDS = range(20)
+"""Seeds of each kind, policy and depth: 13 x 2 x 2 x 20 traces."""
 
 POLICIES: tuple[Policy, ...] = ("fcfs", "priority")
 
@@ -22,7 +22,9 @@ def first_difference(case: Case, real: Replay, simulated: Replay) -> str | None:
         if theirs != ours:
             before = real.records[index - 1] if index else None
             return explain(case, f"record {index}, after {before}", theirs, ours)
-    theirs_left, ours_left = ((replay.last_finished, replay.final_free_blocks) for replay in (real, simulated))
+    theirs_left, ours_left = (
+        (replay.last_finished, replay.final_free_blocks, replay.has_ended) for replay in (real, simulated)
+    )
     return None if theirs_left == ours_left else explain(case, "the end", theirs_left, ours_left)
 
 

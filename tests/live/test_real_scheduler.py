@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from real_scheduler import RealScheduler, drive, prompt_content, replay_real
-from traces import GROUPS, TIGHT_GROUPS, Case, CaseRequest, CaseSettings, draw_case
+from real_scheduler import prompt_content, replay_real
+from traces import GROUPS, MAX_RECORDS, TIGHT_GROUPS, Case, CaseRequest, CaseSettings, draw_case
 
 
 def one_request_case(settings: CaseSettings, prompt_tokens: int, output_tokens: int, max_tokens: int) -> Case:
@@ -72,8 +72,23 @@ def test_a_shared_prompt_is_computed_once() -> None:
     assert [record.scheduled for record in replay.records] == [(("a", 64),), (("b", 16),)]
 
 
-def test_a_replay_without_an_end_is_an_error() -> None:
-    settings = CaseSettings(num_gpu_blocks=3)
-    case = one_request_case(settings, 100, 1, 1)
-    with pytest.raises(RuntimeError, match="no end"):
-        drive(case, RealScheduler(case))
+def test_a_request_larger_than_the_pool_waits_for_ever_and_the_replay_is_cut() -> None:
+    replay = replay_real(one_request_case(CaseSettings(num_gpu_blocks=3), 100, 1, 1))
+    assert not replay.has_ended
+    assert len(replay.records) == MAX_RECORDS
+    assert replay.preemptions == 0
+
+
+def test_equal_requests_can_preempt_each_other_in_a_circle() -> None:
+    # Everybody ties, so vLLM's victim is the first of `running`: each takes the blocks the one before it has filled.
+    settings = CaseSettings(
+        policy="priority",
+        block_size=1,
+        num_gpu_blocks=100,
+        long_prefill_token_threshold=1,
+        scheduler_reserve_full_isl=False,
+    )
+    requests = tuple(CaseRequest(name, 0, 60, 20, 20) for name in "abcd")
+    replay = replay_real(Case("hand", 0, settings, requests))
+    assert not replay.has_ended
+    assert replay.preemptions > 100
