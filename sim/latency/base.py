@@ -65,9 +65,7 @@ class StepCost(Protocol):
         """Host time of this step: scheduling, launch, sampling's copy back."""
         ...
 
-    def decode_run_ns(
-        self, num_decodes: int, decode_context_tokens: int, num_steps: int
-    ) -> npt.NDArray[np.int64]:
+    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, shape (num_steps,).
 
         Element i equals, bit for bit, ``gpu_ns`` of the shape with ``num_decodes`` decodes and

@@ -1,0 +1,43 @@
+"""Every step takes the same time: for tests against theory and for looking at scheduling alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.latency.base import StepShape
+
+
+class ConstantCost:
+    """A step of ``step_ns`` whatever it holds; the host takes no time."""
+
+    kind = "constant"
+    pipeline_stages = 1
+
+    def __init__(self, step_ns: int) -> None:
+        self.step_ns = max(1, step_ns)
+
+    def gpu_ns(self, shape: StepShape) -> int:
+        """``step_ns``."""
+        return self.step_ns
+
+    def host_ns(self, shape: StepShape) -> int:
+        """Zero."""
+        return 0
+
+    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
+        """``num_steps`` times ``step_ns``."""
+        return np.full(num_steps, self.step_ns, dtype=np.int64)
+
+    def empty_step_ns(self) -> int:
+        """``step_ns``."""
+        return self.step_ns
+
+    def describe(self) -> dict[str, object]:
+        """Kind and step time."""
+        return {
+            "kind": self.kind,
+            "estimate": False,
+            "text": "every step takes the same time, as the scenario says",
+            "step_s": self.step_ns / 1e9,
+        }

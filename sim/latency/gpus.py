@@ -1,0 +1,189 @@
+"""GPU figures from their makers' datasheets: what the roofline and the memory plan compute with.
+
+FLOP/s are dense (without sparsity), tensor cores with FP32 accumulation except ``fp32``, which is
+the ordinary cores' rate: PyTorch, and so vLLM by default, does not use TF32 for float32 matrices.
+Bandwidths are bytes/s; link bandwidths are per direction, half of what datasheets print.
+``memory_bytes`` is what CUDA reports as total, the figure vLLM multiplies by
+``gpu_memory_utilization``; it is 1-7 % under the nominal size (ECC, driver, HBM spare rows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from sim.errors import InputError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """One GPU. Dtypes a GPU lacks natively are None: such weights are stored small and computed in 16 bits."""
+
+    name: str
+    memory_bytes: int
+    memory_bandwidth: float
+    fp32_flops: float
+    tf32_flops: float
+    fp16_flops: float
+    """FP16 and BF16, which run at one rate on all of these."""
+    fp8_flops: float | None
+    int8_flops: float | None
+    nvlink_bandwidth: float | None
+    """Per direction; None = GPUs talk over PCIe."""
+    pcie_bandwidth: float
+    """Per direction."""
+    num_sms: int
+    l2_bytes: int
+    tdp_w: float
+    usd_per_hour: float
+    """A round example of the order of on-demand list prices in 2025, not a quote."""
+    source: str
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes/s per direction between GPUs: NVLink where there is one, else PCIe."""
+        return self.nvlink_bandwidth or self.pcie_bandwidth
+
+
+def _presets() -> tuple[GpuSpec, ...]:
+    a100 = GpuSpec(
+        name="a100-80gb-sxm",
+        memory_bytes=int(79.15 * GIB),
+        memory_bandwidth=2039e9,
+        fp32_flops=19.5e12,
+        tf32_flops=156e12,
+        fp16_flops=312e12,
+        fp8_flops=None,
+        int8_flops=624e12,
+        nvlink_bandwidth=300e9,
+        pcie_bandwidth=32e9,
+        num_sms=108,
+        l2_bytes=40 << 20,
+        tdp_w=400.0,
+        usd_per_hour=2.0,
+        source="NVIDIA A100 datasheet and A100 architecture whitepaper (SXM4, 80 GB)",
+    )
+    h100 = GpuSpec(
+        name="h100-sxm",
+        memory_bytes=int(79.11 * GIB),
+        memory_bandwidth=3350e9,
+        fp32_flops=67e12,
+        tf32_flops=494.7e12,
+        fp16_flops=989.4e12,
+        fp8_flops=1978.9e12,
+        int8_flops=1978.9e12,
+        nvlink_bandwidth=450e9,
+        pcie_bandwidth=64e9,
+        num_sms=132,
+        l2_bytes=50 << 20,
+        tdp_w=700.0,
+        usd_per_hour=3.0,
+        source="NVIDIA H100 datasheet and Hopper whitepaper (SXM5; dense = half of the figures with sparsity)",
+    )
+    return (
+        replace(
+            a100,
+            name="a100-40gb-sxm",
+            memory_bytes=int(39.39 * GIB),
+            memory_bandwidth=1555e9,
+            usd_per_hour=1.5,
+            source="NVIDIA A100 datasheet and A100 architecture whitepaper (SXM4, 40 GB)",
+        ),
+        a100,
+        h100,
+        replace(
+            h100,
+            name="h200-sxm",
+            memory_bytes=int(139.80 * GIB),
+            memory_bandwidth=4800e9,
+            usd_per_hour=4.0,
+            source="NVIDIA H200 datasheet (SXM; compute as the H100)",
+        ),
+        GpuSpec(
+            name="b200-sxm",
+            memory_bytes=int(178.36 * GIB),
+            memory_bandwidth=8000e9,
+            fp32_flops=75e12,
+            tf32_flops=1100e12,
+            fp16_flops=2250e12,
+            fp8_flops=4500e12,
+            int8_flops=4500e12,
+            nvlink_bandwidth=900e9,
+            pcie_bandwidth=64e9,  # HGX B200 hosts are PCIe 5.0
+            num_sms=148,
+            l2_bytes=126 << 20,
+            tdp_w=1000.0,
+            usd_per_hour=5.5,
+            source="NVIDIA HGX B200 datasheet and Blackwell architecture brief (1,000 W; per GPU, dense)",
+        ),
+        GpuSpec(
+            name="l40s",
+            memory_bytes=int(44.39 * GIB),
+            memory_bandwidth=864e9,
+            fp32_flops=91.6e12,
+            tf32_flops=183e12,
+            fp16_flops=362.05e12,
+            fp8_flops=733e12,
+            int8_flops=733e12,
+            nvlink_bandwidth=None,
+            pcie_bandwidth=32e9,
+            num_sms=142,
+            l2_bytes=96 << 20,
+            tdp_w=350.0,
+            usd_per_hour=1.5,
+            source="NVIDIA L40S datasheet",
+        ),
+        GpuSpec(
+            name="rtx-pro-6000",
+            memory_bytes=int(94.97 * GIB),
+            memory_bandwidth=1792e9,
+            fp32_flops=125e12,
+            tf32_flops=251.9e12,
+            fp16_flops=503.8e12,
+            fp8_flops=1007.6e12,
+            int8_flops=1007.6e12,
+            nvlink_bandwidth=None,
+            pcie_bandwidth=64e9,
+            num_sms=188,
+            l2_bytes=128 << 20,
+            tdp_w=600.0,
+            usd_per_hour=2.0,
+            source="NVIDIA RTX PRO 6000 Blackwell Workstation datasheet, RTX Blackwell PRO whitepaper (1,597 GB/s on "
+            "the Server Edition)",
+        ),
+        GpuSpec(
+            name="rtx-4090",
+            memory_bytes=int(23.52 * GIB),
+            memory_bandwidth=1008e9,
+            fp32_flops=82.6e12,
+            tf32_flops=82.6e12,
+            fp16_flops=165.2e12,
+            fp8_flops=330.3e12,
+            int8_flops=660.6e12,
+            nvlink_bandwidth=None,
+            pcie_bandwidth=32e9,
+            num_sms=128,
+            l2_bytes=72 << 20,
+            tdp_w=450.0,
+            usd_per_hour=0.7,
+            source="NVIDIA Ada GPU architecture whitepaper (GeForce RTX 4090, FP32 accumulation)",
+        ),
+    )
+
+
+GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in _presets()}
+"""Presets by name."""
+
+
+def load_gpu(name: str) -> GpuSpec:
+    """A GPU preset by name. Raises InputError with the nearest names for an unknown one."""
+    gpu = GPUS.get(name.lower())
+    if gpu is not None:
+        return gpu
+    near = [known for known in GPUS if known.startswith(name.lower())] or get_close_matches(
+        name.lower(), GPUS, n=3, cutoff=0.4
+    )
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(GPUS)}"
+    raise InputError(f"engine.gpu: unknown GPU {name!r}{hint}")

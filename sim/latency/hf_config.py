@@ -1,0 +1,216 @@
+"""Reading a Hugging Face ``config.json`` into a ModelSpec, refusing what cannot be costed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, Problem
+from sim.latency.models import ModelSpec
+
+MLA = "multi-head latent attention (MLA) keeps one compressed vector per token instead of keys and values"
+STATE_SPACE = "state-space, recurrent or linear-attention layers keep a fixed state instead of a KV cache"
+ENCODER_DECODER = "an encoder-decoder has cross-attention and two kinds of KV cache"
+ENCODER = "an encoder does not generate text"
+MIXED_LAYERS = "its layers differ in kind of attention and MLP, which one layer's cost times their number cannot say"
+
+REFUSED_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "minicpm3", "longcat_flash"), MLA),
+    **dict.fromkeys(
+        (
+            *("mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "nemotron_h"),
+            *("granitemoehybrid", "qwen3_next", "qwen3_5", "lfm2", "rwkv", "recurrent_gemma", "plamo2"),
+            *("minimax", "minimax_text_01", "kimi_linear"),
+        ),
+        STATE_SPACE,
+    ),
+    **dict.fromkeys(("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "whisper"), ENCODER_DECODER),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert", "albert", "deberta-v2", "modernbert"), ENCODER),
+    "llama4_text": MIXED_LAYERS,
+    "llama4": MIXED_LAYERS,
+}
+"""``model_type`` -> why it is refused."""
+
+REFUSED_KEYS: Mapping[str, str] = {
+    "kv_lora_rank": MLA,
+    "mamba_d_state": STATE_SPACE,
+    "ssm_cfg": STATE_SPACE,
+    "ssm_state_size": STATE_SPACE,
+    "linear_num_value_heads": STATE_SPACE,
+}
+
+KNOWN_TYPES = frozenset(
+    (
+        *("llama", "mistral", "mistral3", "ministral3", "mixtral", "minimax_m2", "gpt_oss", "phi3", "granite"),
+        *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "glm", "glm4", "glm4_moe", "internlm3", "stablelm"),
+        *("gemma", "gemma2", "gemma3", "gemma3_text", "olmo", "olmo2", "starcoder2", "cohere", "cohere2"),
+    )
+)
+"""Types whose layers are known to be attention plus a (gated) MLP or experts of the shape read here."""
+
+TWO_MATRIX_MLP = frozenset({"starcoder2", "phi", "gpt_neox", "opt", "falcon", "gpt_bigcode", "gpt2", "nemotron"})
+QKV_BIAS = frozenset({"qwen2", "qwen2_moe", "starcoder2"})
+TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2"})
+
+REQUIRED = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads"),
+    *("intermediate_size", "vocab_size", "max_position_embeddings"),
+)
+LARGEST_DIMENSION = 10**9
+
+
+class _Config:
+    """The keys of one config, with every problem kept for one report."""
+
+    def __init__(self, values: Mapping[str, Any], file: str) -> None:
+        self.values = values
+        self.file = file
+        self.problems: list[Problem] = []
+
+    def problem(self, message: str) -> None:
+        self.problems.append(Problem(message, file=self.file))
+
+    def number(self, names: Iterable[str], default: int | None = None, *, least: int = 1) -> int:
+        """The first of ``names`` that is given, as a whole number; ``default`` None = required."""
+        names = tuple(names)
+        for name in names:
+            value = self.values.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_DIMENSION:
+                self.problem(f"{name}: expected a whole number of at least {least}, found {value!r}")
+                return max(least, 1)
+            return value
+        if default is None:
+            self.problem(f"{' or '.join(names)} is missing: not a config.json of a decoder that can be costed")
+            return 1
+        return default
+
+
+def read_model_config(path: Path) -> ModelSpec:
+    """The model of a Hugging Face ``config.json``.
+
+    Raises InputError with every problem: unreadable file, missing or impossible values, or an
+    architecture whose step cost or KV cache this project does not model.
+    """
+    file = str(path)
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(f"cannot read the model config: {error}", file=file)) from error
+    except json.JSONDecodeError as error:
+        raise InputError(Problem(f"not JSON: {error.msg}", file=file, line=error.lineno, column=error.colno)) from error
+    if not isinstance(loaded, dict):
+        raise InputError(Problem("expected a JSON object, as in a Hugging Face config.json", file=file))
+    notes: list[str] = []
+    values: Mapping[str, Any] = loaded
+    if isinstance(loaded.get("text_config"), dict):
+        _refuse(loaded, file)
+        values = loaded["text_config"]
+        notes.append("only the text decoder of this multimodal model is simulated")
+    _refuse(values, file)
+    if "quantization_config" in loaded:
+        notes.append("quantization_config is not read: engine.dtype says how the weights are stored")
+    return _to_spec(_Config(values, file), path, notes)
+
+
+def _refuse(values: Mapping[str, Any], file: str) -> None:
+    """Raise for an architecture that cannot be costed, by name and with the reason."""
+    model_type = str(values.get("model_type", ""))
+    architectures = values.get("architectures") or [model_type or "this architecture"]
+    name = str(architectures[0]) if isinstance(architectures, list) else str(architectures)
+    reason = REFUSED_TYPES.get(model_type)
+    if reason is None and values.get("is_encoder_decoder") is True:
+        reason = ENCODER_DECODER
+    if reason is None:
+        reason = next((why for key, why in REFUSED_KEYS.items() if values.get(key) is not None), None)
+    layer_types = values.get("layer_types")
+    if reason is None and isinstance(layer_types, list) and {"linear_attention", "mamba", "conv"} & set(layer_types):
+        reason = STATE_SPACE
+    if reason is not None:
+        raise InputError(Problem(f"{name} is not supported: {reason}", file=file))
+
+
+def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
+    values = config.values
+    model_type = str(values.get("model_type", ""))
+    if model_type not in KNOWN_TYPES:
+        notes.append(f"model_type {model_type!r} is not one that was checked: read as a decoder with GQA and MLP")
+    layers, hidden, heads, intermediate, vocab, positions = (config.number([name]) for name in REQUIRED)
+    kv_heads = config.number(["num_key_value_heads"], heads)
+    if kv_heads > heads or heads % kv_heads:
+        config.problem(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if values.get("head_dim") is None and hidden % heads:
+        config.problem(
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim is given"
+        )
+    head_size = config.number(["head_dim"], max(hidden // heads, 1))
+    experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
+    window = _sliding_window(config, notes)
+    if config.problems:
+        raise InputError(config.problems)
+    return ModelSpec(
+        name=_name(values, path),
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        intermediate_size=intermediate,
+        vocab_size=vocab,
+        max_position_embeddings=positions,
+        tie_word_embeddings=bool(values.get("tie_word_embeddings", model_type in TIED_BY_DEFAULT)),
+        sliding_window=window,
+        num_experts=experts,
+        experts_per_token=per_token,
+        moe_intermediate_size=width,
+        shared_expert_intermediate_size=shared,
+        num_dense_layers=dense_layers,
+        gated_mlp=model_type not in TWO_MATRIX_MLP,
+        attention_bias=bool(values.get("attention_bias", model_type in QKV_BIAS)),
+        qk_norm=model_type in ("qwen3", "qwen3_moe"),
+        notes=tuple(notes),
+    )
+
+
+def _moe(config: _Config, layers: int, intermediate: int) -> tuple[int, int, int, int, int]:
+    """(experts, experts per token, width of one, width of the shared ones, dense layers)."""
+    experts = config.number(("num_experts", "num_local_experts", "n_routed_experts"), 0, least=0)
+    if not experts:
+        return 0, 0, 0, 0, 0
+    per_token = config.number(("num_experts_per_tok", "experts_per_token", "num_experts_per_token"))
+    if per_token > experts:
+        config.problem(f"num_experts_per_tok {per_token} is more than the {experts} experts")
+    width = config.number(("moe_intermediate_size",), intermediate)
+    shared_each = config.number(("n_shared_experts", "num_shared_experts"), 0, least=0) * width
+    shared = config.number(("shared_expert_intermediate_size",), shared_each, least=0)
+    dense_layers = config.number(("first_k_dense_replace",), 0, least=0)
+    if config.number(("decoder_sparse_step",), 1) != 1:
+        config.problem("decoder_sparse_step other than 1 is not supported: only leading dense layers are")
+    mlp_only = config.values.get("mlp_only_layers")
+    if isinstance(mlp_only, list):
+        dense_layers = max(dense_layers, len(mlp_only))
+    if dense_layers > layers:
+        config.problem(f"{dense_layers} dense layers are more than the {layers} layers")
+    return experts, per_token, width, shared, dense_layers
+
+
+def _sliding_window(config: _Config, notes: list[str]) -> int | None:
+    values = config.values
+    if values.get("sliding_window") is None or values.get("use_sliding_window") is False:
+        return None
+    window = config.number(("sliding_window",))
+    layer_types = values.get("layer_types")
+    alternates = isinstance(layer_types, list) and "full_attention" in layer_types
+    if alternates or values.get("sliding_window_pattern") is not None:
+        notes.append("layers with a sliding window alternate with full ones: all are costed as full attention")
+    return window
+
+
+def _name(values: Mapping[str, Any], path: Path) -> str:
+    given = values.get("_name_or_path")
+    if isinstance(given, str) and given.strip("/"):
+        return given.rstrip("/").rsplit("/", 1)[-1]
+    return path.resolve().parent.name if path.name == "config.json" else path.stem

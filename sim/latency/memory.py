@@ -1,0 +1,266 @@
+"""What fits on a GPU: weights, the engine's own needs, and how many KV blocks are left.
+
+The split is vLLM's (``gpu_worker.determine_available_memory``): total memory times
+``gpu_memory_utilization``, less weights, less the peak of a profiling pass at the largest batch,
+less what is allocated outside PyTorch, less the CUDA graphs; the rest holds KV blocks. vLLM
+measures the middle three; here they are formulas, stated at each function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sim.errors import InputError, Problem
+from sim.latency.gpus import GpuSpec, load_gpu
+from sim.latency.models import ModelSpec, load_model
+from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
+from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precision
+
+if TYPE_CHECKING:
+    from sim.scenario.schema import EngineConfig
+
+SAMPLER_BYTES_PER_LOGIT = 36
+"""The profiling pass samples with top-k and top-p: logits in 16 and 32 bits, the scaled copy, sorted values and
+64-bit indices, softmax, cumulative sum, mask, scattered result."""
+
+NON_TORCH_BYTES = 256 << 20
+"""CUDA libraries and workspaces outside PyTorch's pool; vLLM logs 0.1-0.35 GiB for one GPU."""
+
+COMMUNICATOR_BYTES = 1 << 30
+"""NCCL and custom all-reduce buffers of a GPU that talks to others."""
+
+GRAPH_BYTES_PER_LAYER = 16 << 20
+"""CUDA graphs of all captured batch sizes; vLLM logs about 0.5 GiB for 32 layers."""
+
+MIN_BLOCKS = 2
+"""vLLM keeps one null block, so that one is usable."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """One GPU's memory, of the pipeline stage that has the least room for KV blocks."""
+
+    total_bytes: int
+    requested_bytes: int
+    """``total_bytes * gpu_memory_utilization``."""
+    weights_bytes: int
+    reserve_bytes: int
+    """Activations, CUDA graphs and what lives outside PyTorch."""
+    available_kv_bytes: int
+    kv_bytes_per_token: int
+    """Of one GPU: its layers, its KV heads."""
+    block_size: int
+    num_gpu_blocks: int
+    """As vLLM counts them: the null block included."""
+    max_model_len: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """Blocks that requests can hold."""
+        return self.num_gpu_blocks - 1
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens that fit the usable blocks."""
+        return self.num_usable_blocks * self.block_size
+
+    @property
+    def max_concurrency(self) -> float:
+        """Requests of ``max_model_len`` that fit at once."""
+        return self.kv_capacity_tokens / self.max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One GPU of one pipeline stage."""
+
+    weights: int
+    kv_per_token: int
+    reserve: int
+    requested: int
+
+    @property
+    def free(self) -> int:
+        return self.requested - self.weights - self.reserve
+
+    def blocks(self, block_size: int) -> int:
+        return max(0, self.free) // (self.kv_per_token * block_size)
+
+    def missing_bytes(self, engine: EngineConfig) -> int:
+        """How much more memory the smallest pool would need; 0 or less = it fits."""
+        pool = 1 if engine.num_gpu_blocks_override is not None else MIN_BLOCKS * self.kv_per_token * engine.block_size
+        return pool - self.free
+
+
+def load_model_and_gpu(engine: EngineConfig, base_dir: Path | None = None) -> tuple[ModelSpec, GpuSpec]:
+    """The engine's model and GPU. Raises InputError with everything wrong about names, config and split."""
+    problems: list[Problem] = []
+    model: ModelSpec | None = None
+    gpu: GpuSpec | None = None
+    try:
+        model = load_model(engine.model, base_dir)
+        problems += parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
+    except InputError as error:
+        problems += error.problems
+    try:
+        gpu = load_gpu(engine.gpu)
+    except InputError as error:
+        problems += error.problems
+    if model is None or gpu is None or problems:
+        raise InputError(problems)
+    return model, gpu
+
+
+def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPlan:
+    """The memory of one GPU of ``engine``, and its KV blocks.
+
+    ``num_gpu_blocks_override`` replaces the computed number, as in vLLM. Raises InputError for an
+    unknown model or GPU, a split that vLLM refuses, or a model that does not fit (by how many GB,
+    and what would help). A pool smaller than one request of ``max_model_len`` is a note.
+    """
+    model, gpu = load_model_and_gpu(engine, base_dir)
+    stage = _tightest_stage(engine, model, gpu)
+    override = engine.num_gpu_blocks_override
+    if stage.missing_bytes(engine) > 0:
+        raise InputError(_does_not_fit(engine, model, gpu, stage))
+    blocks = stage.blocks(engine.block_size) if override is None else override
+    return MemoryPlan(
+        total_bytes=gpu.memory_bytes,
+        requested_bytes=stage.requested,
+        weights_bytes=stage.weights,
+        reserve_bytes=stage.reserve,
+        available_kv_bytes=stage.free,
+        kv_bytes_per_token=stage.kv_per_token,
+        block_size=engine.block_size,
+        num_gpu_blocks=blocks,
+        max_model_len=engine.max_model_len,
+        notes=(*model.notes, *resolve_precision(engine, gpu).notes, *_notes(engine, model, stage, blocks)),
+    )
+
+
+def weights_bytes(model: ModelSpec, precision: Precision, tp: int, layers: range, *, embed: bool, head: bool) -> int:
+    """Weights on one of ``tp`` GPUs that hold ``layers``. Quantisation leaves the embedding and the LM head
+    in 16 bits; KV projections are replicated where there are more GPUs than KV heads."""
+    extra_kv = max(0, tp * kv_heads_per_gpu(model.num_kv_heads, tp) - model.num_kv_heads)
+    replicated = 2 * model.hidden_size * extra_kv * model.head_size
+    attention = model.attention_parameters + replicated
+    moe = model.router_parameters + model.num_experts * model.expert_parameters + model.shared_expert_parameters
+    num_dense = len(range(layers.start, min(layers.stop, model.num_layers - model.num_moe_layers)))
+    linear = len(layers) * attention + num_dense * model.dense_mlp_parameters + (len(layers) - num_dense) * moe
+    matrices = 1 if embed and head and model.tie_word_embeddings else int(embed) + int(head)
+    outer = matrices * model.vocab_size * model.hidden_size
+    norms = (2 * len(layers) + 1) * model.hidden_size * precision.activation_bytes
+    return round(linear / tp * precision.linear_bytes + outer / tp * precision.head_bytes) + norms
+
+
+def activation_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision) -> int:
+    """Peak of vLLM's profiling pass (``profile_run``): the larger of one MLP or attention block at
+    ``max_num_batched_tokens`` and the sampler at ``max_num_seqs`` rows of logits."""
+    tp = engine.tensor_parallel_size
+    width = model.intermediate_size if model.num_moe_layers < model.num_layers else 0
+    routed = model.experts_per_token * model.moe_intermediate_size + model.shared_expert_intermediate_size
+    mlp = 3 * max(width, routed) / tp + model.experts_per_token * model.hidden_size
+    attention = 2 * (model.q_size + model.kv_size) / tp
+    per_token = 4 * model.hidden_size + max(mlp, attention)
+    forward = engine.max_num_batched_tokens * per_token * precision.activation_bytes
+    rows = min(engine.max_num_seqs, engine.max_num_batched_tokens)
+    return round(max(forward, rows * model.vocab_size * SAMPLER_BYTES_PER_LOGIT))
+
+
+def reserve_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision, num_layers: int) -> int:
+    """What the engine keeps beside weights and KV on a GPU that holds ``num_layers`` layers."""
+    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    graphs = 0 if engine.enforce_eager else num_layers * GRAPH_BYTES_PER_LAYER
+    communicators = COMMUNICATOR_BYTES if num_gpus > 1 else 0
+    return activation_bytes(engine, model, precision) + NON_TORCH_BYTES + communicators + graphs
+
+
+def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> _Stage:
+    """The pipeline stage with the fewest KV blocks: vLLM gives all stages as many as that one has."""
+    precision = resolve_precision(engine, gpu)
+    tp = engine.tensor_parallel_size
+    heads = kv_heads_per_gpu(model.num_kv_heads, tp)
+    kv_per_layer = 2 * heads * model.head_size * precision.kv_bytes
+    sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
+    stages: list[_Stage] = []
+    first = 0
+    for index, size in enumerate(sizes):
+        layers = range(first, first + size)
+        first += size
+        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=index == len(sizes) - 1)
+        stages.append(
+            _Stage(
+                weights=weights,
+                kv_per_token=size * kv_per_layer,
+                reserve=reserve_bytes(engine, model, precision, size),
+                requested=int(gpu.memory_bytes * engine.gpu_memory_utilization),
+            )
+        )
+    return min(stages, key=lambda stage: stage.free / stage.kv_per_token)
+
+
+def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _Stage) -> str:
+    """By how much, made of what, and what would help."""
+    missing = stage.missing_bytes(engine)
+    lines = (
+        f"engine: {model.name} in {resolve_precision(engine, gpu).weights} does not fit {gpu.name} with "
+        f"tensor_parallel_size {engine.tensor_parallel_size}, pipeline_parallel_size {engine.pipeline_parallel_size}: "
+        f"it misses {missing / 1e9:.1f} GB per GPU (weights {stage.weights / 1e9:.1f} GB + activations, graphs and "
+        f"buffers {stage.reserve / 1e9:.1f} GB + KV cache, against {stage.requested / 1e9:.1f} GB = "
+        f"gpu_memory_utilization {engine.gpu_memory_utilization:g} of {gpu.memory_bytes / 1e9:.1f} GB)"
+    )
+    remedies = [text for text in (_larger_tp(engine, model, gpu), _smaller_dtype(engine, model, gpu)) if text]
+    if not remedies:
+        remedies = ["a smaller model, a larger GPU or more GPUs (pipeline_parallel_size)"]
+    return f"{lines}; would fit: {' or '.join(remedies)}"
+
+
+def _fits(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> bool:
+    split = parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
+    return not split and _tightest_stage(engine, model, gpu).missing_bytes(engine) <= 0
+
+
+def _larger_tp(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> str | None:
+    for tp in (2, 4, 8, 16):
+        larger = engine.model_copy(update={"tensor_parallel_size": tp})
+        if tp > engine.tensor_parallel_size and _fits(larger, model, gpu):
+            return f"tensor_parallel_size: {tp}"
+    return None
+
+
+def _smaller_dtype(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> str | None:
+    now = BYTES_PER_ELEMENT[resolve_precision(engine, gpu).weights]
+    for dtype in ("bfloat16", "fp8", "int4"):
+        smaller = engine.model_copy(update={"dtype": dtype})
+        if BYTES_PER_ELEMENT[dtype] < now and _fits(smaller, model, gpu):
+            return f"dtype: {dtype}"
+    return None
+
+
+def _notes(engine: EngineConfig, model: ModelSpec, stage: _Stage, blocks: int) -> list[str]:
+    notes: list[str] = []
+    capacity = (blocks - 1) * engine.block_size
+    if capacity < engine.max_model_len:
+        notes.append(
+            f"the KV cache holds {capacity} tokens, fewer than max_model_len {engine.max_model_len}: longer requests "
+            "are rejected (vLLM itself refuses to start like this)"
+        )
+    if blocks > max(stage.blocks(engine.block_size), MIN_BLOCKS):
+        notes.append(
+            f"num_gpu_blocks_override {blocks} is more than the {stage.blocks(engine.block_size)} blocks that "
+            f"{engine.gpu} has memory for"
+        )
+    if engine.max_model_len > model.max_position_embeddings:
+        notes.append(
+            f"max_model_len {engine.max_model_len} is beyond the {model.max_position_embeddings} positions of "
+            f"{model.name}: vLLM starts like this only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
+        )
+    if model.sliding_window is not None and engine.max_model_len > model.sliding_window:
+        notes.append(
+            f"{model.name} attends to a window of {model.sliding_window} tokens: KV beyond it is kept and read here, "
+            "so longer requests cost more than they would"
+        )
+    return notes

@@ -1,0 +1,252 @@
+"""Model shapes: what a decoder's ``config.json`` says, and presets of the models that people serve.
+
+The presets repeat the published ``config.json`` of each model on Hugging Face. Sizes are in
+parameters, dimensions in elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from sim.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only transformer with grouped-query attention, dense or mixture-of-experts."""
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_kv_heads: int
+    head_size: int
+    intermediate_size: int
+    """Width of the MLP of a dense layer."""
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    """Tokens that attention looks back on; None = all of them."""
+    num_experts: int = 0
+    """Routed experts per MoE layer; 0 = a dense model."""
+    experts_per_token: int = 0
+    moe_intermediate_size: int = 0
+    """Width of one expert."""
+    shared_expert_intermediate_size: int = 0
+    """Width of the experts that every token passes, all together."""
+    num_dense_layers: int = 0
+    """Layers of an MoE model that have a plain MLP."""
+    gated_mlp: bool = True
+    """Three MLP matrices (gate, up, down) instead of two."""
+    attention_bias: bool = False
+    qk_norm: bool = False
+    notes: tuple[str, ...] = ()
+    """What a reader of the results should know about how the config was read."""
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers with routed experts."""
+        return self.num_layers - self.num_dense_layers if self.num_experts else 0
+
+    @property
+    def q_size(self) -> int:
+        """Width of the queries of one token."""
+        return self.num_attention_heads * self.head_size
+
+    @property
+    def kv_size(self) -> int:
+        """Width of the keys (or the values) of one token."""
+        return self.num_kv_heads * self.head_size
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of an MLP or an expert."""
+        return 3 if self.gated_mlp else 2
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Input embedding and LM head; one matrix where they are tied."""
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def attention_parameters(self) -> int:
+        """Matrices of one layer's attention (query, key, value, output)."""
+        return self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Matrices of one routed expert."""
+        return self.mlp_matrices * self.hidden_size * self.moe_intermediate_size
+
+    @property
+    def shared_expert_parameters(self) -> int:
+        """Matrices of one layer's shared experts."""
+        return self.mlp_matrices * self.hidden_size * self.shared_expert_intermediate_size
+
+    @property
+    def dense_mlp_parameters(self) -> int:
+        """Matrices of one dense layer's MLP."""
+        return self.mlp_matrices * self.hidden_size * self.intermediate_size
+
+    @property
+    def router_parameters(self) -> int:
+        """Matrix that chooses the experts of one MoE layer."""
+        return self.hidden_size * self.num_experts
+
+    def _layer_parameters(self, experts: int) -> int:
+        """All layers' matrices, ``experts`` routed experts counted per MoE layer."""
+        moe = self.router_parameters + experts * self.expert_parameters + self.shared_expert_parameters
+        num_dense = self.num_layers - self.num_moe_layers
+        return (
+            self.num_layers * self.attention_parameters
+            + num_dense * self.dense_mlp_parameters
+            + self.num_moe_layers * moe
+        )
+
+    @property
+    def linear_parameters(self) -> int:
+        """All layers' matrices: what quantisation shrinks."""
+        return self._layer_parameters(self.num_experts)
+
+    @property
+    def active_linear_parameters(self) -> int:
+        """The layers' matrices that one token passes."""
+        return self._layer_parameters(self.experts_per_token)
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, norms and biases included."""
+        bias = self.q_size + 2 * self.kv_size if self.attention_bias else 0
+        norms = 2 * self.hidden_size + (2 * self.head_size if self.qk_norm else 0)
+        return self.embedding_parameters + self.linear_parameters + self.num_layers * (norms + bias) + self.hidden_size
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token passes: all of a dense model, the chosen experts of an MoE."""
+        return self.num_parameters - self.linear_parameters + self.active_linear_parameters
+
+
+def _dense(
+    name: str,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    vocab: int,
+    positions: int,
+    head_size: int = 128,
+    *,
+    tied: bool = False,
+    window: int | None = None,
+    bias: bool = False,
+    qk_norm: bool = False,
+) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        intermediate_size=intermediate,
+        vocab_size=vocab,
+        max_position_embeddings=positions,
+        tie_word_embeddings=tied,
+        sliding_window=window,
+        attention_bias=bias,
+        qk_norm=qk_norm,
+    )
+
+
+def _presets() -> tuple[ModelSpec, ...]:
+    return (
+        # name, layers, hidden, heads, KV heads, intermediate, vocabulary, positions
+        _dense("llama-2-7b", 32, 4096, 32, 32, 11008, 32000, 4096),
+        _dense("llama-2-13b", 40, 5120, 40, 40, 13824, 32000, 4096),
+        _dense("llama-2-70b", 80, 8192, 64, 8, 28672, 32000, 4096),
+        _dense("llama-3-8b", 32, 4096, 32, 8, 14336, 128256, 8192),
+        _dense("llama-3-70b", 80, 8192, 64, 8, 28672, 128256, 8192),
+        _dense("llama-3.1-8b", 32, 4096, 32, 8, 14336, 128256, 131072),
+        _dense("llama-3.1-70b", 80, 8192, 64, 8, 28672, 128256, 131072),
+        _dense("llama-3.1-405b", 126, 16384, 128, 8, 53248, 128256, 131072),
+        _dense("llama-3.2-1b", 16, 2048, 32, 8, 8192, 128256, 131072, 64, tied=True),
+        _dense("llama-3.2-3b", 28, 3072, 24, 8, 8192, 128256, 131072, tied=True),
+        _dense("llama-3.3-70b", 80, 8192, 64, 8, 28672, 128256, 131072),
+        _dense("codellama-34b", 48, 8192, 64, 8, 22016, 32000, 16384),
+        _dense("qwen2.5-7b", 28, 3584, 28, 4, 18944, 152064, 131072, bias=True),
+        _dense("qwen2.5-14b", 48, 5120, 40, 8, 13824, 152064, 131072, bias=True),
+        _dense("qwen2.5-32b", 64, 5120, 40, 8, 27648, 152064, 131072, bias=True),
+        _dense("qwen2.5-72b", 80, 8192, 64, 8, 29568, 152064, 131072, bias=True),
+        _dense("qwen3-8b", 36, 4096, 32, 8, 12288, 151936, 40960, qk_norm=True),
+        _dense("qwen3-14b", 40, 5120, 40, 8, 17408, 151936, 40960, qk_norm=True),
+        _dense("qwen3-32b", 64, 5120, 64, 8, 25600, 151936, 40960, qk_norm=True),
+        _dense("mistral-7b", 32, 4096, 32, 8, 14336, 32000, 32768, window=4096),  # v0.1, the one with a window
+        _dense("mistral-7b-v0.3", 32, 4096, 32, 8, 14336, 32768, 32768),
+        _dense("mistral-nemo-12b", 40, 5120, 32, 8, 14336, 131072, 131072),
+        ModelSpec(
+            name="qwen3-30b-a3b",
+            num_layers=48,
+            hidden_size=2048,
+            num_attention_heads=32,
+            num_kv_heads=4,
+            head_size=128,
+            intermediate_size=6144,
+            vocab_size=151936,
+            max_position_embeddings=40960,
+            num_experts=128,
+            experts_per_token=8,
+            moe_intermediate_size=768,
+            qk_norm=True,
+        ),
+        _mixtral("mixtral-8x7b", 32, 4096, 32, 14336, 32768),
+        _mixtral("mixtral-8x22b", 56, 6144, 48, 16384, 65536),
+    )
+
+
+def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positions: int) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_kv_heads=8,
+        head_size=128,
+        intermediate_size=width,
+        vocab_size=32000,
+        max_position_embeddings=positions,
+        num_experts=8,
+        experts_per_token=2,
+        moe_intermediate_size=width,
+    )
+
+
+MODELS: dict[str, ModelSpec] = {model.name: model for model in _presets()}
+"""Presets by name: lower-case Hugging Face short names."""
+
+
+def load_model(name_or_path: str, base_dir: Path | None = None) -> ModelSpec:
+    """A preset by name, or a Hugging Face ``config.json`` (the file, or a directory that holds one).
+
+    Relative paths start at ``base_dir`` (the scenario's directory), else at the working directory.
+    Raises InputError for an unknown name, an unreadable file or an architecture this project cannot cost.
+    """
+    preset = MODELS.get(name_or_path.lower())
+    if preset is not None:
+        return preset
+    path = (base_dir or Path()) / Path(name_or_path).expanduser()
+    if path.is_dir():
+        path = path / "config.json"
+    if path.is_file():
+        from sim.latency.hf_config import read_model_config
+
+        return read_model_config(path)
+    short = name_or_path.lower().rstrip("/").rsplit("/", 1)[-1]
+    near = get_close_matches(short, MODELS, n=3, cutoff=0.55)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(MODELS)}"
+    raise InputError(
+        f"engine.model: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path}){hint}"
+    )

@@ -1,0 +1,258 @@
+"""Seconds that each operator of a step takes on one GPU, from datasheet figures: the roofline's physics.
+
+An operator takes the longer of its arithmetic and its memory traffic at a stated share of the
+datasheet's peaks. The shares are what well-tuned public kernels reach (cuBLAS, FlashAttention,
+NCCL), rounded; none is fitted to a measurement of a serving engine. Everything uses +, -, *, / and
+square roots only, which IEEE 754 defines exactly, so that tables are the same on every platform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.latency.gpus import GpuSpec
+from sim.latency.models import ModelSpec
+from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
+from sim.latency.precision import Precision
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Shares of datasheet peaks that kernels reach, and fixed costs. All stated in every summary."""
+
+    gemm: float = 0.72
+    """Large cuBLAS GEMMs: 0.70-0.77 of an A100's dense peak, 0.65-0.85 of an H100's (power capped)."""
+    moe_gemm: float = 0.5
+    """Grouped GEMMs of experts: uneven rows per expert waste tiles."""
+    memory: float = 0.82
+    """Weight-bound GEMMs stream at 0.76-0.80 of an A100's bandwidth, 0.80-0.90 of an H100's."""
+    elementwise: float = 0.7
+    """Norms, rotary embedding, activation: short kernels that do not reach streaming speed."""
+    prefill_attention: float = 0.5
+    """FlashAttention-2 and -3, causal, head size 128, prompts of 1-4 thousand tokens."""
+    decode_attention: float = 0.75
+    """Paged split-KV decode: 0.82-0.87 of copy bandwidth, itself about 0.9 of the datasheet's."""
+    link: float = 0.7
+    """NCCL's bus bandwidth at large messages, NVLink and PCIe alike."""
+    kernel_s: float = 1.5e-6
+    """Start and tail of each kernel within a CUDA graph."""
+    eager_operator_s: float = 25e-6
+    """Python, dispatcher and launch per operator without CUDA graphs: a floor under the step."""
+    nvlink_latency_s: float = 5e-6
+    """A small custom all-reduce, first hop; each further GPU adds ``nvlink_hop_s``."""
+    nvlink_hop_s: float = 0.5e-6
+    pcie_latency_s: float = 15e-6
+    """A small NCCL all-reduce through host memory, first hop; each further GPU adds ``pcie_hop_s``."""
+    pcie_hop_s: float = 5e-6
+    sampler_s: float = 50e-6
+    """The sampler's dozen small kernels."""
+
+
+LAYER_OPERATORS = 10
+"""Norm, QKV, rotary, cache write, attention, output, norm, gate and up, activation, down."""
+MOE_OPERATORS = 4
+"""More than that in an MoE layer: router, top-k, sort, combine."""
+SAMPLER_BYTES_PER_LOGIT = 24
+"""Cast, scale, softmax, noise and argmax over 32-bit logits: six passes."""
+
+
+def slower_of(compute_s: Floats, memory_s: Floats) -> Floats:
+    """The 4-norm: the longer of the two, rounded off (+19 %) where they meet, since kernels overlap
+    arithmetic and traffic well but not perfectly. Grows with either."""
+    rounded: Floats = np.sqrt(np.sqrt(compute_s**2 * compute_s**2 + memory_s**2 * memory_s**2))
+    return rounded
+
+
+def power(base: float, exponents: Floats) -> Floats:
+    """``base ** exponents`` for whole exponents by repeated squaring: multiplications only."""
+    result: Floats = np.ones_like(exponents)
+    left = exponents.astype(np.int64)
+    while left.any():
+        result = np.where(left & 1, result * base, result)
+        base *= base
+        left = left >> 1
+    return result
+
+
+def distinct_experts(num_experts: int, experts_per_token: int, tokens: Floats) -> Floats:
+    """Expected number of experts that ``tokens`` tokens touch when each chooses evenly at random:
+    E * (1 - (1 - k / E) ** tokens)."""
+    return num_experts * (1.0 - power(1.0 - experts_per_token / num_experts, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """One model on one GPU of ``tp`` * ``pp``. Token counts are arrays; answers are seconds."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    precision: Precision
+    tp: int
+    pp: int
+    efficiency: Efficiency
+
+    def _gemm_s(self, tokens: Floats, outputs: float, inputs: float, *, weight_bytes: float, flops: float) -> Floats:
+        """``tokens`` rows through an ``outputs`` x ``inputs`` matrix; no rows cost nothing."""
+        compute = 2.0 * tokens * (outputs * inputs) / (flops * self.efficiency.gemm)
+        traffic = outputs * inputs * weight_bytes + tokens * (outputs + inputs) * self.precision.activation_bytes
+        seconds = slower_of(compute, traffic / self._bandwidth) + self.efficiency.kernel_s
+        return np.where(tokens > 0, seconds, 0.0)
+
+    def _linear_s(self, tokens: Floats, outputs: float, inputs: float) -> Floats:
+        precision = self.precision
+        return self._gemm_s(tokens, outputs, inputs, weight_bytes=precision.linear_bytes, flops=precision.gemm_flops)
+
+    @property
+    def _bandwidth(self) -> float:
+        return self.gpu.memory_bandwidth * self.efficiency.memory
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads on this GPU."""
+        return kv_heads_per_gpu(self.model.num_kv_heads, self.tp)
+
+    def attention_projections_s(self, tokens: Floats) -> Floats:
+        """QKV and output GEMMs of one layer."""
+        model = self.model
+        queries = model.q_size / self.tp
+        qkv = queries + 2 * self.kv_heads * model.head_size
+        return self._linear_s(tokens, qkv, model.hidden_size) + self._linear_s(tokens, model.hidden_size, queries)
+
+    def mlp_s(self, tokens: Floats, intermediate_size: int) -> Floats:
+        """Gate-up and down GEMMs of one dense MLP (or of shared experts) of that width."""
+        width = intermediate_size / self.tp
+        ups = self.model.mlp_matrices - 1
+        return self._linear_s(tokens, ups * width, self.model.hidden_size) + self._linear_s(
+            tokens, self.model.hidden_size, width
+        )
+
+    def experts_s(self, tokens: Floats) -> Floats:
+        """Router, routed experts (only those that some token chose are read) and shared experts of one layer."""
+        model, precision = self.model, self.precision
+        rows = tokens * model.experts_per_token
+        touched = distinct_experts(model.num_experts, model.experts_per_token, tokens)
+        per_gpu = model.expert_parameters / self.tp
+        compute = 2.0 * rows * per_gpu / (precision.gemm_flops * self.efficiency.moe_gemm)
+        traffic = touched * per_gpu * precision.linear_bytes + rows * 4 * model.hidden_size * precision.activation_bytes
+        seconds = slower_of(compute, traffic / self._bandwidth)
+        router = self._gemm_s(
+            tokens,
+            model.num_experts,
+            model.hidden_size,
+            weight_bytes=precision.head_bytes,
+            flops=precision.plain_flops,
+        )
+        fixed = np.where(tokens > 0, (MOE_OPERATORS + 1) * self.efficiency.kernel_s, 0.0)
+        shared = (
+            self.mlp_s(tokens, model.shared_expert_intermediate_size)
+            if model.shared_expert_intermediate_size
+            else np.zeros_like(tokens)
+        )
+        return seconds + router + fixed + shared
+
+    def elementwise_s(self, tokens: Floats, intermediate_size: float) -> Floats:
+        """Two norms with residual, rotary embedding, KV write, activation: bytes over bandwidth, plus their starts."""
+        model = self.model
+        rotary = 2 * (model.q_size / self.tp + self.kv_heads * model.head_size)
+        width = intermediate_size / self.tp
+        elements = 2 * 4 * model.hidden_size + rotary + model.mlp_matrices * width
+        kv = 2 * self.kv_heads * model.head_size
+        traffic = tokens * ((elements + kv) * self.precision.activation_bytes + kv * self.precision.kv_bytes)
+        seconds = traffic / (self.gpu.memory_bandwidth * self.efficiency.elementwise)
+        return np.where(tokens > 0, seconds + (LAYER_OPERATORS - 4) * self.efficiency.kernel_s, 0.0)
+
+    def all_reduce_s(self, tokens: Floats) -> Floats:
+        """One all-reduce of the hidden state over the ``tp`` GPUs: ring bandwidth plus a latency."""
+        if self.tp == 1:
+            return np.zeros_like(tokens)
+        payload = tokens * (self.model.hidden_size * self.precision.activation_bytes)
+        seconds = ring_all_reduce_s(1.0, self.tp, self.gpu.link_bandwidth * self.efficiency.link) * payload
+        return np.where(tokens > 0, seconds + self.link_latency_s, 0.0)
+
+    @property
+    def link_latency_s(self) -> float:
+        """Fixed cost of one small collective."""
+        costs = self.efficiency
+        if self.gpu.nvlink_bandwidth is not None:
+            return costs.nvlink_latency_s + costs.nvlink_hop_s * max(0, self.tp - 2)
+        return costs.pcie_latency_s + costs.pcie_hop_s * max(0, self.tp - 2)
+
+    def layers_s(self, tokens: Floats) -> Floats:
+        """All layers but attention over the KV cache, all-reduces included."""
+        model = self.model
+        num_dense = model.num_layers - model.num_moe_layers
+        each = self.attention_projections_s(tokens) + 2.0 * self.all_reduce_s(tokens)
+        total = model.num_layers * each
+        if num_dense:
+            width = model.intermediate_size
+            total = total + num_dense * (self.mlp_s(tokens, width) + self.elementwise_s(tokens, width))
+        if model.num_moe_layers:
+            width = model.experts_per_token * model.moe_intermediate_size + model.shared_expert_intermediate_size
+            total = total + model.num_moe_layers * (self.experts_s(tokens) + self.elementwise_s(tokens, width))
+        return total
+
+    def embedding_s(self, tokens: Floats) -> Floats:
+        """Row lookup, and its all-reduce under tensor parallelism."""
+        traffic = 2.0 * tokens * (self.model.hidden_size * self.precision.activation_bytes)
+        seconds = traffic / (self.gpu.memory_bandwidth * self.efficiency.elementwise)
+        return np.where(tokens > 0, seconds + self.efficiency.kernel_s, 0.0) + self.all_reduce_s(tokens)
+
+    def send_receive_s(self, tokens: Floats) -> Floats:
+        """Hidden state and residual from one pipeline stage to the next; each GPU sends its share."""
+        if self.pp == 1:
+            return np.zeros_like(tokens)
+        payload = 2.0 * tokens * (self.model.hidden_size * self.precision.activation_bytes) / self.tp
+        seconds = payload / (self.gpu.link_bandwidth * self.efficiency.link)
+        return np.where(tokens > 0, seconds + 2 * self.link_latency_s, 0.0)
+
+    def head_s(self, rows: Floats) -> Floats:
+        """LM head, gathering of logits and sampler for that many rows."""
+        model, precision = self.model, self.precision
+        head = self._gemm_s(
+            rows,
+            model.vocab_size / self.tp,
+            model.hidden_size,
+            weight_bytes=precision.head_bytes,
+            flops=precision.plain_flops,
+        )
+        logits = rows * model.vocab_size
+        sampler = logits * SAMPLER_BYTES_PER_LOGIT / (self.gpu.memory_bandwidth * self.efficiency.elementwise)
+        gather = np.zeros_like(rows)
+        if self.tp > 1:
+            share = (self.tp - 1) / self.tp * precision.activation_bytes
+            gather = logits * share / (self.gpu.link_bandwidth * self.efficiency.link) + self.link_latency_s
+        return np.where(rows > 0, head + sampler + gather + self.efficiency.sampler_s, 0.0)
+
+    def decode_attention_s(self) -> float:
+        """All layers' attention per token of KV that decodes read."""
+        model = self.model
+        traffic = 2 * self.kv_heads * model.head_size * self.precision.kv_bytes
+        flops = 4 * model.q_size / self.tp
+        seconds = max(
+            traffic / (self.gpu.memory_bandwidth * self.efficiency.decode_attention),
+            flops / (self.precision.plain_flops * self.efficiency.prefill_attention),
+        )
+        return model.num_layers * seconds
+
+    def prefill_pair_s(self) -> float:
+        """All layers' attention per unit of ``prefill_attention_pairs`` (half a query-key pair)."""
+        model = self.model
+        flops = 2 * model.q_size / self.tp
+        return model.num_layers * flops / (self.precision.plain_flops * self.efficiency.prefill_attention)
+
+    def prefill_context_s(self) -> float:
+        """All layers' KV traffic per token of context that prefill chunks read."""
+        traffic = 2 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
+        return self.model.num_layers * traffic / (self.gpu.memory_bandwidth * self.efficiency.decode_attention)
+
+    def eager_floor_s(self) -> float:
+        """What launching all layers' operators one by one takes at least."""
+        model = self.model
+        operators = model.num_layers * LAYER_OPERATORS + model.num_moe_layers * MOE_OPERATORS
+        collectives = 2 * model.num_layers if self.tp > 1 else 0
+        return (operators + collectives) * self.efficiency.eager_operator_s

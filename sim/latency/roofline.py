@@ -1,0 +1,114 @@
+"""The roofline: step times from model and GPU figures alone. An estimate, and it says so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.latency.base import StepShape
+from sim.latency.gpus import GpuSpec
+from sim.latency.models import ModelSpec
+from sim.latency.operators import Efficiency, Floats, Operators
+from sim.latency.precision import resolve_precision
+from sim.latency.tables import Rate, Table, TabulatedCost
+
+if TYPE_CHECKING:
+    from sim.scenario.schema import EngineConfig
+
+HOST_STEP_NS = 1_000_000
+"""Host time of a step: schedule, prepare inputs, replay the graph, copy tokens back, stream them out.
+An engineer's figure for vLLM V1 (about 1 ms small, 3 ms at 256 requests), not fitted to any measurement."""
+HOST_REQUEST_NS = 8_000
+"""More of it for each scheduled request."""
+HOST_PARALLEL_NS = 200_000
+"""More of it where worker processes of several GPUs have to be told."""
+
+
+class RooflineCost(TabulatedCost):
+    """Datasheet peaks times stated efficiencies; see ``operators`` for every term.
+
+    With pipeline parallelism all stages are equal: layers, embedding and LM head are spread evenly,
+    so that their sum is right and the last stage (which alone has the LM head) a little too fast.
+    """
+
+    kind = "roofline"
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        engine: EngineConfig,
+        *,
+        host_overhead_ms: float | None = None,
+        efficiency: Efficiency | None = None,
+    ) -> None:
+        """``host_overhead_ms`` replaces all of the default host time, its part per request included."""
+        self.model = model
+        self.gpu = gpu
+        self.precision = resolve_precision(engine, gpu)
+        self.efficiency = efficiency or Efficiency()
+        self.enforce_eager = engine.enforce_eager
+        tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
+        self.operators = Operators(model, gpu, self.precision, tp, pp, self.efficiency)
+        ops = self.operators
+        parallel_ns = HOST_PARALLEL_NS if tp * pp > 1 else 0
+        default_host = host_overhead_ms is None
+        super().__init__(
+            tokens=Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1),
+            sampled=Table(lambda rows: ops.head_s(rows) / pp, engine.max_num_seqs, least_ns=0),
+            decode_context=Rate(ops.decode_attention_s() / pp * 1e9),
+            prefill_pairs=Rate(ops.prefill_pair_s() / pp * 1e9),
+            prefill_context=Rate(ops.prefill_context_s() / pp * 1e9),
+            swap=Rate(1e9 / (gpu.pcie_bandwidth * self.efficiency.link * tp * pp)),
+            pipeline_stages=pp,
+            host_step_ns=HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6),
+            host_request_ns=HOST_REQUEST_NS if default_host else 0,
+        )
+
+    def _tokens_s(self, tokens: Floats) -> Floats:
+        """One stage's time that depends on the number of tokens alone."""
+        ops = self.operators
+        layers = ops.layers_s(tokens)
+        if self.enforce_eager:
+            layers = np.where(tokens > 0, np.maximum(layers, ops.eager_floor_s()), layers)
+        return (layers + ops.embedding_s(tokens)) / ops.pp + ops.send_receive_s(tokens)
+
+    def breakdown(self, shape: StepShape) -> dict[str, float]:
+        """Seconds of one stage by term; their sum is ``gpu_ns`` up to rounding."""
+        ops = self.operators
+        tokens = np.array([float(shape.num_tokens)])
+        collectives = 2.0 * self.model.num_layers * ops.all_reduce_s(tokens)
+        attention = max(
+            shape.prefill_attention_pairs * ops.prefill_pair_s(),
+            shape.prefill_context_tokens * ops.prefill_context_s(),
+        )
+        terms = {
+            "layers": float((self._tokens_s(tokens) - collectives / ops.pp - ops.send_receive_s(tokens))[0]),
+            "all_reduce": float(collectives[0]) / ops.pp,
+            "send_receive": float(ops.send_receive_s(tokens)[0]),
+            "prefill_attention": attention / ops.pp if shape.num_prefill_tokens else 0.0,
+            "decode_attention": shape.decode_context_tokens * ops.decode_attention_s() / ops.pp,
+            "head_and_sampler": float(ops.head_s(np.array([float(shape.num_sampled)]))[0]) / ops.pp,
+            "swap": self._swap.ns(shape.swap_bytes) / 1e9,
+        }
+        return terms
+
+    def describe(self) -> dict[str, object]:
+        """Kind, that it is an estimate, and every constant it stands on."""
+        return {
+            "kind": self.kind,
+            "estimate": True,
+            "text": "roofline estimate from datasheet figures; not measured",
+            "model": self.model.name,
+            "gpu": self.gpu.name,
+            "gpu_source": self.gpu.source,
+            "dtype": self.precision.weights,
+            "kv_cache_dtype": self.precision.kv,
+            "tensor_parallel_size": self.operators.tp,
+            "pipeline_parallel_size": self.operators.pp,
+            "efficiency": asdict(self.efficiency),
+            "host_overhead_ms": self.host_step_ns / 1e6,
+            "host_overhead_per_request_ms": self.host_request_ns / 1e6,
+        }

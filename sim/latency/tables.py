@@ -1,0 +1,137 @@
+"""Step costs as integers: tables over token counts and fixed-point rates, read without floating point.
+
+What depends on the number of tokens or rows alone is tabulated; what grows linearly (attention over
+context, bytes swapped) is an integer rate with a shift. Any latency model that can say its
+costs like this gets the fast arithmetic from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import frexp
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.latency.base import StepShape
+
+Floats = npt.NDArray[np.float64]
+
+RATE_BITS = 30
+"""Bits of a rate's mantissa: with counts below 2**33 a product fits 64 bits."""
+MAX_TABLE = 1 << 16
+"""Entries that a table holds from the start; larger counts are computed when they come up."""
+_LARGEST = (1 << 63) - 1
+
+
+class Rate:
+    """Nanoseconds per unit as ``multiplier >> shift``: relative error below 2**-29, monotone in the count."""
+
+    __slots__ = ("multiplier", "shift")
+
+    def __init__(self, ns_per_unit: float) -> None:
+        exponent = frexp(ns_per_unit)[1]
+        self.shift = max(0, RATE_BITS - exponent)
+        self.multiplier = round(ns_per_unit * 2.0**self.shift)
+
+    def ns(self, count: int) -> int:
+        """``count`` units, rounded down."""
+        return count * self.multiplier >> self.shift
+
+
+class Table:
+    """Nanoseconds by count: an integer list, made at once up to a size and one by one beyond it.
+
+    ``seconds`` maps counts to seconds. Values never fall as the count grows.
+    """
+
+    __slots__ = ("_beyond", "_seconds", "values")
+
+    def __init__(self, seconds: Callable[[Floats], Floats], largest: int, *, least_ns: int) -> None:
+        self._seconds = seconds
+        counts = np.arange(min(largest, MAX_TABLE) + 1, dtype=np.float64)
+        ns = np.rint(seconds(counts) * 1e9).astype(np.int64)
+        self.values: list[int] = np.maximum.accumulate(np.maximum(ns, least_ns)).tolist()
+        self._beyond: dict[int, int] = {}
+
+    def ns(self, count: int) -> int:
+        """The value at ``count``, any count from 0."""
+        if count < len(self.values):
+            return self.values[count]
+        known = self._beyond.get(count)
+        if known is None:
+            exact = float(self._seconds(np.array([float(count)]))[0])
+            known = self._beyond[count] = max(self.values[-1], round(exact * 1e9))
+        return known
+
+
+class TabulatedCost:
+    """A step is a table by tokens, a table by sampled rows and linear terms."""
+
+    def __init__(
+        self,
+        *,
+        tokens: Table,
+        sampled: Table,
+        decode_context: Rate,
+        prefill_pairs: Rate,
+        prefill_context: Rate,
+        swap: Rate,
+        pipeline_stages: int,
+        host_step_ns: int,
+        host_request_ns: int,
+    ) -> None:
+        self.pipeline_stages = pipeline_stages
+        self.host_step_ns = host_step_ns
+        self.host_request_ns = host_request_ns
+        self._tokens = tokens
+        self._sampled = sampled
+        self._tokens_ns = tokens.values
+        self._sampled_ns = sampled.values
+        self._decode_context = decode_context
+        self._decode_multiplier = decode_context.multiplier
+        self._decode_shift = decode_context.shift
+        self._prefill_pairs = prefill_pairs
+        self._prefill_context = prefill_context
+        self._swap = swap
+
+    def gpu_ns(self, shape: StepShape) -> int:
+        """Accelerator time of one stage of this step, at least 1."""
+        num_prefill_tokens = shape.num_prefill_tokens
+        try:
+            ns = self._tokens_ns[num_prefill_tokens + shape.num_decodes] + self._sampled_ns[shape.num_sampled]
+        except IndexError:
+            ns = self._tokens.ns(num_prefill_tokens + shape.num_decodes) + self._sampled.ns(shape.num_sampled)
+        ns += shape.decode_context_tokens * self._decode_multiplier >> self._decode_shift
+        if num_prefill_tokens:
+            ns += max(
+                self._prefill_pairs.ns(shape.prefill_attention_pairs),
+                self._prefill_context.ns(shape.prefill_context_tokens),
+            )
+        if shape.swap_bytes:
+            ns += self._swap.ns(shape.swap_bytes)
+        return ns
+
+    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
+        """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
+        fixed = self._tokens.ns(num_decodes) + self._sampled.ns(num_decodes)
+        last = decode_context_tokens + num_steps * num_decodes
+        if last * self._decode_multiplier > _LARGEST:
+            rate = self._decode_context
+            context = range(decode_context_tokens, last, num_decodes) if num_decodes else [last] * num_steps
+            return np.array([fixed + rate.ns(tokens) for tokens in context], dtype=np.int64)
+        run = np.arange(num_steps, dtype=np.int64)
+        run *= num_decodes
+        run += decode_context_tokens
+        run *= self._decode_multiplier
+        run >>= self._decode_shift
+        run += fixed
+        return run
+
+    def host_ns(self, shape: StepShape) -> int:
+        """Host time of this step: a fixed part and a part per scheduled request."""
+        return self.host_step_ns + self.host_request_ns * (shape.num_prefills + shape.num_decodes)
+
+    def empty_step_ns(self) -> int:
+        """The fixed host time, at least 1."""
+        return max(1, self.host_step_ns)

@@ -1,0 +1,77 @@
+"""How much arithmetic and memory traffic steps are worth, for MFU and bandwidth use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.latency.gpus import GpuSpec
+from sim.latency.models import ModelSpec
+from sim.latency.operators import distinct_experts
+from sim.latency.parallel import kv_heads_per_gpu
+from sim.latency.precision import resolve_precision
+
+if TYPE_CHECKING:
+    from sim.scenario.schema import EngineConfig
+
+Floats = npt.NDArray[np.float64]
+Columns = Mapping[str, npt.NDArray[np.int64]]
+
+
+class WorkModel:
+    """FLOPs and bytes of one replica, all its GPUs together.
+
+    Columns are named as StepShape's fields (as in ``RunRecord.steps``). A row is ``num_steps`` steps
+    (1 where there is no such column) whose decode context grows by ``num_decodes`` each step.
+    """
+
+    def __init__(self, model: ModelSpec, gpu: GpuSpec, engine: EngineConfig) -> None:
+        tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
+        self.model = model
+        self.precision = resolve_precision(engine, gpu)
+        self.peak_flops = tp * pp * self.precision.gemm_flops
+        """Dense FLOP/s at the weights' number format."""
+        self.peak_bandwidth = tp * pp * gpu.memory_bandwidth
+        kv_heads = tp * kv_heads_per_gpu(model.num_kv_heads, tp)
+        self.kv_bytes_per_token = 2 * model.num_layers * kv_heads * model.head_size * self.precision.kv_bytes
+        """Of all GPUs, replicated heads counted as often as they are stored."""
+
+    def flops(self, columns: Columns) -> Floats:
+        """Useful FLOPs of each row (a multiply-add counts two): matrices that each token passes, attention, LM head."""
+        model = self.model
+        steps, tokens, decode_context = _totals(columns)
+        matrices = 2.0 * model.active_linear_parameters * tokens
+        pair = 4.0 * model.num_layers * model.q_size
+        attention = pair * (decode_context + 0.5 * columns["prefill_attention_pairs"] * steps)
+        head = 2.0 * model.vocab_size * model.hidden_size * columns["num_sampled"] * steps
+        result: Floats = matrices + attention + head
+        return result
+
+    def bytes(self, columns: Columns) -> Floats:
+        """Bytes from and to GPU memory of each row: weights once a step (only experts that some token chose),
+        KV read and written. Activations, mostly kept in cache, are left out."""
+        model, precision = self.model, self.precision
+        steps, tokens, decode_context = _totals(columns)
+        per_step = tokens / np.maximum(steps, 1.0)
+        busy = np.where(per_step > 0, steps, 0.0)
+        fixed = model.linear_parameters - model.num_moe_layers * model.num_experts * model.expert_parameters
+        weights = busy * fixed
+        if model.num_experts:
+            touched = distinct_experts(model.num_experts, model.experts_per_token, per_step)
+            weights = weights + steps * model.num_moe_layers * model.expert_parameters * touched
+        head = np.where(columns["num_sampled"] > 0, steps, 0.0) * model.vocab_size * model.hidden_size
+        kv = decode_context + columns["prefill_context_tokens"] * steps + tokens
+        result: Floats = weights * precision.linear_bytes + head * precision.head_bytes + kv * self.kv_bytes_per_token
+        return result
+
+
+def _totals(columns: Columns) -> tuple[Floats, Floats, Floats]:
+    """(steps, tokens of all steps, decode context of all steps) of each row."""
+    decodes = columns["num_decodes"].astype(np.float64)
+    steps = columns["num_steps"].astype(np.float64) if "num_steps" in columns else np.ones_like(decodes)
+    tokens = (columns["num_prefill_tokens"] + decodes) * steps
+    context = columns["decode_context_tokens"] * steps + decodes * steps * (steps - 1.0) / 2.0
+    return steps, tokens, context
