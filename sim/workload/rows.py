@@ -1,0 +1,290 @@
+"""Rows of one class, before the classes are merged: lengths, shared prefixes, conversations, traces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sim.seeds import rng
+from sim.workload.lengths import draw_lengths
+from sim.workload.plan import ClassPlan
+from sim.workload.presets import draw_preset_lengths
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, IntColumn
+from sim.workload.trace_fields import NOT_GIVEN
+from sim.workload.traces import Trace, read_trace
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Numbering:
+    """Hands out content ids and conversation numbers, each once in a workload."""
+
+    next_content: int = 0
+    next_session: int = 0
+    owners: dict[str, int] = field(default_factory=dict)
+
+    def content(self, count: int, owner: str | None = None) -> int:
+        """First of ``count`` new content ids; the same again for the same owner."""
+        if owner is not None and owner in self.owners:
+            return self.owners[owner]
+        first = self.next_content
+        self.next_content += count
+        if owner is not None:
+            self.owners[owner] = first
+        return first
+
+    def sessions(self, count: int) -> int:
+        """First of ``count`` new conversation numbers."""
+        first = self.next_session
+        self.next_session += count
+        return first
+
+
+@dataclass(slots=True)
+class Rows:
+    """The columns of ``RequestTable`` for one class or trace, and where each row belongs among the others'."""
+
+    name: str
+    classes: list[ClassInfo]
+    root_ns: IntColumn
+    """Arrival of the conversation's first request: what rows are merged by."""
+    root_index: IntColumn
+    """Number of that arrival in its process."""
+    arrival_ns: IntColumn
+    input_tokens: IntColumn
+    output_tokens: IntColumn
+    max_tokens: IntColumn
+    priority: IntColumn
+    class_index: IntColumn
+    parent: IntColumn
+    deadline_ns: IntColumn
+    expected_output_tokens: IntColumn
+    session: IntColumn
+    segment_count: IntColumn
+    segment_content_id: IntColumn
+    segment_end_tokens: IntColumn
+    request_ids: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Turns:
+    """Conversations flattened: row by row, one conversation after the other."""
+
+    conversation: IntColumn
+    turn: IntColumn
+    input_tokens: IntColumn
+    output_tokens: IntColumn
+    max_tokens: IntColumn
+    first_input: IntColumn
+    """Input of the conversation's first turn, per row."""
+    notes: list[str]
+
+
+def generated_rows(
+    plan: ClassPlan,
+    seed: int,
+    arrival_ns: IntColumn,
+    root_ns: IntColumn,
+    root_index: IntColumn,
+    numbering: Numbering,
+    limit: int | None,
+    max_model_len: int | None,
+) -> Rows:
+    """The first ``limit`` requests of the conversations that open at ``arrival_ns``.
+
+    Without ``sessions`` every conversation has one turn. ``limit`` counts requests, so the last
+    conversation may be shortened. Turns whose prompt, with one token of output, would exceed
+    ``max_model_len`` are not sent, nor are those after them.
+    """
+    turns = _turns(plan, seed, len(arrival_ns), limit, max_model_len)
+    n = len(turns.turn)
+    later = turns.turn > 0
+    sessions = plan.sessions
+    think_ns = round(sessions.think_time_s * NS_PER_S) if sessions is not None else 0
+    session = np.full(n, NO_GROUP, dtype=np.int64)
+    if sessions is not None:
+        session = numbering.sessions(len(arrival_ns)) + turns.conversation
+    rows = Rows(
+        name=plan.name,
+        classes=[plan.info],
+        root_ns=root_ns[turns.conversation],
+        root_index=root_index[turns.conversation],
+        arrival_ns=np.where(later, think_ns, arrival_ns[turns.conversation]),
+        input_tokens=turns.input_tokens,
+        output_tokens=turns.output_tokens,
+        max_tokens=turns.max_tokens,
+        priority=np.full(n, plan.priority, dtype=np.int64),
+        class_index=np.zeros(n, dtype=np.int64),
+        parent=np.where(later, np.arange(n) - 1, NO_PARENT),
+        deadline_ns=_deadlines(plan, n),
+        expected_output_tokens=np.full(n, NO_HINT, dtype=np.int64),
+        session=session,
+        segment_count=np.zeros(n, dtype=np.int64),
+        segment_content_id=np.empty(0, dtype=np.int64),
+        segment_end_tokens=np.empty(0, dtype=np.int64),
+        notes=turns.notes,
+    )
+    if plan.prefix is not None:
+        # A conversation opens with its prefix once; where the first prompt is shorter, the rest is not in it.
+        _add_prefix(rows, plan, seed, turns.conversation, turns.first_input, numbering)
+    return rows
+
+
+def _deadlines(plan: ClassPlan, n: int) -> IntColumn:
+    allowed = NO_DEADLINE if plan.deadline_s is None else round(plan.deadline_s * NS_PER_S)
+    return np.full(n, allowed, dtype=np.int64)
+
+
+def _add_prefix(
+    rows: Rows, plan: ClassPlan, seed: int, conversation: IntColumn, first_input: IntColumn, numbering: Numbering
+) -> None:
+    """One shared segment per row: min(tokens, input) of the conversation's group."""
+    if plan.prefix is None:
+        return
+    count = int(conversation[-1]) + 1 if len(conversation) else 0
+    groups = rng(seed, "prefix", plan.name).integers(0, plan.prefix.groups, size=count, dtype=np.int64)
+    rows.segment_count = np.ones(len(conversation), dtype=np.int64)
+    rows.segment_content_id = numbering.content(plan.prefix.groups, plan.prefix_owner) + groups[conversation]
+    rows.segment_end_tokens = np.minimum(first_input, plan.prefix.tokens)
+
+
+def _turns(plan: ClassPlan, seed: int, conversations: int, limit: int | None, max_model_len: int | None) -> _Turns:
+    """Draw conversations until ``limit`` rows are there; how many are drawn does not change their values."""
+    if plan.sessions is None:
+        counts = np.ones(conversations, dtype=np.int64)
+    elif isinstance(plan.sessions.turns, int):
+        counts = np.full(conversations, plan.sessions.turns, dtype=np.int64)
+    else:
+        counts = draw_lengths(plan.sessions.turns, rng(seed, "sessions", plan.name), conversations)
+    opened = conversations
+    if limit is not None:
+        opened = min(conversations, int(np.searchsorted(np.cumsum(counts), limit)) + 1)
+    while True:
+        turns = _draw_turns(plan, seed, counts[:opened], limit, max_model_len)
+        if opened == conversations or limit is None or len(turns.turn) >= limit:
+            return turns
+        opened = min(conversations, 2 * opened)
+
+
+def _draw_turns(plan: ClassPlan, seed: int, counts: IntColumn, limit: int | None, max_model_len: int | None) -> _Turns:
+    n = int(counts.sum())
+    notes: list[str] = []
+    own, output, max_tokens = draw_request_lengths(plan, seed, n, notes)
+    conversation = np.repeat(np.arange(len(counts)), counts)
+    start = np.repeat(np.cumsum(counts) - counts, counts)
+    turn = np.arange(n) - start
+    if plan.sessions is None:
+        return _Turns(conversation, turn, own, output, max_tokens, own, notes)
+    before = np.cumsum(own + output) - (own + output)
+    prompt = before - before[start] + own
+    kept = np.arange(n)
+    if max_model_len is not None:
+        kept = np.flatnonzero((turn == 0) | (prompt < max_model_len))
+    kept = kept[:limit]
+    wanted = n if limit is None else min(n, limit)
+    if len(kept) < wanted or (len(kept) and int(kept[-1]) >= wanted):
+        notes.append(f"class {plan.name}: some conversations end early, at max_model_len ({max_model_len})")
+    return _Turns(conversation[kept], turn[kept], prompt[kept], output[kept], max_tokens[kept], own[start][kept], notes)
+
+
+def draw_request_lengths(
+    plan: ClassPlan, seed: int, n: int, notes: list[str]
+) -> tuple[IntColumn, IntColumn, IntColumn]:
+    """Input, output and max_tokens of ``n`` requests; an output is never longer than its max_tokens."""
+    input_gen, output_gen = rng(seed, "input_tokens", plan.name), rng(seed, "output_tokens", plan.name)
+    if plan.preset is not None and (plan.input_tokens is None or plan.output_tokens is None):
+        inputs, outputs = draw_preset_lengths(plan.preset, input_gen, output_gen, n)
+        input_gen, output_gen = rng(seed, "input_tokens", plan.name), rng(seed, "output_tokens", plan.name)
+    if plan.input_tokens is not None:
+        inputs = draw_lengths(plan.input_tokens, input_gen, n)
+    if plan.output_tokens is not None:
+        outputs = draw_lengths(plan.output_tokens, output_gen, n)
+    return inputs, *capped_outputs(plan, seed, outputs, notes)
+
+
+def capped_outputs(plan: ClassPlan, seed: int, outputs: IntColumn, notes: list[str]) -> tuple[IntColumn, IntColumn]:
+    """(outputs, max_tokens): what the client asks for at most ends an output that would be longer."""
+    if plan.max_tokens is None:
+        return outputs, outputs.copy()
+    max_tokens = draw_lengths(plan.max_tokens, rng(seed, "max_tokens", plan.name), len(outputs))
+    if np.any(outputs > max_tokens):
+        notes.append(f"class {plan.name}: some outputs are cut short by max_tokens")
+    return np.minimum(outputs, max_tokens), max_tokens
+
+
+def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool) -> Rows:
+    """The requests of a trace, up to the class's ``requests`` and ``duration_s``; tenants become classes."""
+    if plan.trace is None:
+        raise ValueError("this class has no trace")
+    trace = read_trace(plan.trace, base_dir)
+    n = len(trace.arrival_ns)
+    notes = list(trace.notes)
+    outputs, max_tokens = capped_outputs(plan, seed, trace.output_tokens, notes)
+    classes, class_index = _tenants(plan, trace, only_class)
+    none = np.full(n, NO_GROUP, dtype=np.int64)
+    priority = np.full(n, plan.priority, dtype=np.int64)
+    if trace.priority is not None:
+        priority = np.where(trace.priority == NOT_GIVEN, plan.priority, trace.priority)
+    session = none if trace.session is None else trace.session
+    if trace.session is not None:
+        first = numbering.sessions(int(session.max()) + 1)
+        session = np.where(session == NO_GROUP, NO_GROUP, session + first)
+    rows = Rows(
+        name=plan.name,
+        classes=classes,
+        root_ns=trace.arrival_ns,
+        root_index=np.arange(n),
+        arrival_ns=trace.arrival_ns,
+        input_tokens=trace.input_tokens,
+        output_tokens=outputs,
+        max_tokens=max_tokens,
+        priority=priority,
+        class_index=class_index,
+        parent=np.full(n, NO_PARENT, dtype=np.int64),
+        deadline_ns=_deadlines(plan, n),
+        expected_output_tokens=none if trace.expected_output_tokens is None else trace.expected_output_tokens,
+        session=session,
+        segment_count=np.zeros(n, dtype=np.int64),
+        segment_content_id=np.empty(0, dtype=np.int64),
+        segment_end_tokens=np.empty(0, dtype=np.int64),
+        request_ids=trace.request_ids,
+        notes=notes,
+    )
+    if plan.sessions is not None:
+        rows.notes.append(f"{plan.where}.sessions is not used: the trace says when its requests come")
+    if trace.segments is not None:
+        ids = trace.segments.content_id
+        rows.segment_count, rows.segment_end_tokens = trace.segments.count, trace.segments.end_tokens
+        rows.segment_content_id = ids + numbering.content(int(ids.max(initial=-1)) + 1)
+        if plan.prefix is not None:
+            rows.notes.append(f"{plan.where}.prefix is not used: the trace has shared prefixes of its own")
+    elif plan.prefix is not None:
+        _add_prefix(rows, plan, seed, np.arange(n), trace.input_tokens, numbering)
+    return rows
+
+
+def _tenants(plan: ClassPlan, trace: Trace, only_class: bool) -> tuple[list[ClassInfo], IntColumn]:
+    """A class for each tenant that the trace names; rows without one belong to the plan's own class."""
+    n = len(trace.arrival_ns)
+    if trace.tenant is None:
+        return [plan.info], np.zeros(n, dtype=np.int64)
+    classes: list[ClassInfo] = []
+    place: dict[str, int] = {}
+
+    def class_of(tenant: str) -> int:
+        if tenant not in place:
+            place[tenant] = len(classes)
+            name = tenant if only_class else f"{plan.name}/{tenant}"
+            classes.append(ClassInfo(name, tenant, plan.tier or tenant, plan.info.slo))
+        return place[tenant]
+
+    index_of = np.array([class_of(tenant) for tenant in trace.tenant_names], dtype=np.int64)
+    missing = trace.tenant == NOT_GIVEN
+    if not np.any(missing):
+        return classes, index_of[trace.tenant]
+    own = class_of(plan.info.tenant)
+    return classes, np.where(missing, own, index_of[np.where(missing, 0, trace.tenant)])
