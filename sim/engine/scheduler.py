@@ -240,8 +240,9 @@ class Scheduler:
             if is_prefill:
                 if 0 < chunk_cap < num_new:
                     num_new = chunk_cap
-                num_new = min(num_new, step.prefill_budget)
-            num_new = min(num_new, step.token_budget, longest - computed)
+                num_new = min(num_new, step.prefill_budget, step.token_budget, longest - computed)
+            elif computed >= longest:
+                num_new = 0
             if step.shares is not None:
                 num_new = min(num_new, step.shares.left(request))
             if num_new <= 0:
