@@ -6,7 +6,8 @@ import numpy as np
 
 from sim.results.metrics import NS_PER_MS, FloatColumn, Samples
 from sim.results.series import Series
-from sim.results.svg import Chart, nice_number
+from sim.results.svg import Chart
+from sim.results.wording import nice_number
 
 CDF_POINTS = 160
 LOG_ABOVE_RATIO = 20.0

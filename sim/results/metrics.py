@@ -51,6 +51,14 @@ def exact_sum(values: IntColumn) -> int:
     return (high << 32) + low
 
 
+def _exact_second_moment(values: IntColumn, weights: IntColumn) -> int:
+    """Sum of ``weights * values**2``."""
+    largest = int(np.abs(values).max(initial=0)) * int(weights.max(initial=0))
+    if largest < 2**62:
+        return exact_dot(values * weights, values)
+    return sum(weight * value * value for value, weight in zip(values.tolist(), weights.tolist(), strict=True))
+
+
 def _limbs(values: IntColumn) -> tuple[IntColumn, IntColumn, IntColumn]:
     return values & _LIMB_MASK, (values >> _LIMB_BITS) & _LIMB_MASK, values >> (2 * _LIMB_BITS)
 
@@ -112,8 +120,10 @@ class Samples:
             return math.sqrt(math.fsum(((self.values - mean) ** 2).tolist()) / self.count)
         column = cast(IntColumn, self.values)
         centred: IntColumn = column - int(self.total()) // self.count
-        weighted = centred if self.weights is None else centred * self.weights
-        first, second = exact_sum(weighted), exact_dot(weighted, centred)
+        if self.weights is None:
+            first, second = exact_sum(centred), exact_dot(centred, centred)
+        else:
+            first, second = exact_dot(centred, self.weights), _exact_second_moment(centred, self.weights)
         return math.sqrt((second * self.count - first * first) / (self.count * self.count))
 
     def statistics(self, scale: float = NS_PER_MS) -> dict[str, float | None]:

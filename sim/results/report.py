@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from sim.results import wording
 from sim.results.bottleneck import bottleneck
 from sim.results.context import RunContext
 from sim.results.figures import distribution_chart, time_charts
 from sim.results.metrics import METRICS, RequestTimes, Samples
 from sim.results.record import RunRecord
 from sim.results.series import binned
-from sim.results.svg import nice_number
+from sim.results.wording import endings, nice_number, source_of
 
 METRIC_NAMES = {
     "ttft": "Time to first token",
@@ -32,7 +33,7 @@ STYLE = """
 "Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}main{max-width:1180px;margin:0 auto;padding:28px 20px 48px}
 h1{font-size:26px;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}h2{font-size:17px;margin:30px 0 10px}
 h3{font-size:14px;margin:0 0 6px;font-weight:600}p{margin:6px 0}.sub,.note{color:var(--soft)}.note{font-size:13px}
-.grid{display:grid;gap:12px}.tiles{grid-template-columns:repeat(auto-fit,minmax(160px,1fr));margin-top:20px}
+.grid{display:grid;gap:12px}.tiles{grid-template-columns:repeat(auto-fit,minmax(175px,1fr));margin-top:20px}
 .three{grid-template-columns:repeat(auto-fit,minmax(320px,1fr))}.two{grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}
 @media (max-width:520px){.three,.two{grid-template-columns:1fr}}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;min-width:0}
@@ -65,8 +66,8 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage; a dash where there is none."""
-    return NONE if value is None else f"{value * 100:.{0 if value >= 0.1 or value == 0 else 1}f}%"
+    """A share for the page; a dash where there is none."""
+    return wording.percent(value, NONE)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -83,25 +84,14 @@ def badge(met: bool | None) -> str:
     return '<span class="badge good">met</span>' if met else '<span class="badge bad">missed</span>'
 
 
-def source_of(latency: dict[str, Any]) -> str:
-    """Where step times come from, in words; the terminal says the same."""
-    kind = str(latency.get("kind", "unknown"))
-    if kind == "roofline":
-        return "roofline estimate, not measured"
-    if kind == "constant":
-        return "constant step time, an assumption, not measured"
-    name = latency.get("name") or latency.get("profile")
-    return f"measured profile {name}" if name else f"{kind} latency model"
-
-
 def _tiles(summary: dict[str, Any]) -> str:
     counts, kv = summary["counts"], summary["kv"]
     tiles = [
         ("Requests completed", f"{counts['completed']:,} <i>of {counts['submitted']:,}</i>"),
         ("Request throughput", number(summary["request_throughput"], " <i>req/s</i>")),
         ("Output throughput", number(summary["output_throughput"], " <i>tok/s</i>")),
-        ("TTFT p50 / p95", f"{number(summary['p50_ttft_ms'])} / {number(summary['p95_ttft_ms'])} <i>ms</i>"),
-        ("ITL p50 / p99", f"{number(summary['p50_itl_ms'])} / {number(summary['p99_itl_ms'])} <i>ms</i>"),
+        ("TTFT p50 / p95, ms", f"{number(summary['p50_ttft_ms'])} / {number(summary['p95_ttft_ms'])}"),
+        ("ITL p50 / p99, ms", f"{number(summary['p50_itl_ms'])} / {number(summary['p99_itl_ms'])}"),
         ("E2E p95", number(_per(summary["p95_e2el_ms"], 1000), " <i>s</i>")),
         ("Accelerators busy", percent(summary["utilization"]["busy_fraction"])),
         ("KV use mean / peak", f"{percent(kv['mean_usage'])} / {percent(kv['max_usage'])}"),
@@ -113,7 +103,7 @@ def _tiles(summary: dict[str, Any]) -> str:
         tiles.append(("Goodput", number(summary["request_goodput"], " <i>req/s</i>")))
     cost = summary["cost"] or {}
     if cost.get("usd_per_million_tokens") is not None:
-        tiles.append(("Cost per million tokens", f"${cost['usd_per_million_tokens']:.3g}"))
+        tiles.append(("Cost per M tokens", f"${cost['usd_per_million_tokens']:.3g}"))
     cells = "".join(f'<div class="card tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
     return f'<div class="grid tiles">{cells}</div>'
 
@@ -215,10 +205,7 @@ def render_report(record: RunRecord, summary: dict[str, Any], context: RunContex
     run = summary["run"]
     name, sentence = bottleneck(summary)
     notes = "".join(f"<li>{escape(note)}</li>" for note in run["notes"])
-    failed = {
-        kind: count for kind, count in summary["counts"].items() if kind not in ("submitted", "completed") and count
-    }
-    ended = "; ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in failed.items())
+    ended = endings(summary["counts"])
     sub = (
         f"{nice_number(summary['duration'])} s simulated · {run['steps']:,} steps · seed {run['seed']} · "
         f"step times: {escape(source_of(run['latency']))}"

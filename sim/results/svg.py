@@ -7,18 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from sim.results.wording import nice_number
+
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
-
-
-def nice_number(value: float) -> str:
-    """A tick or tile label: three significant digits, thousands separated, no exponent."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -13,6 +13,7 @@ from sim.results.metrics import (
     Mask,
     RequestTimes,
     Samples,
+    exact_dot,
     exact_sum,
     step_segments,
 )
@@ -143,7 +144,7 @@ def kv_use(record: RunRecord, replica: int, window: tuple[int, int]) -> tuple[fl
     used = record.num_gpu_blocks[replica] - record.steps["free_blocks"][rows]
     start, end = np.clip(start, *window), np.clip(end, *window)
     length = window[1] - window[0]
-    return (exact_sum(used * (end - start)) / length if length else None), int(used.max(initial=0))
+    return (exact_dot(used, end - start) / length if length else None), int(used.max(initial=0))
 
 
 def replicas_section(record: RunRecord, window: tuple[int, int]) -> list[dict[str, Any]]:

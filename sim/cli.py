@@ -1,0 +1,301 @@
+"""``simrun``: the command line. Results go to standard output, everything else to standard error.
+
+Imports of anything heavy are inside the commands, so that ``simrun --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from sim import __version__
+from sim.errors import InputError, Problem, SimrunError
+
+if TYPE_CHECKING:
+    from sim.results.results import Results
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SLO_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
+SHORT_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+
+
+class ScenarioGroup(click.Group):
+    """A group whose first argument may be a scenario: ``simrun x.yaml`` is ``simrun run x.yaml``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``run`` in front of what is neither a command nor an option of the group."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Both forms."""
+        formatter.write_usage("simrun", "SCENARIO.yaml [OPTIONS]")
+        formatter.write_usage("simrun", "COMMAND", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options of a run, since that is what most come for, then the other commands."""
+        run_command = self.commands["run"]
+        with click.Context(run_command, info_name="run") as run_context:
+            options = [each for each in run_command.params if isinstance(each, click.Option)]
+            records = [record for each in options if (record := each.get_help_record(run_context))]
+        with formatter.section("Options"):
+            formatter.write_dl([*records, ("--version", "Show the version and exit.")])
+        rows = [(name, each.get_short_help_str(60)) for name, each in self.commands.items() if not each.hidden]
+        with formatter.section("Other commands"):
+            formatter.write_dl([row for row in rows if row[0] != "run"])
+        with formatter.section("Exit codes"):
+            formatter.write_text("0 done; 1 the simulation failed; 2 bad input; 3 SLO missed under --check-slo")
+
+
+@click.group(cls=ScenarioGroup, context_settings=SHORT_HELP)
+@click.version_option(__version__, "--version", message="simrun %(version)s")
+def cli() -> None:
+    """Simulate LLM serving, step for step as vLLM's V1 scheduler does it."""
+
+
+@cli.command("run", context_settings=SHORT_HELP, options_metavar="[OPTIONS]")
+@click.argument("scenario", metavar="SCENARIO.yaml")
+@click.option("--out", metavar="DIR", help="Write summary, tables, report and trace to this folder.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key; may be repeated.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Take this seed instead of the scenario's.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of tables.")
+@click.option("--check-slo", is_flag=True, help="Exit with 3 if the scenario's SLO is missed.")
+@click.option("--decisions", metavar="FILE.jsonl", help="Write one line per scheduler step to this file.")
+def run_command(
+    scenario: str,
+    out: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    as_json: bool,
+    check_slo: bool,
+    decisions: str | None,
+) -> int:
+    """Simulate a scenario and print what it found."""
+    from sim.progress import ProgressBar
+    from sim.run import load, run
+
+    problems = [*_folder_problems(out), *_file_problems(decisions)]
+    try:
+        loaded = load(scenario, overrides, seed)
+    except InputError as error:
+        raise InputError([*error.problems, *problems]) from None
+    if problems:
+        raise InputError(problems)
+    with _decisions(decisions) as stream, ProgressBar() as bar:
+        results = run(loaded, decisions=stream, progress=bar if bar.wanted else None)
+    written = [] if out is None else results.write(out)
+    if as_json:
+        click.echo(results.summary_json, nl=False)
+    else:
+        from sim.results.terminal import print_summary
+
+        print_summary(results.summary, written)
+    return _slo_verdict(results) if check_slo else EXIT_DONE
+
+
+def _slo_verdict(results: Results) -> int:
+    slo = results.summary["slo"]
+    if slo is None:
+        click.echo("simrun: --check-slo: the scenario gives no `slo`, so there is nothing to check", err=True)
+    if results.slo_met:
+        return EXIT_DONE
+    for where, verdict in [("", slo), *((f" of class {name}", each) for name, each in slo["classes"].items())]:
+        for name, entry in verdict["limits"].items():
+            if entry["met"] is False:
+                value = "no samples" if entry["value"] is None else f"{entry['value']:.6g} ms"
+                click.echo(f"simrun: SLO missed: {name}{where}: {value}, limit {entry['limit']:g} ms", err=True)
+    return EXIT_SLO_MISSED
+
+
+def _folder_problems(out: str | None) -> list[Problem]:
+    """Why ``--out`` cannot be written, found before time is spent on simulating."""
+    if out is None:
+        return []
+    from pathlib import Path
+
+    if not out:
+        return [Problem("--out: give the name of a folder")]
+    existing = Path(out)
+    try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            return [Problem(f"--out {out}: {existing} is a file, not a folder; give another name")]
+    except OSError as error:
+        return [Problem(f"--out {out}: {error.strerror or error}")]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [Problem(f"--out {out}: no permission to write to {existing}")]
+    return []
+
+
+def _file_problems(name: str | None) -> list[Problem]:
+    if name is None:
+        return []
+    from pathlib import Path
+
+    path = Path(name)
+    if path.is_dir():
+        return [Problem(f"--decisions {name}: a folder; give a file's name")]
+    if not path.parent.is_dir():
+        return [Problem(f"--decisions {name}: there is no folder {path.parent}")]
+    target = path if path.exists() else path.parent
+    if not os.access(target, os.W_OK):
+        return [Problem(f"--decisions {name}: no permission to write to {target}")]
+    return []
+
+
+@contextmanager
+def _decisions(name: str | None) -> Iterator[TextIO | None]:
+    """The stream for ``--decisions``: a file beside its place, moved there when the run has ended.
+
+    What is no ordinary file (a pipe, /dev/stdout) is written directly.
+    """
+    if name is None:
+        yield None
+        return
+    from pathlib import Path
+
+    path = Path(name)
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        return
+    staging = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with staging.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@cli.command("schema", context_settings=SHORT_HELP)
+def schema_command() -> int:
+    """Print the scenario format as JSON Schema (draft-07)."""
+    import json
+
+    from sim.scenario.json_schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+    return EXIT_DONE
+
+
+@cli.command("policies", context_settings=SHORT_HELP)
+def policies_command() -> int:
+    """List scheduling policies, predictors and routers."""
+    from policies import registry
+
+    click.echo("Policies (engine.policy)")
+    for row in registry.describe_policies():
+        marks = [f"vLLM's own `{row.stock_mode}`"] if row.stock_mode else []
+        marks += ["asks a predictor"] if row.uses_predictor else []
+        marks += [f"simulator only: {row.not_live_because}"] if row.not_live_because else []
+        _describe(row, marks)
+    click.echo("Predictors of output length (engine.predictor)")
+    for row in registry.describe_predictors():
+        _describe(row, [])
+    click.echo("Routers (cluster.router)")
+    for row in registry.describe_routers():
+        _describe(row, [])
+    click.echo("Give parameters as {name: hybrid, latency_weight: 0.5}; your own classes as module:Class.")
+    return EXIT_DONE
+
+
+def _describe(row: Any, marks: Sequence[str]) -> None:
+    import textwrap
+
+    def wrapped(text: str, first: str, rest: str) -> None:
+        click.echo("\n".join(textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=rest)))
+
+    from policies.parameters import REQUIRED
+
+    wrapped(row.summary or "-", f"  {row.name:<16} ", " " * 19)
+    for mark in marks:
+        wrapped(mark, " " * 19, " " * 19)
+    for parameter in row.parameters:
+        default = "required" if parameter.default is REQUIRED else f"default {parameter.default}"
+        help_text = f": {parameter.help}" if parameter.help else ""
+        wrapped(f"{parameter.name} ({parameter.type_text}, {default}){help_text}", " " * 19, " " * 21)
+    click.echo()
+
+
+@cli.command("models", context_settings=SHORT_HELP)
+def models_command() -> int:
+    """List model presets."""
+    from sim.latency.models import MODELS
+
+    click.echo(f"{'model':<24}{'params':>9}{'layers':>8}{'hidden':>8}{'heads':>7}{'KV':>5}{'context':>10}")
+    for spec in MODELS.values():
+        click.echo(
+            f"{spec.name:<24}{spec.num_parameters / 1e9:>7.1f} B{spec.num_layers:>8}{spec.hidden_size:>8}"
+            f"{spec.num_attention_heads:>7}{spec.num_kv_heads:>5}{spec.max_position_embeddings:>10,}"
+        )
+    click.echo("Any other: engine.model = path of a Hugging Face config.json")
+    return EXIT_DONE
+
+
+@cli.command("gpus", context_settings=SHORT_HELP)
+def gpus_command() -> int:
+    """List GPU presets."""
+    from sim.latency.gpus import GIB, GPUS
+
+    click.echo(f"{'gpu':<18}{'memory':>10}{'bandwidth':>12}{'16-bit':>14}{'FP8':>14}{'example price':>12}")
+    for spec in GPUS.values():
+        fp8 = "-" if spec.fp8_flops is None else f"{spec.fp8_flops / 1e12:,.0f} TFLOP/s"
+        click.echo(
+            f"{spec.name:<18}{spec.memory_bytes / GIB:>6.1f} GiB{spec.memory_bandwidth / 1e9:>7,.0f} GB/s"
+            f"{spec.fp16_flops / 1e12:>6,.0f} TFLOP/s{fp8:>14}{spec.usd_per_hour:>8.2f} $/h"
+        )
+    return EXIT_DONE
+
+
+def _guarded(action: Callable[[], Any]) -> int:
+    """Run ``action`` and turn whatever goes wrong into one clear line and an exit code."""
+    try:
+        code = action()
+        return code if isinstance(code, int) else EXIT_DONE
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("simrun: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except InputError as error:
+        for problem in error.problems:
+            click.echo(f"simrun: {problem}" if problem.file is None else str(problem), err=True)
+        return EXIT_BAD_INPUT
+    except SimrunError as error:
+        click.echo(f"simrun: the simulation failed: {error}", err=True)
+        return EXIT_FAILED
+    except MemoryError:
+        click.echo("simrun: out of memory; try fewer requests", err=True)
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        click.echo(
+            f"simrun: internal error, a bug in simrun: {type(error).__name__}: {first} "
+            f"(run with {TRACEBACK_VARIABLE}=1 for the traceback)",
+            err=True,
+        )
+        return EXIT_FAILED
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``simrun``. Always ends with SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(_guarded(lambda: cli.main(arguments, prog_name="simrun", standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

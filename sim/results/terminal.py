@@ -1,0 +1,178 @@
+"""The summary on a terminal: at most 80 columns, colour only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sim.results.bottleneck import bottleneck
+from sim.results.wording import endings, nice_number, number, percent, plain, source_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+WIDTH = 80
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+MAX_TENANTS = 12
+MAX_NOTES = 12
+ROWS = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("E2E", "e2el"))
+
+
+def print_summary(summary: dict[str, Any], written: Sequence[Path] = (), file: TextIO | None = None) -> None:
+    """Print ``summary`` and where ``written`` files are to ``file`` (standard output)."""
+    from rich.console import Console
+
+    out = file or sys.stdout
+    console = Console(file=out, highlight=False, markup=False, emoji=False)
+    console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    with console.capture() as capture:
+        _heading(console, summary)
+        console.print(_facts(summary))
+        console.print()
+        console.print(_latencies(summary))
+        if len(summary["tenants"]) > 1:
+            console.print()
+            console.print(_tenants(summary["tenants"]))
+        if summary["slo"] is not None:
+            console.print()
+            console.print(_slo(summary["slo"]))
+        _notes(console, summary["run"]["notes"])
+        if written:
+            console.print()
+            console.print(_written(written))
+    out.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def _heading(console: Console, summary: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    run = summary["run"]
+    console.print(Text(plain(run["scenario"]), style="bold"))
+    spent = f"in {nice_number(run['cpu_s'])} s of CPU" if run["cpu_s"] >= 0.005 else "at once"
+    console.print(f"{nice_number(summary['duration'])} s simulated {spent}, {run['steps']:,} steps, seed {run['seed']}")
+    console.print(Text(f"step times: {source_of(run['latency'])}", style="yellow"))
+    console.print()
+
+
+def _grid(*columns: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(**column)
+    return table
+
+
+def _facts(summary: dict[str, Any]) -> RenderableType:
+    counts, kv, use = summary["counts"], summary["kv"], summary["utilization"]
+    table = _grid({"style": "bold", "no_wrap": True}, {"overflow": "fold"})
+    table.show_header = False
+    ended = endings(counts)
+    rows = [
+        ("Requests", f"{counts['completed']:,} of {counts['submitted']:,} completed" + (f"; {ended}" if ended else "")),
+        (
+            "Throughput",
+            f"{number(summary['request_throughput'])} requests/s, {number(summary['output_throughput'])} output "
+            f"tokens/s, {number(summary['total_token_throughput'])} tokens/s",
+        ),
+    ]
+    if summary["request_goodput"] is not None:
+        rows.append(("Goodput", f"{number(summary['request_goodput'])} requests/s within their SLO"))
+    accelerator = f"busy {percent(use['busy_fraction'])}, mean batch {number(use['mean_batch_size'])}"
+    if use["mfu"] is not None:
+        accelerator += f", MFU {percent(use['mfu'])}, memory bandwidth {percent(use['memory_bandwidth'])}"
+    hits = kv["prefix_cache_hit_rate"]
+    preemptions = summary["preemptions"]
+    evicted = f"{preemptions['total']:,}"
+    if preemptions["total"]:
+        evicted += (
+            f" of {preemptions['requests']:,} requests, {percent(preemptions['recompute_tax'])} of work recomputed"
+        )
+    rows += [
+        ("Accelerators", accelerator),
+        (
+            "KV cache",
+            f"{percent(kv['mean_usage'])} mean, {percent(kv['max_usage'])} peak of {kv['num_gpu_blocks']:,} blocks of "
+            f"{kv['block_size']}" + (f"; prefix hits {percent(hits)}" if hits else ""),
+        ),
+        ("Preemptions", evicted),
+        ("Bottleneck", bottleneck(summary)[0]),
+    ]
+    cost = summary["cost"] or {}
+    if cost.get("usd_per_million_tokens") is not None:
+        each = f"${cost['usd_per_million_tokens']:.3g} per million tokens"
+        rows.append(("Cost", f"{each}, at ${cost['usd_per_gpu_hour']:g} per GPU hour ({plain(cost['price_source'])})"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _latencies(summary: dict[str, Any]) -> RenderableType:
+    table = _grid(
+        {"header": "ms", "style": "bold"},
+        *({"header": name, "justify": "right", "min_width": 8} for name in STATISTICS),
+    )
+    for title, metric in ROWS:
+        table.add_row(title, *(number(summary[f"{name}_{metric}_ms"]) for name in STATISTICS))
+    table.add_row("Queue", *(number(summary["queue"][f"{name}_queue_ms"]) for name in STATISTICS))
+    return table
+
+
+def _tenants(tenants: dict[str, Any]) -> RenderableType:
+    right = {"justify": "right"}
+    heads = ("done", "of", "TTFT p95", "TPOT p95", "E2E p95", "good")
+    table = _grid(
+        {"header": "tenant", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},
+        *({"header": head, **right} for head in heads),
+    )
+    for name, entry in list(tenants.items())[:MAX_TENANTS]:
+        counts = entry["counts"]
+        latencies = (number(entry[f"p95_{metric}_ms"]) for metric in ("ttft", "tpot", "e2el"))
+        done, of = f"{counts['completed']:,}", f"{counts['submitted']:,}"
+        table.add_row(plain(name), done, of, *latencies, percent(entry["goodput_share"]))
+    if len(tenants) > MAX_TENANTS:
+        table.add_row(f"and {len(tenants) - MAX_TENANTS} more")
+    return table
+
+
+def _slo(slo: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    words = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("not judged", "yellow")}
+    table = _grid(
+        {"header": "SLO", "style": "bold"},
+        {"header": "of", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},
+        {"header": "value", "justify": "right"},
+        {"header": "limit", "justify": "right"},
+        {"header": ""},
+    )
+    for where, verdict in [("the run", slo), *slo["classes"].items()]:
+        for name, entry in verdict["limits"].items():
+            word, style = words[entry["met"]]
+            value, limit = number(entry["value"]), number(entry["limit"])
+            table.add_row(name, plain(where), value, limit, Text(word, style=style))
+    return table
+
+
+def _notes(console: Console, notes: Sequence[str]) -> None:
+    if not notes:
+        return
+    console.print()
+    table = _grid({"style": "yellow", "no_wrap": True}, {"overflow": "fold"})
+    table.show_header = False
+    for note in notes[:MAX_NOTES]:
+        table.add_row("note", plain(note))
+    if len(notes) > MAX_NOTES:
+        table.add_row("", f"and {len(notes) - MAX_NOTES} more, in summary.json under run.notes")
+    console.print(table)
+
+
+def _written(written: Sequence[Path]) -> RenderableType:
+    table = _grid({"style": "bold", "no_wrap": True}, {"overflow": "fold"})
+    table.show_header = False
+    folder = plain(str(written[0].parent))
+    table.add_row("Written to", f"{folder}/: " + ", ".join(path.name for path in written))
+    return table

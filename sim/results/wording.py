@@ -1,0 +1,51 @@
+"""How numbers and facts are worded, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def nice_number(value: float) -> str:
+    """Three significant digits, thousands separated, no exponent; whole from 100 on."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits = min(9, max(0, 2 - math.floor(math.log10(abs(value)))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def number(value: float | None, none: str = "-") -> str:
+    """``nice_number``, or ``none`` where there is no value."""
+    return none if value is None else nice_number(value)
+
+
+def percent(value: float | None, none: str = "-") -> str:
+    """A share as a percentage, one decimal below 10 %."""
+    if value is None:
+        return none
+    return f"{value * 100:.{0 if value >= 0.1 or value == 0 else 1}f}%"
+
+
+def plain(text: str) -> str:
+    """User text fit for a terminal: control characters, escape sequences among them, become ``?``."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def source_of(latency: dict[str, Any]) -> str:
+    """Where step times come from."""
+    kind = str(latency.get("kind", "unknown"))
+    if kind == "roofline":
+        return "roofline estimate, not measured"
+    if kind == "constant":
+        return "constant step time, an assumption, not measured"
+    name = latency.get("name") or latency.get("profile")
+    return f"measured profile {name}" if name else f"{kind} latency model"
+
+
+def endings(counts: dict[str, int]) -> str:
+    """The requests that did not complete, by how they ended: ``3 rejected, 1 timed out``."""
+    others = [(kind, n) for kind, n in counts.items() if kind not in ("submitted", "completed") and n]
+    return ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in others)

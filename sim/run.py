@@ -1,0 +1,117 @@
+"""A loaded scenario from its checks to its results: what the command line and ``sim.simulate`` share."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from sim.results.context import Price, RunContext
+    from sim.results.results import Results
+    from sim.scenario.loader import LoadedScenario
+    from sim.scenario.schema import Scenario
+
+
+def run(
+    loaded: LoadedScenario,
+    *,
+    decisions: TextIO | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Results:
+    """Check ``loaded`` against models, traces and policies, simulate it, and return the results.
+
+    Raises:
+        InputError: the scenario cannot be run; every problem at once.
+        SimulationError: a request or a KV block was lost.
+    """
+    from sim.cluster.simulate import simulate_cluster
+    from sim.results.results import Results
+    from sim.scenario.checks import check_all
+
+    check_all(loaded)
+    started_s = time.perf_counter()
+    record = simulate_cluster(loaded, decisions=decisions, progress=progress)
+    return Results(record, _context(loaded, time.perf_counter() - started_s))
+
+
+def load(
+    scenario: str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+) -> LoadedScenario:
+    """A scenario in any of the forms that ``sim.simulate`` takes, with overrides put in.
+
+    Raises InputError with every problem.
+    """
+    from sim.scenario.loader import LoadedScenario, from_scenario, load_scenario
+    from sim.scenario.schema import Scenario
+
+    if isinstance(scenario, str | os.PathLike):
+        return load_scenario(Path(scenario), overrides, seed)
+    changed = bool(overrides) or seed is not None
+    if isinstance(scenario, LoadedScenario):
+        if not changed:
+            return scenario
+        data: Any = scenario.scenario.model_dump(mode="json", exclude_unset=True)
+        return from_scenario(_validated(data, overrides, seed), scenario.base_dir)
+    if isinstance(scenario, Scenario):
+        if not changed:
+            return from_scenario(scenario)
+        return from_scenario(_validated(scenario.model_dump(mode="json", exclude_unset=True), overrides, seed))
+    return from_scenario(_validated(copy.deepcopy(dict(scenario)), overrides, seed))
+
+
+def _validated(data: dict[str, Any], overrides: Sequence[str], seed: int | None) -> Scenario:
+    from pydantic import ValidationError
+
+    from sim.errors import InputError
+    from sim.scenario import overrides as command_line
+    from sim.scenario.document import Document
+    from sim.scenario.messages import translate
+    from sim.scenario.schema import Scenario
+
+    document = Document(data=data)
+    problems = [problem for override in overrides for problem in command_line.apply(document, override)]
+    if seed is not None:
+        data["seed"] = seed
+    try:
+        scenario = Scenario.model_validate(data)
+    except ValidationError as error:
+        raise InputError([*problems, *translate(error.errors(include_url=False), document)]) from None
+    if problems:
+        raise InputError(problems)
+    return scenario
+
+
+def _context(loaded: LoadedScenario, wall_s: float) -> RunContext:
+    from sim.latency.build import build_work_model
+    from sim.results.context import RunContext
+    from sim.scenario.resolved import resolved_yaml
+
+    scenario = loaded.scenario
+    slo = scenario.slo.model_dump(exclude_none=True) if scenario.slo else None
+    return RunContext(
+        name=scenario.name,
+        seed=scenario.seed,
+        slo=slo or None,
+        work=build_work_model(scenario.engine, scenario.latency, loaded.base_dir),
+        price=_price(loaded),
+        scenario_yaml=resolved_yaml(scenario),
+        report=scenario.outputs.report,
+        trace=scenario.outputs.trace,
+        requests=scenario.outputs.requests,
+        steps=scenario.outputs.steps,
+        wall_s=wall_s,
+    )
+
+
+def _price(loaded: LoadedScenario) -> Price | None:
+    from sim.latency.gpus import load_gpu
+    from sim.results.context import Price
+
+    gpu = load_gpu(loaded.scenario.engine.gpu)
+    return Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote")
