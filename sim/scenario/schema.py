@@ -124,7 +124,7 @@ class TraceConfig(Strict):
     """A recorded workload, plain or gzip."""
 
     path: Text
-    """The file; relative to the scenario file, or to the current directory when given by ``--set``."""
+    """The file; looked for beside the scenario file, then in the current directory."""
     format: Literal["azure", "mooncake", "generic", "vllm_bench"]
     """Azure LLM inference CSV, Mooncake JSONL, this project's CSV or JSONL, ``vllm bench serve`` result JSON."""
     rate_scale: PositiveFloat = 1.0
@@ -159,12 +159,13 @@ class SloConfig(Strict):
 
 
 class TrafficFields(Strict):
-    """What a workload of one class and each entry of ``classes`` have in common."""
+    """What a workload and each of its ``classes`` have in common; a class takes from the workload what it leaves out."""
 
     requests: PositiveInt | None = None
-    """How many requests; null = until ``duration_s``. With both, whichever ends first."""
+    """How many requests, turns of conversations included; null = until ``duration_s``, or as many as the trace or
+    preset has. With both, whichever comes first."""
     duration_s: PositiveFloat | None = None
-    """No request arrives (or is released, in a closed loop) after this many seconds; null = no bound."""
+    """Requests (and conversations) arrive only before this many seconds; null = no bound."""
     arrival: Arrival | None = None
     """When requests arrive."""
     input_tokens: Length | None = None
@@ -176,7 +177,7 @@ class TrafficFields(Strict):
     trace: TraceConfig | None = None
     """A recorded workload instead of ``arrival``, ``input_tokens`` and ``output_tokens``."""
     preset: Text | None = None
-    """A built-in workload by name instead of writing the lengths out."""
+    """A built-in workload by name: lengths and arrivals, either of which can still be given here."""
     prefix: PrefixConfig | None = None
     """Prompts shared between requests."""
     sessions: SessionsConfig | None = None
@@ -184,7 +185,7 @@ class TrafficFields(Strict):
     tenant: Text = "default"
     """Who sends the requests: the line they are reported under and the one fair shares are counted by."""
     tier: Text | None = None
-    """Service tier; null = the tenant's name."""
+    """Service tier, for ``tiered``; null = the tenant's name."""
     priority: Int = 0
     """The client's own priority, as in vLLM: smaller is more urgent."""
     deadline_s: PositiveFloat | None = None
@@ -260,7 +261,7 @@ class EngineConfig(Strict):
     """Tokens per KV block."""
     gpu_memory_utilization: Fraction = 0.9
     """Share of the GPU's memory for weights, activations and KV cache together."""
-    num_gpu_blocks_override: Annotated[int, Whole, Field(strict=True, ge=2, le=LARGEST)] | None = None
+    num_gpu_blocks_override: Annotated[int, Field(strict=True, ge=2, le=LARGEST), Whole] | None = None
     """KV blocks including vLLM's null block, so one less is usable; null = what the memory leaves."""
     max_model_len: PositiveInt = 4096
     """Longest prompt plus output."""

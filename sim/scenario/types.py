@@ -16,10 +16,10 @@ def _whole(value: Any) -> Any:
 
 
 Whole = BeforeValidator(_whole)
-Int = Annotated[int, Whole, Field(strict=True, ge=-LARGEST, le=LARGEST)]
-PositiveInt = Annotated[int, Whole, Field(strict=True, gt=0, le=LARGEST)]
-NonNegativeInt = Annotated[int, Whole, Field(strict=True, ge=0, le=LARGEST)]
-Seed = Annotated[int, Whole, Field(strict=True, ge=0, lt=2**63)]
+Int = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Whole]
+PositiveInt = Annotated[int, Field(strict=True, gt=0, le=LARGEST), Whole]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Whole]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), Whole]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=LARGEST, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]

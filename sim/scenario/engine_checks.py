@@ -1,0 +1,110 @@
+"""Checks of engine, cluster and latency settings against each other.
+
+The engine's are those of vLLM's ``SchedulerConfig.verify_max_model_len`` (``vllm/config/scheduler.py``,
+0.32.0), apart from the one that the simulator softens, and those of the settings vLLM does not have.
+"""
+
+from __future__ import annotations
+
+from sim.scenario.checks import Findings
+from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig
+
+_ENGINE = ("engine",)
+
+
+def check_engine_settings(engine: EngineConfig, findings: Findings) -> None:
+    """Everything about ``engine`` that needs neither model nor GPU."""
+    _check_budget(engine, findings)
+    _check_chunking(engine, findings)
+    _check_baselines(engine, findings)
+
+
+def _check_budget(engine: EngineConfig, findings: Findings) -> None:
+    budget, seqs, length = engine.max_num_batched_tokens, engine.max_num_seqs, engine.max_model_len
+    if budget < seqs:  # vLLM: ValueError
+        key = "max_num_batched_tokens" if "max_num_batched_tokens" in engine.model_fields_set else "max_num_seqs"
+        findings.problem(
+            (*_ENGINE, key),
+            f"`engine.max_num_batched_tokens` ({budget}) is below `engine.max_num_seqs` ({seqs}): "
+            "vLLM refuses to start; raise the first or lower the second",
+        )
+    elif budget > seqs * length:  # vLLM: warning
+        findings.note(
+            f"`engine.max_num_batched_tokens` ({budget}) is more than max_num_seqs * max_model_len ({seqs * length}) "
+            "and cannot be used up; vLLM warns about it"
+        )
+    if engine.long_prefill_token_threshold > length:  # vLLM: ValueError
+        findings.problem(
+            (*_ENGINE, "long_prefill_token_threshold"),
+            f"`engine.long_prefill_token_threshold` ({engine.long_prefill_token_threshold}) is above "
+            f"`engine.max_model_len` ({length}): vLLM refuses to start; 0 turns the threshold off",
+        )
+    if engine.long_prefill_token_threshold == 0:
+        findings.unused(
+            engine, _ENGINE, "long_prefill_token_threshold_adaptive", "long_prefill_token_threshold is 0 (off)"
+        )
+
+
+def _check_chunking(engine: EngineConfig, findings: Findings) -> None:
+    budget, cap = engine.max_num_batched_tokens, engine.max_prefill_tokens_per_step
+    if not engine.enable_chunked_prefill:
+        if cap is not None:
+            findings.problem(
+                (*_ENGINE, "max_prefill_tokens_per_step"),
+                "`engine.max_prefill_tokens_per_step` cuts prompts into chunks, "
+                "which `enable_chunked_prefill: false` forbids; remove one of the two",
+            )
+        if budget < engine.max_model_len:  # vLLM: ValueError; the simulator rejects the longer requests instead
+            findings.note(
+                f"without chunked prefill a prompt must fit one step: max_model_len is in effect {budget} "
+                f"(max_num_batched_tokens), not {engine.max_model_len}; vLLM itself refuses to start like this"
+            )
+    elif cap is not None and cap >= budget:
+        findings.note(
+            f"`engine.max_prefill_tokens_per_step` has no effect: the token budget of a step, "
+            f"max_num_batched_tokens ({budget}), is no larger"
+        )
+
+
+def _check_baselines(engine: EngineConfig, findings: Findings) -> None:
+    causes = [
+        cause
+        for cause, given in (
+            ("preemption: swap", engine.preemption == "swap"),
+            ("batching: static", engine.batching == "static"),
+            ("kv: contiguous", engine.kv == "contiguous"),
+            ("pipeline_parallel_size above 1", engine.pipeline_parallel_size > 1),
+        )
+        if given
+    ]
+    if causes and engine.async_scheduling:
+        verb = "run" if len(causes) > 1 else "runs"
+        findings.note(f"{' and '.join(causes)} {verb} without asynchronous scheduling: async_scheduling is off")
+    if engine.kv == "contiguous" and engine.enable_prefix_caching:
+        findings.note("kv: contiguous shares nothing between requests: enable_prefix_caching is off")
+    if engine.preemption == "recompute":
+        findings.unused(engine, _ENGINE, "swap_space_gib", "it belongs to `preemption: swap`")
+    if engine.batching == "continuous":
+        findings.unused(engine, _ENGINE, "static_batch_wait_s", "it belongs to `batching: static`")
+
+
+def check_cluster(cluster: ClusterConfig, findings: Findings) -> None:
+    """Everything about ``cluster`` alone."""
+    if cluster.replicas == 1:
+        findings.unused(cluster, ("cluster",), "router", "there is one replica")
+
+
+def check_latency(latency: LatencyConfig, findings: Findings) -> None:
+    """Everything about ``latency`` alone."""
+    path = ("latency",)
+    if latency.kind == "profile":
+        findings.problem(
+            (*path, "kind"), "no measured latency profile is available yet; use `kind: roofline`, an estimate"
+        )
+    if latency.kind == "constant" and latency.step_s is None:
+        findings.problem(
+            path, "`latency.kind: constant` needs `step_s`, the seconds a step takes; add for example `step_s: 0.02`"
+        )
+    for key, kind in (("step_s", "constant"), ("profile", "profile"), ("host_overhead_ms", "roofline")):
+        if latency.kind != kind:
+            findings.unused(latency, path, key, f"it belongs to `kind: {kind}`, and this is `kind: {latency.kind}`")

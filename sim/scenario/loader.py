@@ -1,0 +1,162 @@
+"""Reading a scenario file: every problem at once, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sim.errors import InputError, Problem
+from sim.scenario import checks
+from sim.scenario import overrides as command_line
+from sim.scenario.document import Document, Path, Place, ordered, parse
+from sim.scenario.messages import did_you_mean, translate
+from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, Scenario, WorkloadConfig
+
+MAX_BYTES = 64 * 2**20
+"""A larger file is not a scenario but, most likely, a trace."""
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedScenario:
+    """A scenario and where it came from."""
+
+    scenario: Scenario
+    path: FilePath | None = None
+    base_dir: FilePath = FilePath(".")
+    """Relative paths in the scenario start here."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know although nothing is wrong: keys without effect, settings that changed others."""
+    document: Document = field(default_factory=Document, repr=False, compare=False)
+    """Where each key and value was written."""
+
+    @property
+    def parts(self) -> Parts:
+        """The sections, for the checks."""
+        scenario = self.scenario
+        return Parts(scenario.workload, scenario.cluster, scenario.engine, scenario.latency, self.base_dir)
+
+    def position(self, path: Path) -> tuple[int | None, int | None]:
+        """Line and column (from 1) of the value at ``path``, or of the nearest section around it.
+
+        (None, None) for a value that ``--set`` gave and for a scenario that was not read from a file.
+        """
+        place = self.document.value_place(path)
+        return place.line, place.column
+
+    def problem(self, path: Path, message: str) -> Problem:
+        """``message`` at the place where the value at ``path`` was written."""
+        return self.document.problem(path, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The sections of a scenario that are valid by themselves; None = not given or with problems of their own."""
+
+    workload: WorkloadConfig | None = None
+    cluster: ClusterConfig | None = None
+    engine: EngineConfig | None = None
+    latency: LatencyConfig | None = None
+    base_dir: FilePath = FilePath(".")
+
+
+def load_scenario(path: str | FilePath, overrides: Sequence[str] = (), seed: int | None = None) -> LoadedScenario:
+    """Read, override and check the scenario file at ``path``.
+
+    ``overrides`` are ``dotted.key=value`` texts (``--set``), put in before anything is checked;
+    ``seed`` takes the place of the scenario's. What needs model, trace and policy files to be
+    looked at is left to ``checks.check_all``, unless there are problems already: then those are
+    looked for too, so that all are told at once.
+
+    Raises InputError with every problem, sorted by place.
+    """
+    document = parse(_read(FilePath(path), str(path)), str(path))
+    problems = [*document.problems]
+    for override in overrides:
+        problems += command_line.apply(document, override)
+    if seed is not None and isinstance(document.data, dict):
+        document.data["seed"] = seed
+        document.mark(("seed",), Place(f"--seed {seed}"))
+    base_dir = FilePath(path).parent
+    scenario, parts, found = _validate(document, base_dir)
+    problems += found
+    notes: list[str] = []
+    problems += checks.scenario_problems(parts, document, notes)
+    if problems or scenario is None:
+        raise InputError(ordered(problems + checks.surroundings_problems(parts, document, []), str(path)))
+    return LoadedScenario(scenario, FilePath(path), base_dir, notes, document)
+
+
+def from_scenario(scenario: Scenario, base_dir: FilePath | None = None) -> LoadedScenario:
+    """A scenario made in Python, checked as one from a file is; its problems have no places.
+
+    Raises InputError with every problem that the scenario alone shows.
+    """
+    loaded = LoadedScenario(scenario, None, base_dir or FilePath("."))
+    problems = checks.scenario_problems(loaded.parts, loaded.document, loaded.notes)
+    if problems:
+        raise InputError(ordered(problems + checks.surroundings_problems(loaded.parts, loaded.document, [])))
+    return loaded
+
+
+def _read(path: FilePath, given: str) -> str:
+    """The text of the file. Raises InputError with one clear line if there is none."""
+    try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise InputError(Problem("too large for a scenario; a trace goes under `workload.trace.path`", given))
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(Problem(f"no such scenario file{_nearby(path)}", given)) from None
+    except IsADirectoryError:
+        raise InputError(Problem("a directory; give the scenario file in it", given)) from None
+    except OSError as error:
+        raise InputError(Problem(f"cannot be read: {error.strerror or error}", given)) from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InputError(Problem("not a text file; a scenario is YAML in UTF-8", given))
+    return text
+
+
+def _nearby(path: FilePath) -> str:
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    except OSError:
+        return f"; there is no folder {path.parent} either"
+    return did_you_mean(path.name, names)
+
+
+def _validate(document: Document, base_dir: FilePath) -> tuple[Scenario | None, Parts, list[Problem]]:
+    """The scenario if the schema accepts it, the sections that it accepts, and what it does not."""
+    data = document.data
+    if not isinstance(data, dict):
+        what = "is empty" if data is None else "must be a section of `key: value` lines"
+        message = f"the scenario {what}; it needs at least `name`, `workload` and `engine`"
+        return None, Parts(), [document.value_place(()).problem(message)]
+    try:
+        scenario = Scenario.model_validate(data)
+        return scenario, LoadedScenario(scenario, None, base_dir).parts, []
+    except ValidationError as error:
+        problems = translate(error.errors(include_url=False), document)
+    parts = Parts(
+        _section(WorkloadConfig, data.get("workload")),
+        _section(ClusterConfig, data.get("cluster")),
+        _section(EngineConfig, data.get("engine")),
+        _section(LatencyConfig, data.get("latency")),
+        base_dir,
+    )
+    return None, parts, problems
+
+
+def _section(model: type[Section], data: Any) -> Section | None:
+    try:
+        return model.model_validate(data)
+    except ValidationError:
+        return None
