@@ -49,8 +49,8 @@ def _block(value: dict[str, Any], indent: int) -> list[str]:
     margin = " " * indent
     for key, inner in value.items():
         head = f"{margin}{_scalar(key)}:"
-        flow = flow(inner)
-        nested = isinstance(inner, dict) and inner and (indent == 0 or len(head) + len(flow) > _WIDTH)
+        line = flow(inner)
+        nested = isinstance(inner, dict) and inner and (indent == 0 or len(head) + len(line) > _WIDTH)
         if nested:
             lines += [head, *_block(inner, indent + 2)]
         elif isinstance(inner, list | tuple) and any(isinstance(item, dict) for item in inner):
@@ -58,7 +58,7 @@ def _block(value: dict[str, Any], indent: int) -> list[str]:
             for item in inner:
                 lines += _item(item, indent + 2)
         else:
-            lines.append(f"{head} {flow}")
+            lines.append(f"{head} {line}")
     return lines
 
 

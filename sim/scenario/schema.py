@@ -159,7 +159,7 @@ class SloConfig(Strict):
 
 
 class TrafficFields(Strict):
-    """What a workload and each of its ``classes`` have in common; a class takes from the workload what it leaves out."""
+    """What a workload and each of its ``classes`` have in common; what a class leaves out is the workload's."""
 
     requests: PositiveInt | None = None
     """How many requests, turns of conversations included; null = until ``duration_s``, or as many as the trace or

@@ -45,7 +45,7 @@ def check_lengths(workload: WorkloadConfig, engine: EngineConfig | None, finding
         if shortest >= limit:
             findings.problem(
                 (*path, "input_tokens", _SHORTEST.get(type(traffic.input_tokens), "dist")),
-                f"`{dotted(path)}.input_tokens` is at least {shortest}, but `engine.max_model_len`, which holds prompt and "
+                f"`{dotted(path)}.input_tokens` is at least {shortest}, but `engine.max_model_len`, for prompt and "
                 f"output, is {limit}: every request would be rejected; raise max_model_len or shorten the input",
             )
 
