@@ -203,7 +203,7 @@ def policies_command() -> int:
     click.echo("Routers (cluster.router)")
     for row in registry.describe_routers():
         _describe(row, [])
-    click.echo("Give parameters as {name: hybrid, latency_weight: 0.5}; your own classes as module:Class.")
+    click.echo("With parameters: {name: hybrid, latency_weight: 0.5}. Your own: module:Class.")
     return EXIT_DONE
 
 
@@ -245,13 +245,14 @@ def gpus_command() -> int:
     """List GPU presets."""
     from sim.latency.gpus import GIB, GPUS
 
-    click.echo(f"{'gpu':<18}{'memory':>10}{'bandwidth':>12}{'16-bit':>14}{'FP8':>14}{'example price':>12}")
+    click.echo(f"{'gpu':<18}{'memory':>10}{'bandwidth':>12}{'16-bit':>14}{'FP8':>14}{'price*':>11}")
     for spec in GPUS.values():
         fp8 = "-" if spec.fp8_flops is None else f"{spec.fp8_flops / 1e12:,.0f} TFLOP/s"
         click.echo(
             f"{spec.name:<18}{spec.memory_bytes / GIB:>6.1f} GiB{spec.memory_bandwidth / 1e9:>7,.0f} GB/s"
-            f"{spec.fp16_flops / 1e12:>6,.0f} TFLOP/s{fp8:>14}{spec.usd_per_hour:>8.2f} $/h"
+            f"{spec.fp16_flops / 1e12:>6,.0f} TFLOP/s{fp8:>14}{spec.usd_per_hour:>7.2f} $/h"
         )
+    click.echo("* a round example of on-demand list prices, not a quote")
     return EXIT_DONE
 
 

@@ -1,36 +1,63 @@
-"""Parquet straight from numpy columns, without pandas; the same columns give the same bytes."""
+"""Parquet straight from numpy columns; the same columns give the same bytes.
+
+Arrays are made from buffers: ``pyarrow.array`` would import pandas, which takes longer than a short run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.results.columns import AnyColumn, Named, request_columns, step_columns
 from sim.results.record import RunRecord
 
 
-def _array(name: str, column: AnyColumn | Named | list[str]) -> Any:
+def _numbers(column: AnyColumn, valid: npt.NDArray[np.bool_] | None = None) -> Any:
+    """An Arrow array over ``column``'s own memory; null where not ``valid``."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
+    bitmap = None
+    if valid is not None and not valid.all():
+        bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
+    values = np.ascontiguousarray(column)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bitmap, pa.py_buffer(values)])
+
+
+def _strings(texts: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    encoded = [text.encode("utf-8", "replace") for text in texts]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum([len(each) for each in encoded], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers).cast(pa.string())
+
+
+def _array(name: str, column: AnyColumn | Named | list[str]) -> Any:
+    import pyarrow as pa
+
     if isinstance(column, Named):
-        codes = pa.array(column.codes.astype(np.int32), mask=column.codes < 0)
-        return pa.DictionaryArray.from_arrays(codes, pa.array(column.names, pa.string())).cast(pa.string())
+        codes = _numbers(column.codes.astype(np.int32), column.codes >= 0)
+        return pa.DictionaryArray.from_arrays(codes, _strings(column.names)).cast(pa.string())
+    if isinstance(column, list):
+        return _strings(column)
     if name == "request_id":
-        return pa.array(column).cast(pa.string())
-    if column.dtype.kind == "f":  # type: ignore[union-attr]
-        return pa.array(column, from_pandas=True)  # NaN = null
-    return pa.array(column, mask=column < 0 if name == "replica" else None)  # type: ignore[operator]
+        return _numbers(column).cast(pa.string())
+    if column.dtype.kind == "f":
+        return _numbers(column, ~np.isnan(column))
+    return _numbers(column, column >= 0 if name == "replica" else None)
 
 
 def _write(path: Path, columns: Mapping[str, AnyColumn | Named | list[str]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    table = pa.table({name: _array(name, column) for name, column in columns.items()})
-    pq.write_table(table, path, compression="zstd")
+    arrays = [_array(name, column) for name, column in columns.items()]
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), path, compression="zstd")
 
 
 def write_requests(path: Path, record: RunRecord) -> None:
