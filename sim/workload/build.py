@@ -39,7 +39,7 @@ def build_workload(config: WorkloadConfig, seed: int, base_dir: Path, max_model_
         rows = trace_rows(member, seed, base_dir, numbering, only_class)
         parts.append([_limited(rows, member.requests, member.duration_s)])
     limit = config.requests
-    if len(parts) == 1 and plan.arrivals:
+    if limit is None and len(parts) == 1 and plan.arrivals:
         limit = plan.arrivals[0].requests
     table = merge(parts, limit)
     table.notes[:0] = plan.notes

@@ -50,7 +50,7 @@ class Field:
         self.values = array("q")
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        """Take a whole chunk, all of it or (ValueError, TypeError, OverflowError) none."""
+        """Take a whole chunk (at least one cell), all of it or (ValueError, TypeError, OverflowError) none."""
         raise NotImplementedError
 
     def parse(self, cell: Cell) -> int:
@@ -93,18 +93,19 @@ class IntField(Field):
         self.expected = "a whole number" if minimum is None else f"a whole number of at least {minimum}"
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        if cells and isinstance(cells[0], str):
+        kinds = set(map(type, cells))
+        if kinds == {str}:
             if self.required:
                 chunk = array("q", map(int, cells))
             else:
                 chunk = array("q", [int(cell) if cell else NOT_GIVEN for cell in cells])
+        elif kinds == {int} or (not self.required and kinds <= {int, type(None)}):
+            chunk = array("q", [NOT_GIVEN if cell is None else cell for cell in cells])
         else:
-            given = cells if self.required else [NOT_GIVEN if cell is None else cell for cell in cells]
-            if not all(type(cell) is int for cell in given):
-                raise ValueError
-            chunk = array("q", given)
-        lowest = min((v for v in chunk if v != NOT_GIVEN), default=0) if not self.required else min(chunk)
-        if lowest < self.minimum or max(chunk) > MAX_INT:
+            raise ValueError
+        numbers = np.frombuffer(chunk, dtype=np.int64)
+        given = numbers[numbers != NOT_GIVEN]
+        if given.min(initial=self.minimum) < self.minimum or given.max(initial=0) > MAX_INT:
             raise ValueError
         self.values.extend(chunk)
 
@@ -131,9 +132,10 @@ class TimeField(Field):
         self.expected = f"a time in {unit} of at least 0"
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        if cells and isinstance(cells[0], str):
+        kinds = set(map(type, cells))
+        if kinds == {str}:
             times = np.array(array("d", map(float, cells)))
-        elif all(type(cell) in (int, float) for cell in cells):
+        elif kinds <= {int, float}:
             times = np.array(cells, dtype=np.float64)
         else:
             raise ValueError

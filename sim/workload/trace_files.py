@@ -67,13 +67,15 @@ def open_trace(path: Path, problems: TraceProblems) -> Iterator[TextIO]:
             magic = raw.read(2)
             raw.seek(0)
             binary = gzip.GzipFile(fileobj=raw) if magic == b"\x1f\x8b" else raw
+            if b"\0" in binary.peek(4096)[:4096]:
+                raise UnicodeError
             with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
                 yield text
     except EOFError:
         problems.add("the gzip file is cut off: the download or copy did not finish; fetch it again")
     except (gzip.BadGzipFile, zlib.error) as error:
         problems.add(f"the gzip file is damaged ({error}); fetch it again")
-    except UnicodeDecodeError:
+    except UnicodeError:
         problems.add("this is not a text file (expected CSV or JSON in UTF-8, plain or gzip)")
     except OSError as error:
         problems.add(f"cannot be read: {error.strerror or error}")
@@ -82,9 +84,11 @@ def open_trace(path: Path, problems: TraceProblems) -> Iterator[TextIO]:
 
 def unknown_name(name: str, known: Sequence[str], what: str) -> str:
     """The message for a column or key that nothing reads."""
-    near = get_close_matches(name.lower(), known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(known)})"
+    by_lower = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+    hint = f"; did you mean {by_lower[near[0]]}?" if near else ""
+    shown = name if len(name) <= 40 else name[:37] + "..."
+    return f"unknown {what} {shown!r}{hint} (known: {', '.join(known)})"
 
 
 def read_csv(stream: TextIO, fields: Sequence[Field], problems: TraceProblems, limit: int | None) -> None:
@@ -180,7 +184,7 @@ def read_jsonl(stream: TextIO, fields: Sequence[Field], problems: TraceProblems,
             continue
         taken += 1
         try:
-            row = decoder.decode(text)
+            row = decoder.decode(text.rstrip())
         except json.JSONDecodeError as error:
             problems.add(f"not JSON: {error.msg}; expected one object per line", line, error.colno)
             continue
@@ -207,7 +211,7 @@ def _take_objects(
         for name in row.keys() - set(known) - unknown:
             unknown.add(name)
             problems.add(unknown_name(name, known, "key"), line)
-    if _take_columns(fields, [[row.get(name) for _, row in chunk] for name in known]):
+    if not chunk or _take_columns(fields, [[row.get(name) for _, row in chunk] for name in known]):
         return
     for line, row in chunk:
         for field in fields:
