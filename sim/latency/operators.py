@@ -39,22 +39,26 @@ class Efficiency:
     """Paged split-KV decode: 0.82-0.87 of copy bandwidth, itself about 0.9 of the datasheet's."""
     link: float = 0.7
     """NCCL's bus bandwidth at large messages, NVLink and PCIe alike."""
-    kernel_s: float = 1.5e-6
-    """Start and tail of each kernel within a CUDA graph."""
+    kernel_s: float = 2e-6
+    """Start and tail of each kernel within a CUDA graph: the smallest norms and activations last 2-3 us."""
+    attention_s: float = 8e-6
+    """Attention's own start: plan, one wave, merge of the splits. The shortest decodes take about 10 us."""
     eager_operator_s: float = 25e-6
     """Python, dispatcher and launch per operator without CUDA graphs: a floor under the step."""
-    nvlink_latency_s: float = 5e-6
-    """A small custom all-reduce, first hop; each further GPU adds ``nvlink_hop_s``."""
-    nvlink_hop_s: float = 0.5e-6
+    nvlink_latency_s: float = 6e-6
+    """A small custom all-reduce of 2 GPUs; each further GPU adds ``nvlink_hop_s`` (12 us for 8)."""
+    nvlink_hop_s: float = 1e-6
     pcie_latency_s: float = 15e-6
-    """A small NCCL all-reduce through host memory, first hop; each further GPU adds ``pcie_hop_s``."""
+    """A small NCCL all-reduce of 2 GPUs through the host; each further GPU adds ``pcie_hop_s``."""
     pcie_hop_s: float = 5e-6
     sampler_s: float = 50e-6
     """The sampler's dozen small kernels."""
 
 
-LAYER_OPERATORS = 10
-"""Norm, QKV, rotary, cache write, attention, output, norm, gate and up, activation, down."""
+ELEMENTWISE_OPERATORS = 5
+"""Two norms, rotary, cache write, activation."""
+LAYER_OPERATORS = ELEMENTWISE_OPERATORS + 5
+"""And QKV, attention, output, gate and up, down."""
 MOE_OPERATORS = 4
 """More than that in an MoE layer: router, top-k, sort, combine."""
 SAMPLER_BYTES_PER_LOGIT = 24
@@ -156,7 +160,8 @@ class Operators:
         return seconds + router + fixed + shared
 
     def elementwise_s(self, tokens: Floats, intermediate_size: float) -> Floats:
-        """Two norms with residual, rotary embedding, KV write, activation: bytes over bandwidth, plus their starts."""
+        """Two norms with residual, rotary embedding, KV write, activation: bytes over bandwidth, plus their
+        starts and attention's."""
         model = self.model
         rotary = 2 * (model.q_size / self.tp + self.kv_heads * model.head_size)
         width = intermediate_size / self.tp
@@ -164,7 +169,8 @@ class Operators:
         kv = 2 * self.kv_heads * model.head_size
         traffic = tokens * ((elements + kv) * self.precision.activation_bytes + kv * self.precision.kv_bytes)
         seconds = traffic / (self.gpu.memory_bandwidth * self.efficiency.elementwise)
-        return np.where(tokens > 0, seconds + (LAYER_OPERATORS - 4) * self.efficiency.kernel_s, 0.0)
+        starts = ELEMENTWISE_OPERATORS * self.efficiency.kernel_s + self.efficiency.attention_s
+        return np.where(tokens > 0, seconds + starts, 0.0)
 
     def all_reduce_s(self, tokens: Floats) -> Floats:
         """One all-reduce of the hidden state over the ``tp`` GPUs: ring bandwidth plus a latency."""

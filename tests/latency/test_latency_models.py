@@ -1,0 +1,192 @@
+"""Presets against published totals; what load_model accepts and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim.errors import InputError
+from sim.latency.models import MODELS, load_model
+
+# Billions of parameters as the model cards (safetensors totals) state them.
+PUBLISHED = {
+    "llama-2-7b": 6.738,
+    "llama-2-13b": 13.016,
+    "llama-2-70b": 68.977,
+    "llama-3-8b": 8.030,
+    "llama-3-70b": 70.554,
+    "llama-3.1-8b": 8.030,
+    "llama-3.1-70b": 70.554,
+    "llama-3.1-405b": 405.85,
+    "llama-3.2-1b": 1.236,
+    "llama-3.2-3b": 3.213,
+    "llama-3.3-70b": 70.554,
+    "codellama-34b": 33.744,
+    "qwen2.5-7b": 7.616,
+    "qwen2.5-14b": 14.770,
+    "qwen2.5-32b": 32.764,
+    "qwen2.5-72b": 72.706,
+    "qwen3-8b": 8.191,
+    "qwen3-14b": 14.768,
+    "qwen3-32b": 32.762,
+    "qwen3-30b-a3b": 30.532,
+    "mistral-7b": 7.242,
+    "mistral-7b-v0.3": 7.248,
+    "mistral-nemo-12b": 12.248,
+    "mixtral-8x7b": 46.703,
+    "mixtral-8x22b": 140.621,
+}
+
+LLAMA_31_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+
+
+def write(folder: Path, config: dict[str, Any]) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def refusal(folder: Path, config: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as error:
+        load_model(str(write(folder, config)))
+    return str(error.value)
+
+
+def test_every_preset_has_the_published_number_of_parameters() -> None:
+    assert set(PUBLISHED) == set(MODELS)
+    for name, billions in PUBLISHED.items():
+        assert MODELS[name].num_parameters / 1e9 == pytest.approx(billions, rel=0.001), name
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("mixtral-8x7b", 12.9), ("mixtral-8x22b", 39.0), ("qwen3-30b-a3b", 3.3)]
+)
+def test_active_parameters_of_moe_models(name: str, billions: float) -> None:
+    assert MODELS[name].num_active_parameters / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_dense_models_use_all_parameters() -> None:
+    model = MODELS["llama-2-7b"]
+    assert model.num_active_parameters == model.num_parameters
+
+
+def test_a_config_equals_its_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, LLAMA_31_8B)
+    preset = MODELS["llama-3.1-8b"]
+    for given in (str(path), str(tmp_path)):
+        model = load_model(given)
+        assert model.num_parameters == preset.num_parameters
+        assert (model.num_kv_heads, model.head_size, model.notes) == (8, 128, ())
+        assert model.name == tmp_path.name
+
+
+def test_relative_paths_start_at_the_scenario(tmp_path: Path) -> None:
+    write(tmp_path, LLAMA_31_8B)
+    assert load_model("config.json", tmp_path).num_layers == 32
+
+
+def test_moe_config_with_leading_dense_layers_and_shared_experts(tmp_path: Path) -> None:
+    moe = {"n_routed_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
+    extra = {"model_type": "glm4_moe", "n_shared_experts": 1, "first_k_dense_replace": 3}
+    model = load_model(str(write(tmp_path, LLAMA_31_8B | moe | extra)))
+    assert (model.num_experts, model.num_dense_layers, model.num_moe_layers) == (16, 3, 29)
+    assert model.shared_expert_intermediate_size == 512
+    experts = 29 * (4096 * 16 + 17 * 3 * 4096 * 512)
+    attention = 32 * 2 * 4096 * (4096 + 1024)
+    assert model.linear_parameters == attention + 3 * 3 * 4096 * 14336 + experts
+
+
+def test_windows_that_are_switched_off_are_ignored(tmp_path: Path) -> None:
+    config = LLAMA_31_8B | {"sliding_window": 4096}
+    assert load_model(str(write(tmp_path, config))).sliding_window == 4096
+    assert load_model(str(write(tmp_path, config | {"use_sliding_window": False}))).sliding_window is None
+
+
+def test_notes_say_what_was_assumed(tmp_path: Path) -> None:
+    unknown = load_model(str(write(tmp_path, LLAMA_31_8B | {"model_type": "newcomer"})))
+    assert "newcomer" in unknown.notes[0]
+    nested = {"model_type": "mistral3", "text_config": LLAMA_31_8B, "quantization_config": {"quant_method": "fp8"}}
+    notes = load_model(str(write(tmp_path, nested))).notes
+    assert "multimodal" in notes[0]
+    assert "engine.dtype" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}, "DeepseekV3ForCausalLM.*latent"),
+        ({"kv_lora_rank": 512}, "LlamaForCausalLM is not supported: multi-head latent"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "jamba", "architectures": ["JambaForCausalLM"]}, "JambaForCausalLM.*state-space"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "state-space"),
+        ({"model_type": "bert"}, "does not generate"),
+        ({"model_type": "llama4", "text_config": {}}, "differ in kind"),
+        ({"num_attention_heads": 30}, "not a multiple of num_key_value_heads"),
+        ({"num_key_value_heads": 32, "num_attention_heads": 24}, "num_key_value_heads 32"),
+        ({"hidden_size": -1}, "hidden_size: expected a whole number of at least 1, found -1"),
+        ({"vocab_size": "many"}, "vocab_size: expected a whole number"),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "more than the 4 experts"),
+        ({"num_experts": 4}, "num_experts_per_tok.*missing"),
+        ({"num_experts": 4, "num_experts_per_tok": 1, "decoder_sparse_step": 2}, "decoder_sparse_step"),
+    ],
+)
+def test_what_cannot_be_costed_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        load_model(str(write(tmp_path, LLAMA_31_8B | change)))
+
+
+def test_all_problems_of_a_config_are_reported_with_the_file(tmp_path: Path) -> None:
+    config = {key: value for key, value in LLAMA_31_8B.items() if key not in ("vocab_size", "hidden_size")}
+    text = refusal(tmp_path, config)
+    assert "vocab_size is missing" in text
+    assert "hidden_size is missing" in text
+    assert text.count(str(tmp_path / "config.json")) >= 2
+
+
+def test_files_that_are_not_configs(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"hidden_size": 1,\n oops}')
+    with pytest.raises(InputError, match=r"config.json:2:2: not JSON"):
+        load_model(str(path))
+    path.write_text("[1]")
+    with pytest.raises(InputError, match="expected a JSON object"):
+        load_model(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot read"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("llama-3.1-9b", "llama-3.1-8b"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("qwen3-31b", "qwen3-32b"),
+    ],
+)
+def test_unknown_names_get_a_suggestion(name: str, suggestion: str) -> None:
+    with pytest.raises(InputError, match=rf"did you mean .*{suggestion}"):
+        load_model(name)
+
+
+def test_a_name_like_nothing_gets_the_list() -> None:
+    with pytest.raises(InputError, match=r"presets: llama-2-7b"):
+        load_model("zzz")
+
+
+def test_names_do_not_depend_on_case() -> None:
+    assert load_model("Llama-2-7B") is MODELS["llama-2-7b"]
