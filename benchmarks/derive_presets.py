@@ -174,6 +174,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True, slots=True)
 class PresetTable:
     """What is kept of a trace."""
