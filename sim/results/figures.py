@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.results.metrics import NS_PER_MS, FloatColumn, Samples
+from sim.results.metrics import NS_PER_MS, NS_PER_S, FloatColumn, Samples
 from sim.results.series import Series
 from sim.results.svg import Chart
 from sim.results.wording import nice_number
 
-CDF_POINTS = 160
+SHARES = np.concatenate([np.linspace(0, 0.98, 120), np.linspace(0.98, 1, 81)[1:]])
+"""Where a distribution is read: densest in the tail, which is what people look at."""
+SECONDS_FROM_MS = 10_000.0
+"""Latencies from here on are drawn in seconds."""
 LOG_ABOVE_RATIO = 20.0
 """A distribution whose p99 is this many times its p50 is drawn on a logarithmic axis."""
 
@@ -27,25 +30,28 @@ def distribution_chart(name: str, samples: Samples) -> str:
     """The cumulative distribution with p50, p95 and p99 marked."""
     if not samples.count:
         return _card(name, '<p class="note">No samples.</p>')
-    shares = np.linspace(0, 1, CDF_POINTS + 1)
-    values = [(samples.percentile(100 * share) or 0.0) / NS_PER_MS for share in shares.tolist()]
-    marks = {q: (samples.percentile(q) or 0.0) / NS_PER_MS for q in (50, 95, 99)}
+    long = (samples.percentile(99) or 0.0) >= SECONDS_FROM_MS * NS_PER_MS
+    scale, unit = (NS_PER_S, "s") if long else (NS_PER_MS, "ms")
+    shares = SHARES.tolist()
+    values = [(samples.percentile(100 * share) or 0.0) / scale for share in shares]
+    marks = {q: (samples.percentile(q) or 0.0) / scale for q in (50, 95, 99)}
     largest = values[-1]
     log = marks[50] > 0 and values[0] > 0 and marks[99] > LOG_ABOVE_RATIO * marks[50]
     high = largest if log else min(largest, max(marks[99] * 1.25, marks[50] * 2))
     low = values[0] if log else 0.0
     if high <= low:
         high = low + (low or 1.0) * 0.1
-    chart = Chart(380, 230, (low, high), (0, 1), f"Cumulative distribution of {name}", "ms", log_x=log, y_percent=True)
-    shown = [(value, share) for value, share in zip(values, shares.tolist(), strict=True) if value <= high]
-    xs, ys = [low, *(value for value, _ in shown)], [0.0, *(share for _, share in shown)]
+    chart = Chart(380, 230, (low, high), (0, 1), f"Cumulative distribution of {name}", unit, log_x=log, y_percent=True)
+    shown = [(value, share) for value, share in zip(values, shares, strict=True) if value <= high]
+    xs = [low, *(value for value, _ in shown), high]
+    ys = [0.0, *(share for _, share in shown), float(np.interp(high, values, shares))]
     chart.area(xs, [0.0] * len(xs), ys, "c1")
     chart.line(xs, ys, "c1")
     for row, (q, value) in enumerate(marks.items()):
         label = f"p{q} {nice_number(value)}"
-        chart.marker(value, label, 8 + row, f"{q} % of samples are at or below {nice_number(value)} ms")
-    scale = "logarithmic axis; " if log else ""
-    note = f"{samples.count:,} samples; {scale}largest {nice_number(largest)} ms"
+        chart.marker(value, label, 8 + row, f"{q} % of samples are at or below {nice_number(value)} {unit}")
+    axis = "logarithmic axis; " if log else ""
+    note = f"{samples.count:,} samples; {axis}largest {nice_number(largest)} {unit}"
     return _card(name, chart.render() + f'<p class="note">{note}</p>')
 
 
@@ -57,7 +63,8 @@ def _steps(series: Series, values: FloatColumn) -> tuple[list[float], list[float
 
 
 def _chart(series: Series, title: str, high: float, percent: bool = False) -> Chart:
-    span = (float(series.edges_s[0]), float(series.edges_s[-1]))
+    first, last = float(series.edges_s[0]), float(series.edges_s[-1])
+    span = (0.0 if first < 0.05 * last else first, last)
     return Chart(560, 240, span, (0.0, high or 1.0), title, "time (s)", y_percent=percent)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sim.results import wording
 from sim.results.bottleneck import bottleneck
 from sim.results.context import RunContext
-from sim.results.figures import distribution_chart, time_charts
+from sim.results.figures import SECONDS_FROM_MS, distribution_chart, time_charts
 from sim.results.metrics import METRICS, RequestTimes, Samples
 from sim.results.record import RunRecord
 from sim.results.series import binned
@@ -37,13 +37,14 @@ h3{font-size:14px;margin:0 0 6px;font-weight:600}p{margin:6px 0}.sub,.note{color
 .three{grid-template-columns:repeat(auto-fit,minmax(320px,1fr))}.two{grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}
 @media (max-width:520px){.three,.two{grid-template-columns:1fr}}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;min-width:0}
-.tile b{display:block;font-size:24px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
+.tile b{display:block;font-size:22px;letter-spacing:-.01em;white-space:nowrap;
+line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
 .tile span{color:var(--soft);font-size:13px}.tile i{font-style:normal;font-size:14px;font-weight:400;color:var(--soft)}
 .badge{display:inline-block;border-radius:999px;padding:1px 9px;font-size:12.5px;font-weight:600;
 border:1px solid currentColor}
 .good{color:var(--good)}.bad{color:var(--bad)}.limit{border-left:4px solid var(--c1);margin-top:12px}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
-th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+th,td{padding:6px 7px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{color:var(--soft);font-weight:500;font-size:13px}th:first-child,td:first-child{text-align:left}
 tr:last-child td{border-bottom:0}td.name{max-width:320px;overflow:hidden;text-overflow:ellipsis}
 svg{width:100%;height:auto;display:block;font-size:11.5px}
@@ -87,11 +88,11 @@ def badge(met: bool | None) -> str:
 def _tiles(summary: dict[str, Any]) -> str:
     counts, kv = summary["counts"], summary["kv"]
     tiles = [
-        ("Requests completed", f"{counts['completed']:,} <i>of {counts['submitted']:,}</i>"),
+        (f"Completed of {counts['submitted']:,}", f"{counts['completed']:,}"),
         ("Request throughput", number(summary["request_throughput"], " <i>req/s</i>")),
         ("Output throughput", number(summary["output_throughput"], " <i>tok/s</i>")),
-        ("TTFT p50 / p95, ms", f"{number(summary['p50_ttft_ms'])} / {number(summary['p95_ttft_ms'])}"),
-        ("ITL p50 / p99, ms", f"{number(summary['p50_itl_ms'])} / {number(summary['p99_itl_ms'])}"),
+        _two("TTFT p50 / p95", summary["p50_ttft_ms"], summary["p95_ttft_ms"]),
+        _two("ITL p50 / p99", summary["p50_itl_ms"], summary["p99_itl_ms"]),
         ("E2E p95", number(_per(summary["p95_e2el_ms"], 1000), " <i>s</i>")),
         ("Accelerators busy", percent(summary["utilization"]["busy_fraction"])),
         ("KV use mean / peak", f"{percent(kv['mean_usage'])} / {percent(kv['max_usage'])}"),
@@ -110,6 +111,11 @@ def _tiles(summary: dict[str, Any]) -> str:
 
 def _per(value: float | None, scale: float) -> float | None:
     return None if value is None else value / scale
+
+
+def _two(name: str, low: float | None, high: float | None) -> tuple[str, str]:
+    scale, unit = (1000.0, "s") if (high or 0.0) >= SECONDS_FROM_MS else (1.0, "ms")
+    return f"{name}, {unit}", f"{number(_per(low, scale))} / {number(_per(high, scale))}"
 
 
 def _latency_table(summary: dict[str, Any]) -> str:

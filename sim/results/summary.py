@@ -25,7 +25,7 @@ from sim.results.metrics import (
     good_requests,
     run_window,
 )
-from sim.results.record import RunRecord
+from sim.results.record import RunRecord, Status
 from sim.results.verdicts import (
     class_verdicts,
     kv_use,
@@ -52,6 +52,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     if slo is not None and counts["completed"] < counts["submitted"]:
         left = counts["submitted"] - counts["completed"]
         notes.append(f"SLO percentiles are over completed requests; {left} that did not complete are not in them")
+    notes += _why_not_completed(record)
     summary = _headline(record, times, samples, duration_s, None if good is None else int(good.sum()))
     summary["counts"] = counts
     summary["queue"] = _queue(record, samples["queue"], window)
@@ -64,6 +65,21 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["replicas"] = replicas_section(record, window)
     summary["run"] = _run(record, context, notes)
     return summary
+
+
+def _why_not_completed(record: RunRecord) -> list[str]:
+    """One note with an example for each way in which requests ended otherwise than completed."""
+    notes = []
+    status, row = record.requests["status"], record.requests["row"]
+    for each in Status:
+        rows = row[status == each]
+        if each is Status.COMPLETED or not len(rows):
+            continue
+        first = int(rows[0])
+        reason = record.reasons.get(first, "no reason recorded")
+        name = record.workload.request_id(first)
+        notes.append(f"{len(rows):,} {each.name.lower().replace('_', ' ')}; the first, request {name}: {reason}")
+    return notes
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -163,7 +163,9 @@ def test_slo_verdicts() -> None:
     assert slo["met"] is False
     assert not results.slo_met
     assert Results(make_record()).slo_met
-    assert "1 that did not complete" in results.summary["run"]["notes"][-1]
+    notes = results.summary["run"]["notes"]
+    assert any("1 that did not complete" in note for note in notes)
+    assert "1 rejected; the first, request c: prompt of 9000 tokens exceeds max_model_len 4096" in notes
 
 
 def test_class_slo_counts_and_replaces_the_scenarios_in_goodput() -> None:
