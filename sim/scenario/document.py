@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of a scenario to one of its values."""
 
-MAX_NODES = 1_000_000
+MAX_NODES = 100_000
 """Aliases can blow a small file up; no real scenario comes near this many values."""
 
 _LOCATION = re.compile(r"`?((?:workload|engine|cluster|latency|slo|outputs)(?:\.\w+|\[\d+\]| \([^()]*\))*)`?(?=[: ])")

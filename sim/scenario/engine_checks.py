@@ -99,7 +99,8 @@ def check_latency(latency: LatencyConfig, findings: Findings) -> None:
     path = ("latency",)
     if latency.kind == "profile":
         findings.problem(
-            (*path, "kind"), "no measured latency profile is available yet; use `kind: roofline`, an estimate"
+            (*path, "kind"),
+            "`latency.kind` is profile, but no measured profile is available yet; use `kind: roofline`, an estimate",
         )
     if latency.kind == "constant" and latency.step_s is None:
         findings.problem(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
@@ -76,24 +77,21 @@ def load_scenario(path: str | FilePath, overrides: Sequence[str] = (), seed: int
     Raises InputError with every problem, sorted by place.
     """
     document = parse(_read(FilePath(path), str(path)), str(path))
-    problems = [*document.problems]
-    for override in overrides:
-        problems += command_line.apply(document, override)
-    if seed is not None and isinstance(document.data, dict):
-        document.data["seed"] = seed
-        document.mark(("seed",), Place(f"--seed {seed}"))
-    base_dir = FilePath(path).parent
-    scenario, parts, found = _validate(document, base_dir)
-    problems += found
-    notes: list[str] = []
-    problems += checks.scenario_problems(parts, document, notes)
-    if problems or scenario is None:
-        raise InputError(ordered(problems + checks.surroundings_problems(parts, document, []), str(path)))
-    return LoadedScenario(scenario, FilePath(path), base_dir, notes, document)
+    return _load(document, overrides, seed, FilePath(path), FilePath(path).parent)
+
+
+def load_data(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), seed: int | None = None, base_dir: FilePath | None = None
+) -> LoadedScenario:
+    """A scenario as plain data (what YAML would give), checked as a file is; its problems have no positions.
+
+    ``base_dir`` is where relative paths start, the current directory by default. Raises InputError.
+    """
+    return _load(Document(data=copy.deepcopy(dict(data))), overrides, seed, None, base_dir or FilePath("."))
 
 
 def from_scenario(scenario: Scenario, base_dir: FilePath | None = None) -> LoadedScenario:
-    """A scenario made in Python, checked as one from a file is; its problems have no places.
+    """A scenario made in Python, checked as a file is; its problems have no positions.
 
     Raises InputError with every problem that the scenario alone shows.
     """
@@ -102,6 +100,24 @@ def from_scenario(scenario: Scenario, base_dir: FilePath | None = None) -> Loade
     if problems:
         raise InputError(ordered(problems + checks.surroundings_problems(loaded.parts, loaded.document, [])))
     return loaded
+
+
+def _load(
+    document: Document, overrides: Sequence[str], seed: int | None, path: FilePath | None, base_dir: FilePath
+) -> LoadedScenario:
+    problems = [*document.problems]
+    for override in overrides:
+        problems += command_line.apply(document, override)
+    if seed is not None and isinstance(document.data, dict):
+        document.data["seed"] = seed
+        document.mark(("seed",), Place(f"--seed {seed}"))
+    scenario, parts, found = _validate(document, base_dir)
+    problems += found
+    notes: list[str] = []
+    problems += checks.scenario_problems(parts, document, notes)
+    if problems or scenario is None:
+        raise InputError(ordered(problems + checks.surroundings_problems(parts, document, []), document.file))
+    return LoadedScenario(scenario, path, base_dir, notes, document)
 
 
 def _read(path: FilePath, given: str) -> str:
