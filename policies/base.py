@@ -226,12 +226,27 @@ class ReplicaView(Protocol):
 
     index: int
     model: str
-    num_running: int
-    num_waiting: int
-    free_blocks: int
     num_gpu_blocks: int
-    outstanding_tokens: int
-    """Prompt tokens not yet computed plus expected output tokens not yet generated, of all its requests."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests that run."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait."""
+        ...
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that can be allocated now."""
+        ...
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompt tokens not yet computed plus the output tokens its requests may still ask for."""
+        ...
 
 
 class RoutedRequest(Protocol):

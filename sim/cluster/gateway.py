@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from simpy import Environment, Event
+from simpy import Event
 
 from policies.base import Router
-from sim.engine.clock import ARRIVAL_TURN, At
+from sim.engine.clock import ARRIVAL_TURN, At, Clock
 from sim.engine.replica import Replica, request_row
 from sim.engine.request import Content, Request
 from sim.results.record import Recorder, Status
@@ -32,7 +32,7 @@ class Gateway:
 
     def __init__(
         self,
-        env: Environment,
+        env: Clock,
         workload: RequestTable,
         router: Router,
         max_model_len: int,
@@ -69,7 +69,7 @@ class Gateway:
             now = time.perf_counter()
             if now - self._last_progress >= PROGRESS_INTERVAL_S:
                 self._last_progress = now
-                self._progress(self.num_ended, len(self.workload), int(self.env.now))
+                self._progress(self.num_ended, len(self.workload), self.env.now)
 
     # --- arrivals ----------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class Gateway:
     def _make_request(self, row: int) -> Request:
         table = self.workload
         info = table.classes[table.class_index[row]]
-        arrival_ns = int(self.env.now)
+        arrival_ns = self.env.now
         deadline_ns = int(table.deadline_ns[row])
         hint = int(table.expected_output_tokens[row])
         session = int(table.session[row])
@@ -150,7 +150,7 @@ class Gateway:
         )
         # Own content is numbered after all shared content: conversations first, then single requests.
         own_id = self._first_own_id + (session if session != NO_GROUP else len(table) + row)
-        return Content(own_id, segments)
+        return Content(own_id, segments, own_is_shared=session != NO_GROUP)
 
     @staticmethod
     def _prefix_key(content: Content, session: int) -> str | None:

@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from simpy import Environment
 
 from policies.base import Policy, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
+from sim.engine.clock import Clock
 from sim.engine.replica import Replica
 from sim.engine.scheduler import Scheduler, SchedulerSettings
 from sim.errors import SimulationError
@@ -41,7 +41,7 @@ def simulate_cluster(
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)
     recorder = Recorder()
-    env = Environment(initial_time=0)
+    env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
@@ -126,13 +126,10 @@ def _build_router(spec: str | NamedSpec, seed: int) -> Router:
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
     """A policy of its own for each replica, as in live engines."""
     name, params = _named(engine.predictor)
-    if workload.request_ids is None:
-        row_of = int
-    else:
-        row_of = {request_id: row for row, request_id in enumerate(workload.request_ids)}.__getitem__
+    rows = {request_id: row for row, request_id in enumerate(workload.request_ids or ())}
 
     def true_output_tokens(request_id: str) -> int:
-        return int(workload.output_tokens[row_of(request_id)])
+        return int(workload.output_tokens[rows[request_id] if rows else int(request_id)])
 
     predictor = build_predictor(
         name, params, true_output_tokens=true_output_tokens, seed=stream_seed(seed, "predictor")
@@ -152,9 +149,7 @@ def _check_nothing_lost(gateway: Gateway) -> None:
         raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
 
 
-def _record(
-    loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float
-) -> RunRecord:
+def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
     engine, recorder = loaded.scenario.engine, gateway.recorder
     requests = recorder.requests.columns()
     order = np.argsort(requests["row"], kind="stable")

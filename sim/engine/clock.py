@@ -13,10 +13,24 @@ ARRIVAL_TURN = 1 << 30
 START_TURN = 1 << 31
 
 
+class Clock(Environment):
+    """SimPy's environment in integer nanoseconds from 0."""
+
+    _now: int
+
+    def __init__(self) -> None:
+        super().__init__(initial_time=0)
+
+    @property
+    def now(self) -> int:
+        """Nanoseconds since the start of the run."""
+        return self._now
+
+
 class At(Event):
     """Happens ``delay_ns`` from now, in its ``turn`` of that instant."""
 
-    def __init__(self, env: Environment, delay_ns: int, turn: int) -> None:
+    def __init__(self, env: Clock, delay_ns: int, turn: int) -> None:
         # What simpy.Timeout does, with a turn of our own in place of NORMAL.
         self.env = env
         self.callbacks = []
@@ -28,7 +42,7 @@ class At(Event):
 class Bell(Event):
     """Somebody sleeps on it; ``ring`` wakes them in their turn of the current instant."""
 
-    def __init__(self, env: Environment, turn: int) -> None:
+    def __init__(self, env: Clock, turn: int) -> None:
         super().__init__(env)
         self._turn = turn
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from sim.engine.request import Request
 from sim.errors import SimulationError
@@ -43,11 +44,11 @@ class KVCache:
         self.reserved_tokens = reserved_tokens
         self.holders: dict[str, Request] = {}
 
-    def lookup(self, request: Request) -> list[int]:
+    def lookup(self, request: Request) -> list[Any]:
         """Blocks already holding the longest known prefix of ``request``; none without a prefix cache."""
         return []
 
-    def num_evictable(self, hits: Sequence[int]) -> int:
+    def num_evictable(self, hits: Sequence[Any]) -> int:
         """How many of ``hits`` nobody holds: they leave the free list when they are taken."""
         return 0
 
@@ -55,7 +56,7 @@ class KVCache:
         """Blocks that hold ``num_tokens`` of one request."""
         return ceil_div(max(num_tokens, self.reserved_tokens), self.block_size)
 
-    def admit(self, request: Request, hits: Sequence[int], num_tokens: int) -> None:
+    def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
         """Give a request that holds nothing its hit blocks and blocks up to ``num_tokens``; they must fit."""
         self.holders[request.request_id] = request
         request.num_blocks = len(hits)
@@ -133,11 +134,11 @@ class PrefixKVCache(KVCache):
             step = max_blocks
         return hits
 
-    def num_evictable(self, hits: Sequence[int]) -> int:
+    def num_evictable(self, hits: Sequence[Any]) -> int:
         references = self._references
         return sum(1 for block in hits if block not in references)
 
-    def admit(self, request: Request, hits: Sequence[int], num_tokens: int) -> None:
+    def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
         references = self._references
         for block in hits:
             if block in references:

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, TextIO
 
-from simpy import Environment, Event
+from simpy import Event
 
-from sim.engine.clock import START_TURN, At, Bell
+from sim.engine.clock import START_TURN, At, Bell, Clock
 from sim.engine.request import NEVER, Request
 from sim.engine.scheduler import Batch, Scheduler
 from sim.errors import SimulationError
@@ -29,7 +29,7 @@ class Replica:
 
     def __init__(
         self,
-        env: Environment,
+        env: Clock,
         index: int,
         model: str,
         scheduler: Scheduler,
@@ -159,7 +159,7 @@ class Replica:
         if len(scheduler.waiting) >= scheduler.settings.max_num_seqs:
             return 0
         oldest_ns = min(request.arrival_ns for request in scheduler.waiting)
-        return oldest_ns + self.static_batch_wait_ns - int(self.env.now)
+        return oldest_ns + self.static_batch_wait_ns - self.env.now
 
     def _stuck(self) -> str:
         head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]

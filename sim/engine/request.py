@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 NEVER = -1
 """An instant that has not come yet."""
@@ -56,11 +57,13 @@ class Request:
         "order",
         "prefix_key",
         "priority",
+        "private_hits",
         "rank",
         "request_id",
         "row",
         "scheduled_ns",
         "session",
+        "shared_blocks",
         "state",
         "tenant",
         "tier",
@@ -120,6 +123,8 @@ class Request:
 
         self.content = content
         self.blocks: list[int] = []
+        self.shared_blocks: list[Any] = []
+        self.private_hits: list[tuple[int, int, int]] = []
         self.num_blocks = 0
         self.num_slots = 0
         """Tokens that the allocated blocks can hold."""
@@ -147,14 +152,22 @@ class Content:
     the content ``own_id``. Ids are distinct small integers; equal id at equal position = equal tokens.
     """
 
-    __slots__ = ("own_id", "segments")
+    __slots__ = ("own_id", "own_is_shared", "segments")
 
     BLOCK_BITS = 24
     """A key is ``content_id << BLOCK_BITS | block index``: 16 M blocks per request at most."""
 
-    def __init__(self, own_id: int, segments: tuple[tuple[int, int], ...] = ()) -> None:
+    def __init__(self, own_id: int, segments: tuple[tuple[int, int], ...] = (), *, own_is_shared: bool = False) -> None:
+        """``own_is_shared``: other requests have ``own_id`` too (the turns of one conversation)."""
         self.own_id = own_id
         self.segments = segments
+        self.own_is_shared = own_is_shared
+
+    def num_shared_blocks(self, block_size: int) -> int:
+        """Leading full blocks that other requests can have too."""
+        if self.own_is_shared:
+            return 1 << self.BLOCK_BITS
+        return self.segments[-1][1] // block_size if self.segments else 0
 
     def block_keys(self, first_block: int, end_block: int, block_size: int) -> list[int]:
         """Keys of full blocks ``[first_block, end_block)``; equal keys mean equal tokens from token 0 on.

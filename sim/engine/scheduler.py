@@ -429,6 +429,7 @@ class Scheduler:
         victim.num_known_tokens = victim.num_tokens
         victim.num_preemptions += 1
         self.waiting.put_back(victim, now_ns)
+        self._end_static_batch()
 
     def _swap_in(self, request: Request) -> None:
         num_blocks = self.kv.blocks_for(request.num_swapped_tokens)
@@ -454,12 +455,20 @@ class Scheduler:
             self.running = [request for request in self.running if request.state is not State.FINISHED]
         if self.settings.static_batching:
             self._held.extend(finished)
-            if self.running:
-                return
-            finished, self._held = self._held, []
+            self._end_static_batch()
+            return
         for request in finished:
             self.kv.free(request)
         self._freed.extend(finished)
+
+    def _end_static_batch(self) -> None:
+        """Once nobody of a static batch runs any more, its seats and blocks are free."""
+        if self.running:
+            return
+        for request in self._held:
+            self.kv.free(request)
+        self._freed.extend(self._held)
+        self._held = []
 
     # --- baselines and extensions ----------------------------------------------------------
 

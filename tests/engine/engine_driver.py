@@ -19,9 +19,7 @@ def make_request(row: int, prompt: int, output: int, **more: Any) -> Request:
     more.setdefault("max_tokens", output)
     more.setdefault("content", Content(row))
     more.setdefault("arrival_ns", 0)
-    return Request(
-        row=row, request_id=f"r{row}", num_prompt_tokens=prompt, output_tokens=output, order=row, **more
-    )
+    return Request(row=row, request_id=f"r{row}", num_prompt_tokens=prompt, output_tokens=output, order=row, **more)
 
 
 class Driver:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from engine_driver import Driver, make_request
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from policies.priority import Priority
 from sim.engine.kv_cache import PrefixKVCache
 from sim.engine.request import Content
+
+NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Shrinking a whole run takes minutes; the failing example is small enough as it is."""
 
 REQUESTS = st.lists(
     st.tuples(
@@ -56,7 +59,7 @@ def blocks_held(driver: Driver) -> int:
     return sum(request.num_blocks for request in holders)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, phases=NO_SHRINK)
 @given(rows=REQUESTS, engine=ENGINES, baseline=BASELINES, use_priority=st.booleans())
 def test_invariants_of_every_run(
     rows: list[tuple[int, ...]], engine: dict[str, Any], baseline: dict[str, Any], use_priority: bool
@@ -103,7 +106,7 @@ def test_invariants_of_every_run(
     assert scheduler.free_swap_blocks == limits.num_swap_blocks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, phases=NO_SHRINK)
 @given(rows=REQUESTS, engine=ENGINES)
 def test_the_same_run_twice_is_the_same(rows: list[tuple[int, ...]], engine: dict[str, Any]) -> None:
     def decisions() -> list[Any]:
