@@ -299,3 +299,40 @@ def test_simulate_takes_a_dictionary_and_says_what_is_wrong_with_it() -> None:
     assert document["workload"]["requests"] == 5, "the caller's dictionary is left alone"
     with pytest.raises(InputError, match="modl"):
         sim.simulate({**document, "engine": {"modl": "x"}})
+
+
+def test_simulate_takes_what_was_loaded_and_overrides_it_too(scenario: str) -> None:
+    from sim.scenario.loader import load_scenario
+
+    loaded = load_scenario(scenario)
+    expected = without_timing(sim.simulate(scenario, overrides=["workload.requests=8"], seed=4).summary)
+    for given in (loaded, loaded.scenario):
+        assert without_timing(sim.simulate(given, overrides=["workload.requests=8"], seed=4).summary) == expected
+        assert sim.simulate(given).summary["completed"] == 40
+    with pytest.raises(InputError, match="dotted"):
+        sim.simulate(loaded, overrides=["nonsense"])
+
+
+def test_help_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["-h"], ["run", "--help"]):
+        assert simrun(*argv) == 0
+        out = capsys.readouterr().out
+        assert "--check-slo" in out
+        assert max(map(len, out.splitlines())) <= 80
+
+
+def test_decisions_to_a_device_are_written_directly(scenario: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert simrun(scenario, "--decisions", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_places_that_cannot_be_written(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun(scenario, "--out", "", "--decisions", str(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert "--out: give the name of a folder" in err
+    assert "a folder; give a file's name" in err
+
+
+def test_a_class_slo_missed_is_named(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun(scenario, "--check-slo", "--set", "workload.slo={e2el_p99_ms: 0.001}") == 3
+    assert "SLO missed: e2el_p99_ms of class" in capsys.readouterr().err
