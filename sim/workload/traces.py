@@ -276,8 +276,8 @@ def _json_values(text: str, wanted: Sequence[str], problems: TraceProblems) -> d
             )
     except json.JSONDecodeError as error:
         problems.add(f"not a benchmark result: {error.msg}", error.lineno, error.colno)
-    except RecursionError:
-        problems.add("not a benchmark result: nested too deeply")
+    except (ValueError, RecursionError) as error:
+        problems.add(f"not a benchmark result: {error}")
     return found
 
 

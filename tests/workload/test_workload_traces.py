@@ -207,6 +207,11 @@ def test_rate_scale_divides_times(tmp_path: Path) -> None:
     assert trace.arrival_ns.tolist() == [0, 2_157_289_500, 2_270_938_500]
 
 
+def test_rate_scale_cannot_leave_64_bits(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="beyond 64-bit"):
+        read(tmp_path, GENERIC, "generic", rate_scale=1e-10)
+
+
 @given(
     times=st.lists(st.integers(0, 2**55), min_size=1, max_size=20),
     scale=st.floats(0.1, 1000) | st.sampled_from([0.1, 0.3, 1.5, 3.0]),
@@ -387,6 +392,11 @@ def test_prefix_group_and_tokens_come_together(tmp_path: Path) -> None:
     ]
 
 
+def test_a_stray_carriage_return_or_quote_is_not_a_crash(tmp_path: Path) -> None:
+    assert messages(tmp_path, HEAD + '0,5,"1\n1,5,1\n', "generic")[0].startswith("DIR/trace:2: output_tokens")
+    assert messages(tmp_path, HEAD + "0,5,\ud7ff1\n", "generic")[0].startswith("DIR/trace:2: output_tokens")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -410,6 +420,8 @@ def test_bad_vllm_bench_results(tmp_path: Path, change: dict[str, Any], message:
         ("[]", "expected '{'"),
         ("{}", "no start_times, input_lens, output_lens"),
         (json.dumps(BENCH)[:-20], "not a benchmark result"),
+        ('{"start_times": ' + "9" * 5000 + "}", "not a benchmark result"),
+        ('{"start_times": ' + "[" * 100_000, "not a benchmark result"),
     ],
 )
 def test_what_is_no_single_result_object(tmp_path: Path, text: str, message: str) -> None:
