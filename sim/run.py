@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +46,7 @@ def load(
 
     Raises InputError with every problem.
     """
-    from sim.scenario.loader import LoadedScenario, from_scenario, load_scenario
+    from sim.scenario.loader import LoadedScenario, from_scenario, load_data, load_scenario
     from sim.scenario.schema import Scenario
 
     if isinstance(scenario, str | os.PathLike):
@@ -56,35 +55,15 @@ def load(
     if isinstance(scenario, LoadedScenario):
         if not changed:
             return scenario
-        data: Any = scenario.scenario.model_dump(mode="json", exclude_unset=True)
-        return from_scenario(_validated(data, overrides, seed), scenario.base_dir)
+        return load_data(_given(scenario.scenario), overrides, seed, scenario.base_dir)
     if isinstance(scenario, Scenario):
-        if not changed:
-            return from_scenario(scenario)
-        return from_scenario(_validated(scenario.model_dump(mode="json", exclude_unset=True), overrides, seed))
-    return from_scenario(_validated(copy.deepcopy(dict(scenario)), overrides, seed))
+        return load_data(_given(scenario), overrides, seed) if changed else from_scenario(scenario)
+    return load_data(scenario, overrides, seed)
 
 
-def _validated(data: dict[str, Any], overrides: Sequence[str], seed: int | None) -> Scenario:
-    from pydantic import ValidationError
-
-    from sim.errors import InputError
-    from sim.scenario import overrides as command_line
-    from sim.scenario.document import Document
-    from sim.scenario.messages import translate
-    from sim.scenario.schema import Scenario
-
-    document = Document(data=data)
-    problems = [problem for override in overrides for problem in command_line.apply(document, override)]
-    if seed is not None:
-        data["seed"] = seed
-    try:
-        scenario = Scenario.model_validate(data)
-    except ValidationError as error:
-        raise InputError([*problems, *translate(error.errors(include_url=False), document)]) from None
-    if problems:
-        raise InputError(problems)
-    return scenario
+def _given(scenario: Scenario) -> dict[str, Any]:
+    """The keys that were written, so that a default is not taken for a choice."""
+    return scenario.model_dump(mode="json", exclude_unset=True)
 
 
 def _context(loaded: LoadedScenario, wall_s: float) -> RunContext:
