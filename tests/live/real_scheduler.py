@@ -78,7 +78,8 @@ def _block_hash_function() -> Callable[[Any], bytes]:
     from vllm.v1.core.kv_cache_utils import init_none_hash
 
     init_none_hash(sha256)
-    return sha256
+    hash_function: Callable[[Any], bytes] = sha256
+    return hash_function
 
 
 def build_scheduler(settings: CaseSettings) -> Any:
