@@ -15,7 +15,8 @@ class Adaptive(Policy):
 
     Load is the share of the last ``window_steps`` steps' token budgets that was used, each step
     measured against the cap it ran under (against the engine's own a small cap could never look
-    full). Below ``low_load`` prompts that fit the cap are not split.
+    full). Below ``low_load`` prompts that fit the cap are not split, unless a step admitted nobody
+    though somebody waited: beside a few decodes a prompt of nearly the cap would find no room for long.
     """
 
     name = "adaptive"
@@ -30,6 +31,9 @@ class Adaptive(Policy):
     _limits: EngineLimits | None = field(init=False, repr=False, default=None)
     _runs: deque[list[int]] = field(init=False, repr=False, default_factory=deque)
     """Runs of equal steps, oldest first: [tokens, budget, steps]; together at most ``window_steps``."""
+    _unstarted: set[str] = field(init=False, repr=False, default_factory=set)
+    _has_started_one: bool = field(init=False, repr=False, default=False)
+    _is_stuck: bool = field(init=False, repr=False, default=False)
     _num_steps: int = field(init=False, repr=False, default=0)
     _tokens: int = field(init=False, repr=False, default=0)
     _budget: int = field(init=False, repr=False, default=0)
@@ -64,7 +68,7 @@ class Adaptive(Policy):
         """The cap for the present load, within the engine's own."""
         low, high = self._low, self._high
         if not self._budget or self._tokens * low.denominator < low.numerator * self._budget:
-            cap, chunked = self.low_tokens, False
+            cap, chunked = self.low_tokens, self._is_stuck
         elif self._tokens * high.denominator < high.numerator * self._budget:
             cap, chunked = self.mid_tokens, True
         else:
@@ -73,7 +77,21 @@ class Adaptive(Policy):
             cap = min(cap, self._limits.max_num_batched_tokens)
         return StepLimits(cap, chunked)
 
+    def on_arrival(self, request: RequestView, now_ns: int) -> None:
+        self._unstarted.add(request.request_id)
+
+    def on_scheduled(self, request: RequestView, num_tokens: int) -> None:
+        if request.request_id in self._unstarted:
+            self._unstarted.remove(request.request_id)
+            self._has_started_one = True
+
+    def on_finished(self, request: RequestView) -> None:
+        self._unstarted.discard(request.request_id)
+
     def on_step(self, num_tokens: int, token_budget: int, num_steps: int) -> None:
+        # Of several equal steps only the first can have started anybody.
+        self._is_stuck = bool(self._unstarted) and not (self._has_started_one and num_steps == 1)
+        self._has_started_one = False
         runs = self._runs
         if runs and runs[-1][0] == num_tokens and runs[-1][1] == token_budget:
             runs[-1][2] += num_steps

@@ -131,9 +131,6 @@ class Policy:
     """``fcfs`` or ``priority`` where vLLM has the policy itself; ranks are then not asked for."""
     uses_predictor: ClassVar[bool] = False
     rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
-    preempt_changes: ClassVar[RankChanges] = RankChanges.ALWAYS
-    """When an empty answer of ``preempt`` can turn into evictions while the same requests wait and the
-    running ones only decode: NEVER, TIME (``next_change_ns`` of a waiting request says when) or ALWAYS."""
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
     shares_accumulate: bool = False

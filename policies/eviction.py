@@ -42,3 +42,20 @@ def evict_until_room(
         seats_short -= 1
         short -= blocks_for(candidate.num_computed_tokens, limits.block_size)
     return victims if seats_short <= 0 and short <= 0 else ()
+
+
+def work_until_room(
+    head: RequestView, ending: Iterable[tuple[int, RequestView]], limits: EngineLimits, state: EngineState
+) -> int | None:
+    """Work left until the running requests, (work left, request) by their ends, make room for ``head`` by ending.
+
+    None if they never do. New blocks of those that go on are not foreseen.
+    """
+    seats_short = state.num_running - limits.max_num_seqs + 1
+    short = blocks_short(head, limits, state)
+    for work, request in ending:
+        seats_short -= 1
+        short -= blocks_for(request.num_computed_tokens, limits.block_size)
+        if seats_short <= 0 and short <= 0:
+            return work
+    return None

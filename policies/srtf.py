@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from policies.base import EngineLimits, EngineState, RankChanges, RequestView
 from policies.checks import check_not_negative
-from policies.eviction import evict_until_room, has_room
+from policies.eviction import evict_until_room, has_room, work_until_room
 from policies.expected import PredictingPolicy
 
 
@@ -19,9 +19,11 @@ class Srtf(PredictingPolicy):
     passes: with one seat, exact predictions and equal steps this is Schrage's SRPT rule, which has
     the least mean E2E of all.
 
-    The shortest waiting request evicts only if there is no seat or not enough blocks, and only
-    requests whose remaining work exceeds its own *plus the tokens they would compute again* plus the
-    margin: for two requests exactly the cases in which changing over lowers the sum of their ends.
+    The shortest waiting request evicts only if there is no seat or not enough blocks, only requests longer
+    than itself, and only if it would be done, the tokens the evicted compute again included, before the
+    running ones make room by ending. With one seat these are exactly the cases in which changing over
+    lowers the sum of two ends. With many seats room comes soon by itself, and evicting the longest
+    whenever a shorter one waits costs more in recomputation than it gains.
 
     Progress: the request with the least remaining work is admitted first and nobody may evict it, and
     an evicted request does not come back looking shorter, so two requests cannot evict one another in
@@ -32,15 +34,13 @@ class Srtf(PredictingPolicy):
     name = "srtf"
     summary = "shortest expected remaining work first, evicting longer running ones"
     rank_changes = RankChanges.PROGRESS
-    # Decoding only shortens the running ones and uses up blocks, so it cannot create a reason to evict.
-    preempt_changes = RankChanges.NEVER
 
     output_weight: int | None = field(
         default=None, metadata=PredictingPolicy.__dataclass_fields__["output_weight"].metadata
     )
     preemption_margin_tokens: int = field(
         default=0,
-        metadata={"help": "a waiting request evicts only those longer than itself by more than so many output tokens"},
+        metadata={"help": "a waiting request evicts only as if it were so many output tokens longer than it is"},
     )
     _limits: EngineLimits | None = field(init=False, repr=False, default=None)
 
@@ -64,12 +64,18 @@ class Srtf(PredictingPolicy):
         if limits is None or has_room(head, limits, state):
             return ()
         own = self.remaining_work(head) + self._weight * self.preemption_margin_tokens
-        longer: list[tuple[int, int, int, RequestView]] = []
-        for request in running:
-            remaining = self.remaining_work(request)
-            if own + request.num_computed_tokens < remaining:
-                longer.append((-remaining, -request.arrival_ns, len(longer), request))
-        if not longer:
+        by_end = sorted(
+            ((self.remaining_work(request), request.arrival_ns, position) for position, request in enumerate(running))
+        )
+        if by_end[-1][0] <= own:
             return ()
-        longer.sort()
-        return evict_until_room(head, (entry[3] for entry in longer), limits, state)
+        room_in = work_until_room(head, ((work, running[position]) for work, _, position in by_end), limits, state)
+        if room_in is None or room_in <= own:
+            return ()
+        longer = (
+            running[position]
+            for work, _, position in reversed(by_end)
+            if own + running[position].num_computed_tokens < work
+        )
+        victims = evict_until_room(head, longer, limits, state)
+        return victims if own + sum(victim.num_computed_tokens for victim in victims) < room_in else ()

@@ -43,7 +43,6 @@ class Tiered(PredictingPolicy):
     name = "tiered"
     summary = "tiers, shortest remaining within a tier, ageing; lower tiers yield when an SLO is at risk"
     rank_changes = RankChanges.PROGRESS | RankChanges.TIME
-    preempt_changes = RankChanges.TIME
 
     tiers: list[str] = field(
         default_factory=lambda: ["premium", "standard", "budget"], metadata={"help": "tier names, the best first"}

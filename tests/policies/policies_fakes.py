@@ -28,10 +28,10 @@ class View:
     deadline_ns: int | None = None
     expected_output_tokens: int | None = None
     true_output: int = 1
+    arrival_time: float = field(init=False)
 
-    @property
-    def arrival_time(self) -> float:
-        return self.arrival_ns / SECOND
+    def __post_init__(self) -> None:
+        self.arrival_time = self.arrival_ns / SECOND
 
 
 def decoding(request_id: str, prompt: int, outputs: int, true_output: int, **others: object) -> View:
@@ -96,10 +96,11 @@ class TinyEngine:
         if self.policy.preempts and self.running and self.waiting:
             state = EngineState(self.now_ns, self.free_blocks, len(self.running), len(self.waiting))
             for victim in self.policy.preempt(list(self.running), list(self.waiting), state):
-                self.evict(victim)
+                self.evict(next(view for view in self.running if view is victim))
                 self.evictions.append(victim.request_id)
             self.waiting.sort(key=lambda view: (rank(view, self.now_ns), view.arrival_ns, view.request_id))
-        budget, scheduled, shortage = self.limits.max_num_batched_tokens, {}, False
+        budget, shortage = self.limits.max_num_batched_tokens, False
+        scheduled: dict[View, int] = {}
         for view in list(self.running):
             if view not in self.running or budget == 0:
                 continue

@@ -38,6 +38,34 @@ def test_starts_with_small_steps_in_arrival_order() -> None:
     assert policy.rank(View("a", 42), 0) == 42
 
 
+def test_splits_a_prompt_that_finds_no_room_beside_the_decodes() -> None:
+    policy = Adaptive()
+    first, second = View("a"), View("b")
+    for view in (first, second):
+        policy.on_arrival(view, 0)
+    policy.on_scheduled(first, 1)
+    policy.on_step(1, 512, 1)
+    assert policy.step_limits(0) == StepLimits(512, False), "somebody was admitted: the queue moves"
+    policy.on_step(1, 512, 1)
+    assert policy.step_limits(0) == StepLimits(512, True)
+    policy.on_scheduled(second, 1)
+    policy.on_step(1, 512, 1)
+    assert policy.step_limits(0) == StepLimits(512, False)
+
+
+def test_a_jump_over_equal_steps_is_stuck_like_its_last() -> None:
+    jumping, stepping = Adaptive(), Adaptive()
+    for policy in (jumping, stepping):
+        policy.on_arrival(View("a"), 0)
+        policy.on_arrival(View("b"), 0)
+        policy.on_scheduled(View("a"), 1)
+    jumping.on_step(1, 512, 2)
+    stepping.on_step(1, 512, 1)
+    stepping.on_step(1, 512, 1)
+    assert jumping == stepping
+    assert jumping.step_limits(0).enable_chunked_prefill
+
+
 def test_stays_within_the_engine() -> None:
     policy = Adaptive()
     policy.bind(limits(tokens=1024))

@@ -92,7 +92,7 @@ def test_backlogged_tenants_get_service_in_proportion(weights: dict[str, int], p
 
     count = policy.on_scheduled
 
-    def counted(view: View, tokens: int) -> None:  # type: ignore[override]
+    def counted(view: View, tokens: int) -> None:
         served[view.tenant] += tokens
         count(view, tokens)
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 import policies
-from policies import registry
 from policies.base import Policy, PolicyError, Predictor, ReplicaView, RequestView, RoutedRequest
 from policies.parameters import REQUIRED, matches, type_text
 from policies.predictors import Exact, MaxTokens, Noisy
@@ -188,9 +187,7 @@ def test_entry_points_extend_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("broken", "nowhere_at_all:X", "simrun.policies"),
         EntryPoint("fcfs", f"{__name__}:Mine", "simrun.policies"),
     ]
-    monkeypatch.setattr(
-        registry.importlib.metadata, "entry_points", lambda group: [p for p in points if p.group == group]
-    )
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [p for p in points if p.group == group])
     assert isinstance(policy("mine", divisor=2), Mine)
     assert type(policy("fcfs")) is POLICIES["fcfs"], "built-in names stay"
     with pytest.raises(PolicyError, match="cannot load 'nowhere_at_all:X': ModuleNotFoundError"):

@@ -61,15 +61,30 @@ def test_margin_holds_evictions_down() -> None:
 
 
 def test_evicts_as_many_as_the_blocks_need_and_nobody_in_vain() -> None:
-    running = [decoding(name, 32, 1, total) for name, total in (("a", 60), ("b", 90), ("c", 70), ("d", 3))]
+    running = [decoding(name, 32, 1, total) for name, total in (("a", 60), ("b", 90), ("c", 70), ("d", 30))]
     head = View("e", num_prompt_tokens=16 * 5, true_output=5)
     policy = bound(*running, head, seqs=10)
     assert evicted(policy, running, head, free_blocks=5) == []
     assert evicted(policy, running, head, free_blocks=4) == ["b"], "each holds 2 blocks"
     assert evicted(policy, running, head, free_blocks=1) == ["b", "c"]
     assert evicted(policy, running, head, free_blocks=0) == ["b", "c", "a"]
-    huge = View("f", num_prompt_tokens=16 * 9, true_output=5)
-    assert evicted(bound(*running, huge, seqs=10), running, huge, free_blocks=2) == [], "8 of 9 blocks do not help"
+    huge = View("f", num_prompt_tokens=16 * 11, true_output=5)
+    assert evicted(bound(*running, huge, seqs=10), running, huge, free_blocks=2) == [], "10 of 11 blocks do not help"
+
+
+def test_waits_where_room_comes_by_itself_before_it_would_be_done() -> None:
+    soon, long = decoding("a", 16, 1, 6), decoding("b", 16, 1, 90)
+    shorter, longer = View("c", num_prompt_tokens=16, true_output=4), View("d", num_prompt_tokens=16, true_output=5)
+    assert evicted(bound(soon, long, shorter), [soon, long], shorter) == ["b"], "done in 4 steps, a seat in 5"
+    assert evicted(bound(soon, long, longer), [soon, long], longer) == []
+
+
+def test_blocks_come_free_by_ends_too() -> None:
+    running = [decoding("a", 16, 1, 4), decoding("b", 16, 1, 9), decoding("c", 160, 1, 90)]
+    head = View("d", num_prompt_tokens=16 * 4, true_output=6)
+    policy = bound(*running, head, seqs=10)
+    assert evicted(policy, running, head, free_blocks=3) == [], "one block comes free in 3 steps"
+    assert evicted(policy, running, head, free_blocks=2) == ["c"], "two only in 8"
 
 
 def test_unbound_policy_evicts_nobody() -> None:
@@ -80,7 +95,8 @@ def test_unbound_policy_evicts_nobody() -> None:
 def srpt_mean_e2e(requests: list[View]) -> float:
     """Mean of (end - arrival) in steps under Schrage's rule, from first principles."""
     coming = sorted((view.arrival_ns // SECOND, view.true_output) for view in requests)
-    now, total, heap, index = 0, 0, [], 0
+    now, total, index = 0, 0, 0
+    heap: list[tuple[int, int]] = []
     while heap or index < len(coming):
         while index < len(coming) and coming[index][0] <= now:
             heapq.heappush(heap, (coming[index][1], coming[index][0]))

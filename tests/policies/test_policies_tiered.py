@@ -178,7 +178,7 @@ def test_under_kv_shortage_the_lowest_running_tier_yields(
         assert policy.tier_index(victim) == max(tiers)
         evict(victim)
 
-    engine.evict = checked  # type: ignore[method-assign]
+    engine.evict = checked  # type: ignore[method-assign, assignment]
     engine.run(list(views.values()))
     assert len(engine.ended_ns) == len(views)
 
