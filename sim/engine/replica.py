@@ -111,7 +111,7 @@ class Replica:
                 # Whatever else happens at this instant happens before the step is formed.
                 yield At(env, 0, START_TURN + self.index)
             batch = scheduler.schedule(env.now)
-            if batch.scheduled:
+            if not batch.is_empty:
                 num_empty_steps = 0
                 yield from self._dispatch(batch)
                 continue

@@ -28,6 +28,7 @@ class Request:
 
     __slots__ = (
         "_stop_at_output_tokens",
+        "admission",
         "arrival_ns",
         "arrival_time",
         "blocks",
@@ -119,6 +120,8 @@ class Request:
         """Batches in flight whose output for this request predates its preemption."""
         self.num_swapped_tokens = 0
         self.state = State.WAITING
+        self.admission = 0
+        """Position in the order of admission: the order of ``running``."""
         self.rank: float = 0
 
         self.content = content

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from policies.base import EngineLimits, EngineState, Policy
 from sim.engine.kv_cache import KVCache, PrefixKVCache
@@ -59,6 +60,15 @@ class Batch:
     shape: StepShape = field(default_factory=StepShape)
     num_free_blocks: int = 0
     token_budget: int = 0
+    index: int = 0
+    """Fast stepping: position among the batches that scheduled something, from 1."""
+    num_in_step: int = 0
+    """Fast stepping: requests that decode in step with each other and are counted, not listed."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the step schedules nothing."""
+        return not self.scheduled and not self.num_in_step
 
 
 @dataclass(slots=True)
@@ -97,6 +107,7 @@ class Scheduler:
         self._held: list[Request] = []
         """Static batching: ended, but still on their seats until the whole batch has ended."""
         self._num_to_admit = 0
+        self._num_admissions = 0
         self._last_update_ns = NEVER
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
         self._wants_steps = type(policy).on_step is not Policy.on_step
@@ -148,9 +159,7 @@ class Scheduler:
             self._preempt_proactively(batch, now_ns)
         step = self._begin_step(now_ns)
         batch.token_budget = step.token_budget
-        if self._schedule_running(batch, step):
-            self._admit_waiting(batch, step)
-        self._advance(batch)
+        self._form(batch, step)
         batch.num_free_blocks = self.kv.num_free_blocks
         return batch
 
@@ -160,7 +169,7 @@ class Scheduler:
             self.in_flight.popleft()
         finished: list[Request] = []
         usual_gap_ns = now_ns - self._last_update_ns
-        num_usual_gaps = 0
+        num_usual_gaps = batch.num_in_step
         is_async = self.settings.async_scheduling
         for request in batch.sampled:
             if request.state is State.FINISHED:
@@ -184,19 +193,26 @@ class Scheduler:
             request.last_token_ns = now_ns
             if request.num_output_tokens >= request._stop_at_output_tokens:
                 finished.append(request)
-                self._finish(request)
         if num_usual_gaps:
             self.recorder.itl(usual_gap_ns, num_usual_gaps)
         for request in batch.stale:
             request.num_stale_batches -= 1
         if batch.stale and isinstance(self.waiting, RankedQueue):
             self.waiting.mark_stale()
+        for request in finished:
+            self._finish(request)
         if finished:
             self._release(finished)
         self._last_update_ns = now_ns
         return finished
 
     # --- forming a step --------------------------------------------------------------------
+
+    def _form(self, batch: Batch, step: _Step) -> None:
+        order = self.running if step.shares is None else self._by_rank(step.now_ns)
+        if self._schedule_running(batch, step, order):
+            self._admit_waiting(batch, step)
+        self._advance(batch)
 
     def _begin_step(self, now_ns: int) -> _Step:
         settings = self.settings
@@ -221,13 +237,12 @@ class Scheduler:
             shares=StepShares.of(self.policy, budget),
         )
 
-    def _schedule_running(self, batch: Batch, step: _Step) -> bool:
+    def _schedule_running(self, batch: Batch, step: _Step, order: list[Request]) -> bool:
         """One token for every decode, a chunk for every unfinished prefill. False if somebody was preempted."""
         kv, scheduled = self.kv, batch.scheduled
         longest = self.settings.max_model_len - 1
         chunk_cap = step.chunk_cap
         nobody_preempted = True
-        order = self.running if step.shares is None else self._by_rank(step.now_ns)
         index = 0
         while index < len(order) and step.token_budget > 0:
             request = order[index]
@@ -293,6 +308,8 @@ class Scheduler:
                 continue
             waiting.pop()
             self.running.append(request)
+            self._num_admissions += 1
+            request.admission = self._num_admissions
             request.state = State.RUNNING
             if request.scheduled_ns == NEVER:
                 request.scheduled_ns = step.now_ns
@@ -311,7 +328,7 @@ class Scheduler:
         """Blocks for the first chunk of a waiting request and the chunk's tokens; 0 where it does not fit now."""
         kv, settings = self.kv, self.settings
         swapped = request.num_swapped_tokens
-        hits = kv.lookup(request) if not swapped else []
+        hits = self._lookup(request) if not swapped else []
         computed = swapped or len(hits) * settings.block_size
         num_new = request.num_tokens - computed
         if 0 < step.chunk_cap < num_new:
@@ -338,17 +355,18 @@ class Scheduler:
         self.outstanding_tokens -= computed
         return num_new
 
+    def _lookup(self, request: Request) -> list[Any]:
+        return self.kv.lookup(request)
+
     def _advance(self, batch: Batch) -> None:
         """Count the scheduled tokens as computed, note who gets a token, and add up the step's shape."""
         shape = batch.shape
         is_async = self.settings.async_scheduling
         wants_scheduled = self._wants_scheduled
-        num_tokens = 0
         for request, num_new in batch.scheduled.items():
             prior = request.num_computed_tokens
             computed = prior + num_new
             request.num_computed_tokens = computed
-            num_tokens += num_new
             known = request.num_known_tokens
             if num_new == 1 and computed == known and known > request.num_prompt_tokens:
                 shape.num_decodes += 1
@@ -365,8 +383,9 @@ class Scheduler:
                     request.num_known_tokens += 1
             if wants_scheduled:
                 self.policy.on_scheduled(request, num_new)
+        num_tokens = shape.num_tokens
         self.outstanding_tokens -= num_tokens
-        shape.num_sampled = len(batch.sampled)
+        shape.num_sampled += len(batch.sampled)
         shape.swap_bytes, self._swapped_bytes = self._swapped_bytes, 0
         if num_tokens:
             self.in_flight.append(batch)
