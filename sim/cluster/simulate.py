@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from policies.base import Policy, Router
+from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.replica import Replica
 from sim.engine.scheduler import Scheduler, SchedulerSettings
-from sim.errors import SimulationError
+from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.memory import MemoryPlan, plan_memory
@@ -51,7 +51,7 @@ def simulate_cluster(
             env=env,
             index=index,
             model=engine.model,
-            scheduler=Scheduler(settings, _build_policy(engine, workload, scenario.seed), recorder),
+            scheduler=_build_scheduler(loaded, settings, workload, recorder),
             cost=cost,
             depth=pipeline_depth(engine),
             recorder=recorder,
@@ -123,6 +123,17 @@ def _build_router(spec: str | NamedSpec, seed: int) -> Router:
     return build_router(name, params, seed=seed)
 
 
+def _build_scheduler(
+    loaded: LoadedScenario, settings: SchedulerSettings, workload: RequestTable, recorder: Recorder
+) -> Scheduler:
+    policy = _build_policy(loaded.scenario.engine, workload, loaded.scenario.seed)
+    try:
+        return Scheduler(settings, policy, recorder)
+    except PolicyError as error:
+        # The policy parts with the engine's limits, which it only learns now.
+        raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
+
+
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
     """A policy of its own for each replica, as in live engines."""
     name, params = _named(engine.predictor)
@@ -132,10 +143,24 @@ def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Po
         return int(workload.output_tokens[rows[request_id] if rows else int(request_id)])
 
     predictor = build_predictor(
-        name, params, true_output_tokens=true_output_tokens, seed=stream_seed(seed, "predictor")
+        name,
+        params,
+        true_output_tokens=true_output_tokens,
+        seed=stream_seed(seed, "predictor"),
+        class_means=_class_means(workload) if name == "class_mean" else None,
     )
     name, params = _named(engine.policy)
     return build_policy(name, params, predictor)
+
+
+def _class_means(workload: RequestTable) -> dict[str, float]:
+    """Mean output of each class, as an operator would know it from last week's logs."""
+    means = {}
+    for index, info in enumerate(workload.classes):
+        outputs = workload.output_tokens[workload.class_index == index]
+        if len(outputs):
+            means[info.name] = float(outputs.mean())
+    return means
 
 
 def _check_nothing_lost(gateway: Gateway) -> None:

@@ -20,8 +20,9 @@ from sim.errors import SimulationError
 from sim.latency.base import StepCost
 from sim.results.record import Recorder, Status
 
-MAX_EMPTY_STEPS = 10_000
-"""Steps in a row that schedule nothing, with nothing in flight, before the engine counts as stuck."""
+MAX_FRUITLESS_STEPS = 50_000
+"""Steps in a row in which no request gets a token before the engine counts as stuck. vLLM itself can get
+there: with ``scheduler_reserve_full_isl`` off, requests of equal priority can preempt each other for ever."""
 
 
 class Replica:
@@ -55,6 +56,7 @@ class Replica:
         self._in_flight: deque[tuple[Batch, int]] = deque()
         self._stage_free_ns = [0] * cost.pipeline_stages
         self._host_free_ns = 0
+        self._num_fruitless_steps = 0
         self._bell: Bell | None = None
         env.process(self._run())
 
@@ -90,7 +92,6 @@ class Replica:
 
     def _run(self) -> Generator[Event, Any, None]:
         env, scheduler = self.env, self.scheduler
-        num_empty_steps = 0
         while True:
             has_requests = scheduler.has_requests()
             if self._in_flight and (len(self._in_flight) == self.depth or not has_requests):
@@ -111,8 +112,8 @@ class Replica:
                 # Whatever else happens at this instant happens before the step is formed.
                 yield At(env, 0, START_TURN + self.index)
             batch = scheduler.schedule(env.now)
+            self._check_progress(batch)
             if not batch.is_empty:
-                num_empty_steps = 0
                 yield from self._dispatch(batch)
                 continue
             self._log(batch)
@@ -120,9 +121,6 @@ class Replica:
                 yield self._wait_for_oldest()
                 self._complete_oldest()
             else:
-                num_empty_steps += 1
-                if num_empty_steps > MAX_EMPTY_STEPS:
-                    raise SimulationError(self._stuck())
                 yield At(env, self.cost.empty_step_ns(), self.index)
 
     def _dispatch(self, batch: Batch) -> Generator[Event, Any, None]:
@@ -161,13 +159,18 @@ class Replica:
         oldest_ns = min(request.arrival_ns for request in scheduler.waiting)
         return oldest_ns + self.static_batch_wait_ns - self.env.now
 
-    def _stuck(self) -> str:
-        head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]
-        return (
-            f"replica {self.index} is stuck at {self.env.now / 1e9:.6f} s: {MAX_EMPTY_STEPS} steps in a row scheduled "
-            f"nothing; next in line is request {head.request_id} ({head.num_tokens} tokens), "
-            f"{self.free_blocks} of {self.num_gpu_blocks} KV blocks are free"
-        )
+    def _check_progress(self, batch: Batch) -> None:
+        if batch.shape.num_sampled:
+            self._num_fruitless_steps = 0
+            return
+        self._num_fruitless_steps += 1
+        if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
+            head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]
+            raise SimulationError(
+                f"replica {self.index} is stuck at {self.env.now / 1e9:.6f} s: no request got a token in "
+                f"{MAX_FRUITLESS_STEPS} steps; next in line is request {head.request_id} ({head.num_tokens} tokens), "
+                f"{self.free_blocks} of {self.num_gpu_blocks} KV blocks are free"
+            )
 
     # --- what is written down ----------------------------------------------------------------
 

@@ -302,7 +302,8 @@ class Scheduler:
                 continue
             num_new = self._try_admit(request, step)
             if num_new == 0:
-                if not self.policy.pass_over and step.shares is None:
+                is_share_used_up = step.shares is not None and step.shares.left(request) == 0
+                if not (self.policy.pass_over or is_share_used_up):
                     break
                 passed_over.append(waiting.pop())
                 continue
@@ -435,10 +436,11 @@ class Scheduler:
                 victim.num_stale_batches += 1
         computed = victim.num_computed_tokens
         self.outstanding_tokens += computed
-        if 0 < victim.num_blocks <= self.free_swap_blocks:
-            self.free_swap_blocks -= victim.num_blocks
+        num_blocks = self.kv.blocks_for(computed)
+        if 0 < num_blocks <= self.free_swap_blocks and computed:
+            self.free_swap_blocks -= num_blocks
             victim.num_swapped_tokens = computed
-            self._swapped_bytes += victim.num_blocks * self.settings.block_bytes
+            self._swapped_bytes += num_blocks * self.settings.block_bytes
         else:
             victim.num_recomputed_tokens += computed
         self.kv.free(victim)
