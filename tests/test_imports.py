@@ -1,0 +1,186 @@
+"""Who may import whom (docs/architecture.md), read off the sources; and no ``assert`` outside the tests."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS: dict[str, set[str]] = {
+    # What each part of sim may import of sim; its own part and `sim.errors`, `sim.seeds` always.
+    "sim.scenario": {"sim.workload", "sim.latency"},
+    "sim.workload": {"sim.scenario"},
+    "sim.latency": {"sim.scenario"},
+    "sim.results": {"sim.workload"},
+    "sim.engine": {"sim.latency", "sim.results", "sim.workload"},
+    "sim.cluster": {"sim.engine", "sim.latency", "sim.results", "sim.workload", "sim.scenario"},
+}
+EVERYBODY = {"sim.errors", "sim.seeds"}
+POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.scenario", "sim.cli"}
+"""Parts that may import ``policies``: those that run them, and those that check or list them by name."""
+SIMPY_FROM = {"sim.engine", "sim.cluster"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Module name -> file, of everything under the folder ``package``."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SIM, POLICIES, CALIBRATE = modules("sim"), modules("policies"), modules("gpu_calibrate")
+
+
+def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever in the file, with its line."""
+    known = SIM | POLICIES | CALIBRATE
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                yield (inner if inner in known else source), node.lineno
+
+
+def part_of(module: str) -> str:
+    """``sim.engine.replica`` -> ``sim.engine``; ``policies.base`` -> ``policies``."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "sim" and len(parts) > 1 else parts[0]
+
+
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {part_of(name) for name in SIM} >= set(LAYERS)
+    assert len(POLICIES) > 10
+    found = {module for module, _ in imports("sim.engine.replica", SIM["sim.engine.replica"])}
+    assert {"sim.engine.scheduler", "sim.engine.clock", "simpy"} <= found
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for name, path in SIM.items():
+        part = part_of(name)
+        if part not in LAYERS:
+            continue
+        allowed = LAYERS[part] | EVERYBODY | {part}
+        for module, line in imports(name, path):
+            target = part_of(module)
+            # `from sim import __version__` is no dependency on anything.
+            if target.startswith("sim.") and target not in allowed:
+                wrong.append(f"{place(path, line)}: {part} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_layers_below_never_reach_up() -> None:
+    """The order of docs/architecture.md: cli -> run -> cluster -> engine -> policies; the rest are leaves."""
+    order = ["sim.cli", "sim.run", "sim.cluster", "sim.engine"]
+    leaves = {"sim.latency", "sim.workload", "sim.scenario", "sim.results"}
+    for name, path in SIM.items():
+        part = part_of(name)
+        above = set(order) if part in leaves else set(order[: order.index(part)]) if part in order else set()
+        reached = {part_of(module) for module, _ in imports(name, path)} & above
+        assert not reached, f"{name} imports {reached}"
+
+
+def test_policies_need_the_standard_library_only() -> None:
+    wrong = []
+    for name, path in POLICIES.items():
+        if name == "policies.vllm_plugin":
+            continue
+        for module, line in imports(name, path):
+            top = module.split(".")[0]
+            if top != "policies" and top not in sys.stdlib_module_names:
+                wrong.append(f"{place(path, line)}: {module}")
+            if module == "policies.vllm_plugin":
+                wrong.append(f"{place(path, line)}: the plugin is for vLLM to import")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_policies_are_imported_by_who_runs_or_names_them() -> None:
+    wrong = [
+        f"{place(path, line)}: {module}"
+        for name, path in SIM.items()
+        for module, line in imports(name, path)
+        if part_of(module) == "policies" and part_of(name) not in POLICIES_FROM
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_simpy_stays_in_engine_and_cluster() -> None:
+    users = {
+        part_of(name)
+        for name, path in {**SIM, **CALIBRATE}.items()
+        for module, _ in imports(name, path)
+        if module.split(".")[0] == "simpy"
+    }
+    assert users == SIMPY_FROM
+
+
+def test_the_simulator_and_the_calibration_meet_in_a_file_only() -> None:
+    pairs = [
+        *((name, path, "gpu_calibrate") for name, path in SIM.items()),
+        *((name, path, "sim") for name, path in CALIBRATE.items()),
+        *((name, path, "policies") for name, path in CALIBRATE.items()),
+    ]
+    wrong = [
+        f"{place(path, line)}: {module}"
+        for name, path, forbidden in pairs
+        for module, line in imports(name, path)
+        if module.split(".")[0] == forbidden
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("heavy", ["vllm", "torch", "cupy", "ray"])
+def test_extras_are_never_imported_by_the_simulator(heavy: str) -> None:
+    users = [
+        place(path, line)
+        for name, path in {**SIM, **POLICIES}.items()
+        if name != "policies.vllm_plugin"
+        for module, line in imports(name, path)
+        if module.split(".")[0] == heavy
+    ]
+    assert not users, users
+
+
+def test_no_assert_outside_the_tests() -> None:
+    """``python -O`` drops them, and a user gets no message from one."""
+    found = [
+        place(path, node.lineno)
+        for path in (SIM | POLICIES | CALIBRATE).values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not found, found
+
+
+def test_the_command_starts_without_the_heavy_libraries() -> None:
+    """``simrun --help`` reads no module-level import of these, directly or through the modules it imports."""
+    heavy = {"numpy", "pandas", "pyarrow", "matplotlib", "pydantic", "simpy", "rich", "ruamel"}
+    known, todo, reached = SIM | POLICIES, ["sim.cli"], set()
+    while todo:
+        name = todo.pop()
+        if name in reached or name not in known:
+            continue
+        reached.add(name)
+        for node in ast.parse(known[name].read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo.append(node.module)
+        assert not {each.split(".")[0] for each in todo} & heavy, f"{name} imports {todo}"
+    assert "sim.errors" in reached
