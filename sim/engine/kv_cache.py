@@ -72,6 +72,10 @@ class KVCache:
         self._take(request, need)
         return True
 
+    def take_unnamed(self, num_blocks: int) -> None:
+        """``num_blocks`` leave the pool; who got them is written into the requests later (fast stepping)."""
+        self.num_free_blocks -= num_blocks
+
     def cache_blocks(self, request: Request, num_tokens: int) -> None:
         """Make the full blocks among the first ``num_tokens`` of ``request`` findable."""
 

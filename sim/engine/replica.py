@@ -211,7 +211,7 @@ class Replica:
             "step": self.num_steps,
             "time_s": self.env.now / 1e9,
             "replica": self.index,
-            "scheduled": {request.request_id: num_tokens for request, num_tokens in batch.scheduled.items()},
+            "scheduled": self.scheduler.scheduled_tokens(batch),
             "preempted": [request.request_id for request in batch.preempted],
             "finished": [request.request_id for request in batch.finished],
             "free_blocks": batch.num_free_blocks,

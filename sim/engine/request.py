@@ -31,13 +31,20 @@ class Request:
         "admission",
         "arrival_ns",
         "arrival_time",
+        "base_computed",
+        "base_output",
         "blocks",
         "class_index",
         "class_name",
         "content",
         "deadline_ns",
+        "ends_at",
         "expected_output_tokens",
+        "fed_until",
         "first_token_ns",
+        "is_counted",
+        "joined_at",
+        "last_batch",
         "last_token_ns",
         "max_tokens",
         "next_cacheable_tokens",
@@ -133,6 +140,15 @@ class Request:
         """Tokens that the allocated blocks can hold."""
         self.num_cached_blocks = 0
         self.next_cacheable_tokens = 0
+
+        # Fast stepping only (``sim.engine.cohort``): membership, and what the counters follow from.
+        self.joined_at = -1
+        self.base_computed = 0
+        self.base_output = 0
+        self.ends_at = 0
+        self.last_batch = 0
+        self.is_counted = False
+        self.fed_until = 0
 
         self.scheduled_ns = NEVER
         self.first_token_ns = NEVER

@@ -199,12 +199,20 @@ class Scheduler:
             request.num_stale_batches -= 1
         if batch.stale and isinstance(self.waiting, RankedQueue):
             self.waiting.mark_stale()
+        finished = self._collect_ended(batch, finished, now_ns)
         for request in finished:
             self._finish(request)
         if finished:
             self._release(finished)
         self._last_update_ns = now_ns
         return finished
+
+    def _collect_ended(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
+        return finished
+
+    def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
+        """Tokens by request id, in the order of scheduling, of the batch just formed."""
+        return {request.request_id: num_tokens for request, num_tokens in batch.scheduled.items()}
 
     # --- forming a step --------------------------------------------------------------------
 

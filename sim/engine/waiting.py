@@ -59,7 +59,8 @@ class RankedQueue:
         changes = policy.rank_changes
         self._moves_every_step = RankChanges.OTHERS in changes
         self._moves_with_time = RankChanges.TIME in changes
-        self._next_change_ns: int | None = None
+        self.next_change_ns: int | None = None
+        """When the order can next change with the clock alone."""
         self._stale = False
 
     def __len__(self) -> int:
@@ -70,11 +71,11 @@ class RankedQueue:
 
     def refresh(self, now_ns: int) -> None:
         """Rank everything anew if any rank can have moved since the last time."""
-        due = self._next_change_ns is not None and now_ns >= self._next_change_ns
+        due = self.next_change_ns is not None and now_ns >= self.next_change_ns
         if not (self._stale or self._moves_every_step or due):
             return
         requests = [entry[3] for entry in self._heap]
-        self._next_change_ns = None
+        self.next_change_ns = None
         self._stale = False
         self._heap = [self._entry(request, now_ns) for request in requests]
         heapq.heapify(self._heap)
@@ -106,8 +107,8 @@ class RankedQueue:
         request.rank = self._policy.rank(request, now_ns)
         if self._moves_with_time:
             change = self._policy.next_change_ns(request, now_ns)
-            if change is not None and (self._next_change_ns is None or change < self._next_change_ns):
-                self._next_change_ns = change
+            if change is not None and (self.next_change_ns is None or change < self.next_change_ns):
+                self.next_change_ns = change
         return (request.rank, request.arrival_ns, request.order, request)
 
 

@@ -1,0 +1,95 @@
+"""Requests that decode in step with each other, as a few sums instead of a list.
+
+Every member gets exactly one token in every batch from the one after it joined. So what a member has
+computed, how many blocks it holds and when it ends follow from the batch it joined at and the batches
+since; only the sums over all members are kept up to date.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from sim.engine.request import Request
+
+NOT_A_MEMBER = -1
+
+
+class Cohort:
+    """Members and their sums. Batches are numbered from 1; ``latest`` is the last one scheduled."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.latest = 0
+        self.size = 0
+        """Members that the next batch computes."""
+        self.context_tokens = 0
+        """Sum over them of the context they attend to in the next batch."""
+        self.growth = [0] * block_size
+        """``growth[j % block_size]``: how many need a new block for batch j."""
+        self._ends: dict[int, list[tuple[Request, int]]] = {}
+        self._leaves: dict[int, list[tuple[Request, int]]] = {}
+        self._end_batches: list[int] = []
+
+    def add(self, request: Request, *, base_output: int, is_known_to_end: bool) -> None:
+        """``request`` has been given, by batch ``latest``, the computation of its next token.
+
+        ``base_output``: its output tokens before that batch's. ``is_known_to_end``: the scheduler
+        knows beforehand which token is the last one, and schedules no step beyond it; otherwise, one
+        more step may be scheduled before the end is seen (an EOS under asynchronous scheduling).
+        """
+        joined = self.latest
+        request.joined_at = joined
+        request.base_computed = request.num_computed_tokens
+        request.base_output = base_output
+        request.ends_at = joined + request._stop_at_output_tokens - base_output - 1
+        request.last_batch = request.ends_at if is_known_to_end else request.ends_at + 1
+        request.is_counted = True
+        self._count(request, 1)
+        self._ends.setdefault(request.ends_at, []).append((request, joined))
+        heapq.heappush(self._end_batches, request.ends_at)
+        if is_known_to_end:
+            self._leaves.setdefault(request.last_batch + 1, []).append((request, joined))
+
+    def remove(self, request: Request) -> None:
+        """``request`` is no member any more; its counters must have been written back first."""
+        if request.is_counted:
+            request.is_counted = False
+            self._count(request, -1)
+        request.joined_at = NOT_A_MEMBER
+
+    def _count(self, request: Request, sign: int) -> None:
+        self.size += sign
+        self.context_tokens += sign * (request.base_computed + self.latest - request.joined_at + 1)
+        self.growth[(request.joined_at + 1 - request.base_computed) % self.block_size] += sign
+
+    def leave_before(self, batch: int) -> None:
+        """Those whose last token is in flight are not computed by ``batch``."""
+        for request, joined in self._leaves.pop(batch, ()):
+            if request.joined_at == joined and request.is_counted:
+                request.is_counted = False
+                self._count(request, -1)
+
+    def advance(self, num_batches: int) -> None:
+        """``num_batches`` more have been scheduled with all members."""
+        self.latest += num_batches
+        self.context_tokens += num_batches * self.size
+
+    def ending_at(self, batch: int) -> Iterator[Request]:
+        """Members that get their last token from ``batch``."""
+        for request, joined in self._ends.pop(batch, ()):
+            if request.joined_at == joined:
+                yield request
+
+    def first_end(self) -> int:
+        """A batch before which no member ends (members that left early may make it too small)."""
+        ends, valid = self._end_batches, self._ends
+        while ends and (ends[0] not in valid or not any(r.joined_at == joined for r, joined in valid[ends[0]])):
+            valid.pop(heapq.heappop(ends), None)
+        return ends[0] if ends else self.latest
+
+    def blocks_for_batches(self, num_batches: int) -> int:
+        """New blocks that the next ``num_batches`` need."""
+        rounds, rest = divmod(num_batches, self.block_size)
+        first = self.latest + 1
+        return rounds * self.size + sum(self.growth[(first + i) % self.block_size] for i in range(rest))

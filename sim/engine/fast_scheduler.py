@@ -1,0 +1,372 @@
+"""The same decisions as ``Scheduler``, at a cost that depends on what changes in a step, not on the batch.
+
+Requests in steady decode form a ``Cohort``; prefills, admissions and everything unusual go through the
+code of ``Scheduler`` itself. When blocks run short or a step's budget binds, the cohort is written back
+into its requests and the reference forms the step. ``docs/fast-forward.md`` explains why this is exact.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from typing import Any
+
+from policies.base import Policy, RankChanges
+from sim.engine.cohort import NOT_A_MEMBER, Cohort
+from sim.engine.kv_cache import NO_CACHING, KVCache
+from sim.engine.request import Request
+from sim.engine.run_kv_cache import RunKVCache
+from sim.engine.scheduler import Batch, Scheduler, SchedulerSettings, _Step
+from sim.engine.waiting import RankedQueue
+from sim.results.record import Recorder
+
+
+class FastScheduler(Scheduler):
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        policy: Policy,
+        recorder: Recorder | None = None,
+        *,
+        is_pipelined: bool = False,
+    ) -> None:
+        """``is_pipelined``: pipeline parallelism, where a request is in every n-th batch only; there is then no
+        common step to count in, and every step is the reference's."""
+        super().__init__(settings, policy, recorder)
+        self.is_pipelined = is_pipelined
+        if settings.enable_prefix_caching and not settings.contiguous_kv:
+            self.kv: KVCache = RunKVCache(settings.num_gpu_blocks, settings.block_size)
+        self.cohort = Cohort(settings.block_size)
+        self.is_fast = False
+        """Whether running requests may be members of the cohort now."""
+        self.num_updated = 0
+        """The last batch whose tokens are known."""
+        self._prefilling: list[Request] = []
+        """Running, in order, and scheduled one by one."""
+        self._talkers: dict[int, Request] = {}
+        """Members whose own content others can have too, by content id: their keys are made on demand."""
+        self._is_blocked = False
+        """The last step was all decodes and admitted nobody: nor will the next, until something changes."""
+        self._grows = not settings.contiguous_kv
+        self._has_shares = type(policy).share_budgets is not Policy.share_budgets
+        self._has_step_limits = type(policy).step_limits is not Policy.step_limits
+        self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
+
+    # --- what others see -------------------------------------------------------------------
+
+    def add_request(self, request: Request, now_ns: int) -> None:
+        self._feed_policy()
+        self._is_blocked = False
+        super().add_request(request, now_ns)
+
+    def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
+        tokens = {}
+        for request in self.running:
+            if request in batch.scheduled:
+                tokens[request.request_id] = batch.scheduled[request]
+            elif 0 <= request.joined_at < batch.index <= request.last_batch:
+                tokens[request.request_id] = 1
+        return tokens
+
+    # --- forming a step --------------------------------------------------------------------
+
+    def schedule(self, now_ns: int) -> Batch:
+        if len(self.waiting):
+            self._feed_policy()
+        return super().schedule(now_ns)
+
+    def _form(self, batch: Batch, step: _Step) -> None:
+        cohort = self.cohort
+        number = cohort.latest + 1
+        if self.is_fast:
+            cohort.leave_before(number)
+            if not self._fits(step, number):
+                self._write_back()
+        if not self.is_fast:
+            super()._form(batch, step)
+            if batch.scheduled:
+                batch.index = number
+                cohort.latest = number
+                self._enter(batch)
+            return
+        size, shape = cohort.size, batch.shape
+        batch.num_in_step = size
+        shape.num_decodes = shape.num_sampled = size
+        shape.decode_context_tokens = cohort.context_tokens
+        step.token_budget -= size
+        if self._grows and (num_blocks := cohort.growth[number % cohort.block_size]):
+            self.kv.take_unnamed(num_blocks)
+        if self._prefilling:
+            self._schedule_running(batch, step, self._prefilling)
+        if len(self.waiting):
+            self._admit_waiting(batch, step)
+        self._advance(batch)
+        if batch.is_empty:
+            return
+        batch.index = number
+        cohort.advance(1)
+        if batch.scheduled:
+            self._sort_in(batch)
+        self._is_blocked = not batch.scheduled and not any(b.stale for b in self.in_flight)
+
+    def _fits(self, step: _Step, number: int) -> bool:
+        """Whether every decode gets its token and its block in this step, and prefills the rest, in any order."""
+        cohort = self.cohort
+        if cohort.size > step.token_budget:
+            return False
+        need = cohort.growth[number % cohort.block_size] if self._grows else 0
+        prefilling = self._prefilling
+        if prefilling:
+            left = step.token_budget - cohort.size
+            wanted = sum(r.num_known_tokens - r.num_computed_tokens for r in prefilling)
+            if wanted > left and self.running[-len(prefilling) :] != prefilling:
+                return False
+            need += sum(
+                max(self.kv.blocks_for(min(r.num_known_tokens, r.num_computed_tokens + left)) - r.num_blocks, 0)
+                for r in prefilling
+            )
+        return need <= self.kv.num_free_blocks
+
+    def _sort_in(self, batch: Batch) -> None:
+        """Those that the batch listed: into the cohort if they decode from now on, else to be listed again."""
+        if self._talkers:
+            self._part_talkers(batch)
+        sampled = set(batch.sampled)
+        listed = [r for r in self._prefilling if r not in sampled]
+        known = set(listed)
+        self._prefilling = listed + [r for r in batch.scheduled if r not in sampled and r not in known]
+        for request in tuple(batch.sampled):
+            self._join(request)
+
+    def _part_talkers(self, batch: Batch) -> None:
+        """A member whose conversation has just been joined by another request is listed from now on."""
+        for request in tuple(batch.scheduled):
+            talker = self._talkers.get(_conversation(request))
+            if talker is not None and talker is not request:
+                self._list_in_flight(talker)
+                self._leave(talker)
+
+    def _enter(self, batch: Batch) -> None:
+        """After a step that the reference formed: who got a token decodes in step from now on."""
+        if self._has_shares or self.is_pipelined:
+            return
+        self.is_fast = True
+        self._is_blocked = False
+        sampled = set(batch.sampled)
+        self._prefilling = [
+            r
+            for r in self.running
+            if r not in sampled and not (r.num_output_placeholders and self._ends_in_flight(r))
+        ]
+        for request in tuple(batch.sampled):
+            self._join(request)
+
+    # --- joining and leaving ---------------------------------------------------------------
+
+    def _join(self, request: Request) -> None:
+        is_async = self.settings.async_scheduling
+        ends = request._stop_at_output_tokens
+        base_output = request.num_output_tokens
+        is_known = True
+        if is_async:
+            base_output += request.num_output_placeholders - 1
+            at_model_len = request.num_prompt_tokens + ends >= self.settings.max_model_len
+            is_known = ends == request.max_tokens or at_model_len
+        if base_output + 1 >= ends and is_known:
+            return  # its last token is in flight: nothing more to schedule
+        if self._is_talking(request):
+            if any(r is not request and _conversation(r) == _conversation(request) for r in self.running):
+                # Two at once in one conversation: their keys must be made in order, so both are listed.
+                insort(self._prefilling, request, key=_admission)
+                return
+            self._talkers[_conversation(request)] = request
+        self.cohort.add(request, base_output=base_output, is_known_to_end=is_known)
+        request.fed_until = self.cohort.latest
+
+    def _is_talking(self, request: Request) -> bool:
+        """Whether the tokens it generates can be found by others (the next turns of its conversation)."""
+        content = request.content
+        return content is not None and content.own_is_shared and request.next_cacheable_tokens != NO_CACHING
+
+    def _write_counters(self, request: Request) -> None:
+        """What a member's counters are by now, into the request."""
+        joined, updated = request.joined_at, self.num_updated
+        scheduled = min(self.cohort.latest, request.last_batch)
+        computed = request.base_computed + scheduled - joined
+        pending = 0
+        if updated >= joined:
+            request.num_output_tokens = request.base_output + min(updated, request.ends_at) - joined + 1
+            if self.settings.async_scheduling:
+                pending = max(scheduled - updated, 0)
+        elif self.settings.async_scheduling:
+            # Its first batch as a member is in flight: ``update`` still counts the batches up to that one.
+            pending = request.num_output_placeholders + scheduled - joined
+        request.num_computed_tokens = computed
+        request.num_tokens = request.num_prompt_tokens + request.num_output_tokens
+        request.num_output_placeholders = pending
+        request.num_known_tokens = request.num_tokens + pending
+        if updated >= joined:
+            request.last_token_ns = self._last_update_ns
+        if self._grows:
+            request.num_blocks = self.kv.blocks_for(computed)
+            request.num_slots = request.num_blocks * self.settings.block_size
+        if request.next_cacheable_tokens != NO_CACHING:
+            self.kv.cache_blocks(request, computed - pending)
+
+    def _leave(self, request: Request) -> None:
+        """A member ends or is preempted: its counters count again."""
+        self._feed(request)
+        self._write_counters(request)
+        self.cohort.remove(request)
+        if self._is_talking(request):
+            self._talkers.pop(_conversation(request), None)
+
+    def _list_in_flight(self, request: Request) -> None:
+        """List a member in the batches in flight that compute it, as the reference would have."""
+        for batch in self.in_flight:
+            if request.joined_at < batch.index <= request.last_batch:
+                batch.scheduled[request] = 1
+                insort(batch.sampled, request, key=_admission)
+                batch.num_in_step -= 1
+
+    def _write_back(self) -> None:
+        """Back to requests one by one: the next step is the reference's."""
+        for request in self.running:
+            if request.joined_at != NOT_A_MEMBER:
+                self._list_in_flight(request)
+                self._leave(request)
+        self._prefilling = []
+        self.is_fast = False
+
+    # --- what the reference does, with members among the running ---------------------------
+
+    def _preempt_proactively(self, batch: Batch, now_ns: int) -> None:
+        for request in self.running:
+            if request.joined_at != NOT_A_MEMBER:
+                self._write_counters(request)
+        super()._preempt_proactively(batch, now_ns)
+
+    def _preempt(self, victim: Request, now_ns: int) -> None:
+        if victim.joined_at != NOT_A_MEMBER:
+            self._list_in_flight(victim)
+            self._leave(victim)
+        elif victim in self._prefilling:
+            self._prefilling.remove(victim)
+        super()._preempt(victim, now_ns)
+
+    def _lookup(self, request: Request) -> list[Any]:
+        if self._talkers and (talker := self._talkers.get(_conversation(request))):
+            self._make_keys(talker)
+        return super()._lookup(request)
+
+    def _make_keys(self, talker: Request) -> None:
+        """The keys that the reference has made by now for a member, this step's included."""
+        cohort = self.cohort
+        computed = talker.base_computed + min(cohort.latest + 1, talker.last_batch) - talker.joined_at
+        known = talker.num_prompt_tokens + talker.base_output + max(0, self.num_updated - talker.joined_at + 1)
+        if talker.next_cacheable_tokens != NO_CACHING:
+            self.kv.cache_blocks(talker, min(computed, known))
+
+    # --- a step has been computed ----------------------------------------------------------
+
+    def update(self, batch: Batch, now_ns: int) -> list[Request]:
+        self.num_updated = max(self.num_updated, batch.index)
+        finished = super().update(batch, now_ns)
+        if finished:
+            self._is_blocked = False
+        return finished
+
+    def _collect_ended(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
+        if finished and self._prefilling:
+            self._prefilling = [request for request in self._prefilling if request not in finished]
+        ended = list(self.cohort.ending_at(batch.index))
+        if not ended:
+            return finished
+        for request in ended:
+            self._drop_from_flight(request)
+            self._leave(request)
+            request.last_token_ns = now_ns
+        finished = [request for request in finished if request not in ended] + ended
+        finished.sort(key=_admission)
+        return finished
+
+    def _drop_from_flight(self, request: Request) -> None:
+        """A step that was scheduled before the end was seen computes nothing of use."""
+        for batch in self.in_flight:
+            if request.joined_at < batch.index <= request.last_batch:
+                batch.num_in_step -= 1
+
+    # --- feedback to the policy ------------------------------------------------------------
+
+    def _feed_policy(self) -> None:
+        """Tell the policy of the members' tokens since it was last told."""
+        if self._wants_scheduled and self.is_fast:
+            for request in self.running:
+                if request.joined_at != NOT_A_MEMBER:
+                    self._feed(request)
+
+    def _feed(self, request: Request) -> None:
+        until = min(self.cohort.latest, request.last_batch)
+        if self._wants_scheduled and until > request.fed_until:
+            self.policy.on_scheduled(request, until - request.fed_until)
+            request.fed_until = until
+
+    # --- running ahead ---------------------------------------------------------------------
+
+    def steps_ahead(self) -> int:
+        """Steps from now on in which nothing is decided: the cohort decodes, nobody comes, goes or grows beyond
+        the free blocks. An arrival or the clock may still cut them short. 0 or 1: go step by step."""
+        cohort = self.cohort
+        if not self.is_fast or not cohort.size or self._prefilling or self._has_step_limits or self._swapped_bytes:
+            return 0
+        if cohort.size > self.settings.max_num_batched_tokens:
+            return 0
+        if len(self.waiting) and not self._is_head_stuck():
+            return 0
+        for batch in self.in_flight:
+            if batch.stale or any(r.joined_at == NOT_A_MEMBER for r in batch.sampled):
+                return 0
+        steps = cohort.first_end() - cohort.latest
+        if steps > 1 and self._grows:
+            free = self.kv.num_free_blocks
+            while steps > 1 and cohort.blocks_for_batches(steps) > free:
+                steps //= 2
+        return steps
+
+    def _is_head_stuck(self) -> bool:
+        """Whether nobody waiting can be admitted, or evict anybody, before something changes."""
+        return (
+            self._is_blocked and not self.policy.preempts and not self._ranks_move_with_others and not self._talkers
+        )
+
+    def next_rank_change_ns(self) -> int | None:
+        """When the order of the waiting requests can change by itself, or None."""
+        if len(self.waiting) and isinstance(self.waiting, RankedQueue):
+            return self.waiting.next_change_ns
+        return None
+
+    def take_steps(self, num_steps: int) -> None:
+        """``num_steps`` more batches have been scheduled with all of the cohort and nothing else."""
+        cohort = self.cohort
+        if self._grows:
+            self.kv.take_unnamed(cohort.blocks_for_batches(num_steps))
+        cohort.advance(num_steps)
+        num_tokens = num_steps * cohort.size
+        self.outstanding_tokens -= num_tokens
+        if self._wants_steps:
+            self.policy.on_step(cohort.size, self.settings.max_num_batched_tokens, num_steps)
+
+    def finish_steps(self, last_batch: int, now_ns: int) -> None:
+        """All batches up to ``last_batch`` ended, the last one at ``now_ns``; nobody ended with them."""
+        self.num_updated = last_batch
+        self._last_update_ns = now_ns
+
+
+def _admission(request: Request) -> int:
+    return request.admission
+
+
+def _conversation(request: Request) -> int:
+    """What requests of one conversation have in common."""
+    return request.content.own_id if request.content is not None else -1
