@@ -11,6 +11,9 @@ from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
+from sim.engine.decisions import DecisionLog
+from sim.engine.fast_forward import FastReplica
+from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.replica import Replica
 from sim.engine.scheduler import Scheduler, SchedulerSettings
 from sim.errors import InputError, SimulationError
@@ -46,22 +49,13 @@ def simulate_cluster(
 
     started_s = time.process_time()
     gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress)
+    log = None if decisions is None else DecisionLog(decisions, in_order=engine.stepping == "reference")
     gateway.replicas = [
-        Replica(
-            env=env,
-            index=index,
-            model=engine.model,
-            scheduler=_build_scheduler(loaded, settings, workload, recorder),
-            cost=cost,
-            depth=pipeline_depth(engine),
-            recorder=recorder,
-            on_end=gateway.on_end,
-            static_batch_wait_ns=round(engine.static_batch_wait_s * 1e9),
-            decisions=decisions,
-        )
-        for index in range(scenario.cluster.replicas)
+        _build_replica(loaded, index, gateway, settings, cost, log) for index in range(scenario.cluster.replicas)
     ]
     env.run()
+    if log is not None:
+        log.close()
     cpu_s = time.process_time() - started_s
 
     _check_nothing_lost(gateway)
@@ -123,12 +117,25 @@ def _build_router(spec: str | NamedSpec, seed: int) -> Router:
     return build_router(name, params, seed=seed)
 
 
-def _build_scheduler(
-    loaded: LoadedScenario, settings: SchedulerSettings, workload: RequestTable, recorder: Recorder
-) -> Scheduler:
-    policy = _build_policy(loaded.scenario.engine, workload, loaded.scenario.seed)
+def _build_replica(
+    loaded: LoadedScenario,
+    index: int,
+    gateway: Gateway,
+    settings: SchedulerSettings,
+    cost: StepCost,
+    decisions: DecisionLog | None,
+) -> Replica:
+    engine, recorder = loaded.scenario.engine, gateway.recorder
+    policy = _build_policy(engine, gateway.workload, loaded.scenario.seed)
+    wait_ns = round(engine.static_batch_wait_s * 1e9)
+    depth = pipeline_depth(engine)
+    common = (cost, depth, recorder, gateway.on_end, wait_ns, decisions)
     try:
-        return Scheduler(settings, policy, recorder)
+        if engine.stepping == "reference":
+            return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
+        is_pipelined = engine.pipeline_parallel_size > 1
+        scheduler = FastScheduler(settings, policy, recorder, is_pipelined=is_pipelined)
+        return FastReplica(gateway.env, index, engine.model, scheduler, *common)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None

@@ -48,7 +48,7 @@ class FastScheduler(Scheduler):
         """Members whose own content others can have too, by content id: their keys are made on demand."""
         self._is_blocked = False
         """The last step was all decodes and admitted nobody: nor will the next, until something changes."""
-        self._grows = not settings.contiguous_kv
+        self.grows = not settings.contiguous_kv
         self._has_shares = type(policy).share_budgets is not Policy.share_budgets
         self._has_step_limits = type(policy).step_limits is not Policy.step_limits
         self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
@@ -95,7 +95,7 @@ class FastScheduler(Scheduler):
         shape.num_decodes = shape.num_sampled = size
         shape.decode_context_tokens = cohort.context_tokens
         step.token_budget -= size
-        if self._grows and (num_blocks := cohort.growth[number % cohort.block_size]):
+        if self.grows and (num_blocks := cohort.growth[number % cohort.block_size]):
             self.kv.take_unnamed(num_blocks)
         if self._prefilling:
             self._schedule_running(batch, step, self._prefilling)
@@ -115,7 +115,7 @@ class FastScheduler(Scheduler):
         cohort = self.cohort
         if cohort.size > step.token_budget:
             return False
-        need = cohort.growth[number % cohort.block_size] if self._grows else 0
+        need = cohort.growth[number % cohort.block_size] if self.grows else 0
         prefilling = self._prefilling
         if prefilling:
             left = step.token_budget - cohort.size
@@ -207,8 +207,8 @@ class FastScheduler(Scheduler):
         request.num_output_placeholders = pending
         request.num_known_tokens = request.num_tokens + pending
         if updated >= joined:
-            request.last_token_ns = self._last_update_ns
-        if self._grows:
+            request.last_token_ns = self.last_update_ns
+        if self.grows:
             request.num_blocks = self.kv.blocks_for(computed)
             request.num_slots = request.num_blocks * self.settings.block_size
         if request.next_cacheable_tokens != NO_CACHING:
@@ -328,7 +328,7 @@ class FastScheduler(Scheduler):
             if batch.stale or any(r.joined_at == NOT_A_MEMBER for r in batch.sampled):
                 return 0
         steps = cohort.first_end() - cohort.latest
-        if steps > 1 and self._grows:
+        if steps > 1 and self.grows:
             free = self.kv.num_free_blocks
             while steps > 1 and cohort.blocks_for_batches(steps) > free:
                 steps //= 2
@@ -346,10 +346,19 @@ class FastScheduler(Scheduler):
             return self.waiting.next_change_ns
         return None
 
+    def take_freed(self) -> list[Request]:
+        """Who was freed since the last step, for the first line of the steps ahead."""
+        freed, self._freed = self._freed, []
+        return freed
+
+    def member_tokens(self) -> dict[str, int]:
+        """What each of the steps ahead schedules, in order."""
+        return {r.request_id: 1 for r in self.running if r.joined_at != NOT_A_MEMBER and r.is_counted}
+
     def take_steps(self, num_steps: int) -> None:
         """``num_steps`` more batches have been scheduled with all of the cohort and nothing else."""
         cohort = self.cohort
-        if self._grows:
+        if self.grows:
             self.kv.take_unnamed(cohort.blocks_for_batches(num_steps))
         cohort.advance(num_steps)
         num_tokens = num_steps * cohort.size
@@ -360,7 +369,7 @@ class FastScheduler(Scheduler):
     def finish_steps(self, last_batch: int, now_ns: int) -> None:
         """All batches up to ``last_batch`` ended, the last one at ``now_ns``; nobody ended with them."""
         self.num_updated = last_batch
-        self._last_update_ns = now_ns
+        self.last_update_ns = now_ns
 
 
 def _admission(request: Request) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, TextIO
+from typing import Any
 
 from simpy import Event
 
+from sim.engine.decisions import DecisionLog
 from sim.engine.clock import START_TURN, At, Bell, Clock
 from sim.engine.request import NEVER, Request
 from sim.engine.scheduler import Batch, Scheduler
@@ -39,7 +40,7 @@ class Replica:
         recorder: Recorder,
         on_end: Callable[[Request], None],
         static_batch_wait_ns: int = 0,
-        decisions: TextIO | None = None,
+        decisions: DecisionLog | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -58,7 +59,7 @@ class Replica:
         self._host_free_ns = 0
         self._num_fruitless_steps = 0
         self._bell: Bell | None = None
-        env.process(self._run())
+        self._start()
 
     # --- what a router sees ------------------------------------------------------------------
 
@@ -83,6 +84,9 @@ class Replica:
         return self.scheduler.outstanding_tokens
 
     # --- the process -------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.env.process(self._run())
 
     def submit(self, request: Request) -> None:
         """A request arrives here, now."""
@@ -114,17 +118,19 @@ class Replica:
             batch = scheduler.schedule(env.now)
             self._check_progress(batch)
             if not batch.is_empty:
-                yield from self._dispatch(batch)
+                host_ns = self._dispatch(batch)
+                if host_ns and len(self._in_flight) < self.depth:
+                    yield At(env, host_ns, self.index)
                 continue
-            self._log(batch)
+            empty_ns = self._pass(batch)
             if self._in_flight:
                 yield self._wait_for_oldest()
                 self._complete_oldest()
             else:
-                yield At(env, self.cost.empty_step_ns(), self.index)
+                yield At(env, empty_ns, self.index)
 
-    def _dispatch(self, batch: Batch) -> Generator[Event, Any, None]:
-        """Hand a batch to the accelerator; the host is busy with it for ``host_ns``."""
+    def _dispatch(self, batch: Batch) -> int:
+        """Hand a batch to the accelerator; the host is busy with it for the nanoseconds that are returned."""
         now_ns = self.env.now
         host_ns = self.cost.host_ns(batch.shape)
         gpu_ns = self.cost.gpu_ns(batch.shape)
@@ -136,8 +142,15 @@ class Replica:
         self._in_flight.append((batch, end_ns))
         self._log(batch)
         self._record(batch, now_ns, start_ns, end_ns, gpu_ns, host_ns)
-        if host_ns and len(self._in_flight) < self.depth:
-            yield At(self.env, host_ns, self.index)
+        return host_ns
+
+    def _pass(self, batch: Batch) -> int:
+        """A step that schedules nothing: it waits for the batch in flight, or takes the nanoseconds returned."""
+        now_ns = self.env.now
+        empty_ns = 0 if self._in_flight else self.cost.empty_step_ns()
+        self._log(batch)
+        self._record(batch, now_ns, now_ns, now_ns + empty_ns, 0, 0)
+        return empty_ns
 
     def _wait_for_oldest(self) -> At:
         ready_ns = max(self._in_flight[0][1], self._host_free_ns)
@@ -197,6 +210,8 @@ class Replica:
                 batch.num_free_blocks,
                 len(batch.preempted),
                 scheduler.num_seats,
+                now_ns,
+                0,
             )
         )
 
@@ -204,20 +219,31 @@ class Replica:
         self.recorder.requests.append(request_row(request, Status.COMPLETED, self.index))
 
     def _log(self, batch: Batch) -> None:
+        if self.decisions is not None:
+            scheduled = self.scheduler.scheduled_tokens(batch)
+            self._log_step(self.env.now, scheduled, batch.preempted, batch.finished, batch.num_free_blocks)
+        self.num_steps += 1
+
+    def _log_step(
+        self,
+        now_ns: int,
+        scheduled: dict[str, int],
+        preempted: list[Request],
+        finished: list[Request],
+        num_free_blocks: int,
+    ) -> None:
         if self.decisions is None:
-            self.num_steps += 1
             return
         line = {
             "step": self.num_steps,
-            "time_s": self.env.now / 1e9,
+            "time_s": now_ns / 1e9,
             "replica": self.index,
-            "scheduled": self.scheduler.scheduled_tokens(batch),
-            "preempted": [request.request_id for request in batch.preempted],
-            "finished": [request.request_id for request in batch.finished],
-            "free_blocks": batch.num_free_blocks,
+            "scheduled": scheduled,
+            "preempted": [request.request_id for request in preempted],
+            "finished": [request.request_id for request in finished],
+            "free_blocks": num_free_blocks,
         }
-        self.num_steps += 1
-        self.decisions.write(json.dumps(line) + "\n")
+        self.decisions.write(now_ns, self.index, json.dumps(line))
 
 
 def request_row(request: Request, status: Status, replica: int) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ class Scheduler:
         """Static batching: ended, but still on their seats until the whole batch has ended."""
         self._num_to_admit = 0
         self._num_admissions = 0
-        self._last_update_ns = NEVER
+        self.last_update_ns = NEVER
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
         self._wants_steps = type(policy).on_step is not Policy.on_step
         self._has_own_victims = type(policy).victim is not Policy.victim
@@ -168,7 +168,7 @@ class Scheduler:
         if self.in_flight and self.in_flight[0] is batch:
             self.in_flight.popleft()
         finished: list[Request] = []
-        usual_gap_ns = now_ns - self._last_update_ns
+        usual_gap_ns = now_ns - self.last_update_ns
         num_usual_gaps = batch.num_in_step
         is_async = self.settings.async_scheduling
         for request in batch.sampled:
@@ -186,7 +186,7 @@ class Scheduler:
                     self.kv.cache_blocks(request, computed)
             if request.first_token_ns == NEVER:
                 request.first_token_ns = now_ns
-            elif request.last_token_ns == self._last_update_ns:
+            elif request.last_token_ns == self.last_update_ns:
                 num_usual_gaps += 1
             else:
                 self.recorder.itl(now_ns - request.last_token_ns, 1)
@@ -204,7 +204,7 @@ class Scheduler:
             self._finish(request)
         if finished:
             self._release(finished)
-        self._last_update_ns = now_ns
+        self.last_update_ns = now_ns
         return finished
 
     def _collect_ended(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
@@ -395,8 +395,8 @@ class Scheduler:
         num_tokens = shape.num_tokens
         self.outstanding_tokens -= num_tokens
         shape.num_sampled += len(batch.sampled)
-        shape.swap_bytes, self._swapped_bytes = self._swapped_bytes, 0
         if num_tokens:
+            shape.swap_bytes, self._swapped_bytes = self._swapped_bytes, 0
             self.in_flight.append(batch)
             if self._wants_steps:
                 self.policy.on_step(num_tokens, batch.token_budget, 1)

@@ -68,6 +68,64 @@ class WorkModel:
         return result
 
 
+    def total_flops(self, columns: Columns) -> float:
+        """FLOPs of all rows, from exact integer sums: the same however steps are grouped into rows."""
+        return float(self.flops(_summed(columns))[0])
+
+    def total_bytes(self, columns: Columns) -> float:
+        """Bytes of all rows, from exact integer sums: the same however steps are grouped into rows.
+
+        Weights are read once a step whatever its size, experts as often as the step's tokens choose them, so
+        these two are summed by the size of the step.
+        """
+        model, precision = self.model, self.precision
+        per_step = columns["num_prefill_tokens"] + columns["num_decodes"]
+        sizes, place = np.unique(per_step, return_inverse=True)
+        steps_of_size = np.zeros(len(sizes), dtype=np.int64)
+        np.add.at(steps_of_size, place, _steps(columns))
+        experts = model.num_moe_layers * model.num_experts * model.expert_parameters
+        weights = float(steps_of_size[sizes > 0].sum()) * (model.linear_parameters - experts)
+        if model.num_experts:
+            for size, steps in zip(sizes.tolist(), steps_of_size.tolist(), strict=True):
+                touched = distinct_experts(model.num_experts, model.experts_per_token, np.array([float(size)]))
+                weights += steps * model.num_moe_layers * model.expert_parameters * float(touched[0])
+        heads = int(_steps(columns)[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
+        summed = _summed(columns)
+        kv = int((summed["decode_context_tokens"] + summed["prefill_context_tokens"])[0]) + int(
+            summed["num_prefill_tokens"][0] + summed["num_decodes"][0]
+        )
+        return weights * precision.linear_bytes + heads * precision.head_bytes + kv * self.kv_bytes_per_token
+
+    def is_compute_bound(self, columns: Columns) -> npt.NDArray[np.bool_]:
+        """Rows whose steps' matrix products take longer for arithmetic than for reading weights, at peak rates."""
+        model = self.model
+        tokens = (columns["num_prefill_tokens"] + columns["num_decodes"]).astype(np.float64)
+        weights = np.full_like(tokens, model.linear_parameters)
+        if model.num_experts:
+            touched = distinct_experts(model.num_experts, model.experts_per_token, tokens)
+            weights += model.num_moe_layers * model.expert_parameters * (touched - model.num_experts)
+        compute_s = 2.0 * model.active_linear_parameters * tokens / self.peak_flops
+        result: npt.NDArray[np.bool_] = compute_s > weights * self.precision.linear_bytes / self.peak_bandwidth
+        return result
+
+
+def _steps(columns: Columns) -> npt.NDArray[np.int64]:
+    return columns["num_steps"] if "num_steps" in columns else np.ones_like(columns["num_decodes"])
+
+
+def _summed(columns: Columns) -> dict[str, npt.NDArray[np.int64]]:
+    """All steps of all rows as the columns of one imaginary step, in exact integers."""
+    steps, decodes = _steps(columns), columns["num_decodes"]
+    sums = {
+        name: int((columns[name] * steps).sum())
+        for name in ("num_prefill_tokens", "num_decodes", "num_sampled")
+        + ("prefill_context_tokens", "prefill_attention_pairs")
+    }
+    context = columns["decode_context_tokens"] * steps + decodes * (steps * (steps - 1) // 2)
+    sums["decode_context_tokens"] = int(context.sum())
+    return {name: np.array([value], dtype=np.int64) for name, value in sums.items()}
+
+
 def _totals(columns: Columns) -> tuple[Floats, Floats, Floats]:
     """(steps, tokens of all steps, decode context of all steps) of each row."""
     decodes = columns["num_decodes"].astype(np.float64)

@@ -20,12 +20,16 @@ class Work(Protocol):
     peak_bandwidth: float
     """Bytes/s of one replica, all its GPUs together."""
 
-    def flops(self, columns: Mapping[str, IntColumn]) -> npt.NDArray[np.float64]:
-        """FLOPs of each row of ``RunRecord.steps``, all its steps together."""
+    def total_flops(self, columns: Mapping[str, IntColumn]) -> float:
+        """FLOPs of all rows of ``RunRecord.steps`` together, the same however steps are grouped into rows."""
         ...
 
-    def bytes(self, columns: Mapping[str, IntColumn]) -> npt.NDArray[np.float64]:
-        """Bytes moved from and to memory in each row of ``RunRecord.steps``, all its steps together."""
+    def total_bytes(self, columns: Mapping[str, IntColumn]) -> float:
+        """Bytes moved from and to memory by all rows together, the same however steps are grouped into rows."""
+        ...
+
+    def is_compute_bound(self, columns: Mapping[str, IntColumn]) -> npt.NDArray[np.bool_]:
+        """Rows whose steps' matrix products take longer for arithmetic than for reading weights."""
         ...
 
 

@@ -49,6 +49,8 @@ STEP_COLUMNS = (
     "free_blocks",  # right after scheduling the run's last step
     "num_preempted",
     "num_seats",  # seats held per step: running requests, finished ones kept by static batching included
+    "last_scheduled_ns",  # instant of schedule() of the run's last step
+    "free_block_ns",  # free blocks times nanoseconds, summed from scheduled_ns to last_scheduled_ns
 )
 
 REQUEST_COLUMNS = (

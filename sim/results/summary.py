@@ -209,11 +209,10 @@ def _work(steps: Mapping[str, IntColumn], context: RunContext, gpu_ns: int, leng
     if context.work is None or not length_ns:
         return dict.fromkeys(names)
     work = context.work
-    compute_s = work.flops(steps) / work.peak_flops
-    memory_s = work.bytes(steps) / work.peak_bandwidth
-    compute, memory = float(compute_s.sum()), float(memory_s.sum())
+    compute = work.total_flops(steps) / work.peak_flops
+    memory = work.total_bytes(steps) / work.peak_bandwidth
     busy_s, length_s = gpu_ns / NS_PER_S, length_ns / NS_PER_S
-    bound_ns = exact_sum(steps["gpu_ns"][compute_s > memory_s])
+    bound_ns = exact_sum(steps["gpu_ns"][work.is_compute_bound(steps)])
     values = (compute / length_s, _ratio(compute, busy_s), memory / length_s, _ratio(memory, busy_s))
     return dict(zip(names, (*values, _ratio(bound_ns, gpu_ns)), strict=True))
 

@@ -141,10 +141,13 @@ def _ratio(part: float, whole: float) -> float | None:
 def kv_use(record: RunRecord, replica: int, window: tuple[int, int]) -> tuple[float | None, int]:
     """Time-averaged and largest number of KV blocks in use on a replica; standing idle counts as none in use."""
     rows, start, end = step_segments(record, replica)
-    used = record.num_gpu_blocks[replica] - record.steps["free_blocks"][rows]
-    start, end = np.clip(start, *window), np.clip(end, *window)
+    steps, blocks = record.steps, record.num_gpu_blocks[replica]
+    used, last = blocks - steps["free_blocks"][rows], steps["last_scheduled_ns"][rows]
+    # A row of several steps carries its own integral up to its last step; blocks only grow within it.
+    earlier = blocks * exact_sum(last - start) - exact_sum(steps["free_block_ns"][rows])
+    tail = exact_dot(used, np.clip(end, *window) - np.clip(last, *window))
     length = window[1] - window[0]
-    return (exact_dot(used, end - start) / length if length else None), int(used.max(initial=0))
+    return ((earlier + tail) / length if length else None), int(used.max(initial=0))
 
 
 def replicas_section(record: RunRecord, window: tuple[int, int]) -> list[dict[str, Any]]:

@@ -295,6 +295,8 @@ class EngineConfig(Strict):
     """``static`` runs a batch until its last request ends: a baseline, not in vLLM."""
     static_batch_wait_s: NonNegativeFloat = 0.0
     """Static batching: how long the first request of a batch waits for ``max_num_seqs`` to gather."""
+    stepping: Literal["fast", "reference"] = "fast"
+    """``fast`` jumps over steps in which nothing is decided, to the same results; ``reference`` takes every step."""
     enforce_eager: Flag = False
     """No CUDA graphs: more host time per step."""
     policy: Spec = "fcfs"

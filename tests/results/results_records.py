@@ -84,16 +84,16 @@ def make_record(class_slos: list[dict[str, float] | None] | None = None) -> RunR
     for name in ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns"):
         requests[name] = np.where(requests[name] >= 0, requests[name] * MS, NOT_YET)
     # replica, scheduled, start, end, steps, running, waiting, prefills, prefill tokens, decodes, decode context,
-    # prefill context, pairs, sampled, gpu, host, free, preempted, seats
+    # prefill context, pairs, sampled, gpu, host, free, preempted, seats, last scheduled, free blocks x time up to it
     step_rows = [
-        (0, 0, 0, 20, 1, 1, 0, 1, 100, 0, 0, 100, 10000, 1, 20, 1, 93, 0, 1),
-        (0, 20, 20, 45, 1, 2, 1, 1, 34, 1, 101, 50, 2500, 2, 25, 1, 90, 1, 2),
-        (0, 45, 45, 60, 3, 1, 0, 0, 0, 1, 102, 0, 0, 1, 15, 1, 92, 0, 1),
-        (1, 46, 46, 47, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 100, 0, 0),
-        (0, 100, 100, 140, 3, 1, 0, 1, 32, 0, 0, 64, 4096, 1, 40, 1, 95, 0, 1),
+        (0, 0, 0, 20, 1, 1, 0, 1, 100, 0, 0, 100, 10000, 1, 20, 1, 93, 0, 1, 0, 0),
+        (0, 20, 20, 45, 1, 2, 1, 1, 34, 1, 101, 50, 2500, 2, 25, 1, 90, 1, 2, 20, 0),
+        (0, 45, 45, 60, 3, 1, 0, 0, 0, 1, 102, 0, 0, 1, 15, 1, 92, 0, 1, 45, 0),
+        (1, 46, 46, 47, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 100, 0, 0, 46, 0),
+        (0, 100, 100, 140, 3, 1, 0, 1, 32, 0, 0, 64, 4096, 1, 40, 1, 95, 0, 1, 100, 0),
     ]
     steps = {name: _column([row[i] for row in step_rows]) for i, name in enumerate(STEP_COLUMNS)}
-    for name in ("scheduled_ns", "start_ns", "end_ns", "gpu_ns", "host_ns"):
+    for name in ("scheduled_ns", "start_ns", "end_ns", "gpu_ns", "host_ns", "last_scheduled_ns"):
         steps[name] = steps[name] * MS
     classes = [ClassInfo("chat", "acme", "acme", slos[0]), ClassInfo("batch", "<b>globex & co</b>", "budget", slos[1])]
     itl = ([10 * MS, 10 * MS], [4, 2])
@@ -155,6 +155,8 @@ def random_record(seed: int, num_requests: int = 40, replicas: int = 2) -> RunRe
                 "free_blocks": free,
                 "num_preempted": zeros,
                 "num_seats": prefills + decodes,
+                "last_scheduled_ns": start,
+                "free_block_ns": zeros,
             }
         )
     steps = {name: np.concatenate([c[name] for c in columns]) for name in STEP_COLUMNS}

@@ -33,11 +33,17 @@ class FixedWork:
     peak_flops = 1e12
     peak_bandwidth = 1e9
 
-    def flops(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        return 1e9 * (columns["num_prefill_tokens"] + columns["num_decodes"] * columns["num_steps"]).astype(float)
+    def _tokens(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        return columns["num_prefill_tokens"] + columns["num_decodes"] * columns["num_steps"]
 
-    def bytes(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        return 2e6 * (columns["num_prefill_tokens"] + columns["num_decodes"] * columns["num_steps"]).astype(float)
+    def total_flops(self, columns: dict[str, np.ndarray]) -> float:
+        return 1e9 * float(self._tokens(columns).sum())
+
+    def total_bytes(self, columns: dict[str, np.ndarray]) -> float:
+        return 2e6 * float(self._tokens(columns).sum())
+
+    def is_compute_bound(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        return columns["num_prefill_tokens"] > 1_000_000
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -1,0 +1,30 @@
+"""The decisions file: one JSON line per scheduler step, in order of (instant, replica, step)."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+
+class DecisionLog:
+    """Writes lines as they come; with ``in_order=False``, keeps them and writes them sorted on ``close``.
+
+    Fast stepping learns of a step after others have happened elsewhere, so its lines come out of order.
+    """
+
+    def __init__(self, stream: TextIO, *, in_order: bool) -> None:
+        self._stream = stream
+        self._in_order = in_order
+        self._lines: list[tuple[int, int, int, str]] = []
+
+    def write(self, time_ns: int, replica: int, line: str) -> None:
+        """The line of a step at ``time_ns``; one replica's lines come in order."""
+        if self._in_order:
+            self._stream.write(line + "\n")
+        else:
+            self._lines.append((time_ns, replica, len(self._lines), line))
+
+    def close(self) -> None:
+        """Write what was kept."""
+        self._lines.sort()
+        self._stream.writelines(line + "\n" for *_, line in self._lines)
+        self._lines.clear()
