@@ -49,6 +49,7 @@ engine:
   num_gpu_blocks_override: 70
   max_num_seqs: 16
   policy: priority
+  stepping: reference
 slo: {ttft_p95_ms: 400, tpot_p99_ms: 80, itl_p99_ms: 200, e2el_p95_ms: 4000}
 """
 FILES = ["summary.json", "requests.parquet", "steps.parquet", "scenario.resolved.yaml", "report.html", "trace.json.gz"]
@@ -208,7 +209,9 @@ def token_times(outputs: Outputs, calm: pd.DataFrame) -> dict[str, list[float]]:
     filled = [line for line in outputs.lines if line["scheduled"]]
     left = {str(name): int(n) for name, n in (calm["input_tokens"] - calm["num_cached_tokens"]).items()}
     times: dict[str, list[float]] = {name: [] for name in left}
-    for line, end_s in zip(filled, outputs.steps["end_s"], strict=True):
+    steps = outputs.steps
+    ends = steps["end_s"][steps["num_prefill_tokens"] + steps["num_decodes"] > 0]
+    for line, end_s in zip(filled, ends, strict=True):
         for name, tokens in line["scheduled"].items():
             if name not in left:
                 continue
@@ -266,6 +269,7 @@ def test_decisions_account_for_every_token(outputs: Outputs) -> None:
 def test_steps_and_decisions_tell_the_same_story(outputs: Outputs) -> None:
     filled = [line for line in outputs.lines if line["scheduled"]]
     steps = outputs.steps
+    steps = steps[steps["num_prefill_tokens"] + steps["num_decodes"] > 0]
     assert len(steps) == len(filled) == outputs.summary["utilization"]["steps"]
     assert steps["num_steps"].eq(1).all()
     for name, values in {

@@ -16,6 +16,7 @@ ENGINE: dict[str, Any] = {
     "gpu": "a100-80gb-sxm",
     "num_gpu_blocks_override": 1001,
     "enable_prefix_caching": False,
+    "stepping": "reference",
 }
 ONE_SECOND: dict[str, Any] = {"kind": "constant", "step_s": 1.0}
 
@@ -60,3 +61,10 @@ def simulate(workload: dict[str, Any], *, latency: dict[str, Any] | None = None,
     stream = io.StringIO()
     results = run(load({**scenario, "engine": {**ENGINE, **engine}}), decisions=stream)
     return Run(results, [json.loads(line) for line in stream.getvalue().splitlines()])
+
+
+def busy_steps(run: Run) -> dict[str, Any]:
+    """The recorded steps that scheduled something."""
+    steps = run.results.record.steps
+    busy = steps["num_prefills"] + steps["num_decodes"] > 0
+    return {name: column[busy] for name, column in steps.items()}

@@ -103,8 +103,10 @@ def replay(kind: type[Scheduler], rows: list[tuple[Any, ...]], engine: dict[str,
         while in_flight and (is_empty or len(in_flight) >= depth):
             for r in scheduler.update(in_flight.popleft(), step * STEP_NS):
                 log.append(
-                    (r.row, r.scheduled_ns, r.first_token_ns, r.last_token_ns, r.num_output_tokens)
-                    + (r.num_preemptions, r.num_cached_tokens, r.num_recomputed_tokens)
+                    (
+                        (r.row, r.scheduled_ns, r.first_token_ns, r.last_token_ns, r.num_output_tokens),
+                        (r.num_preemptions, r.num_cached_tokens, r.num_recomputed_tokens),
+                    )
                 )
         if step > 5_000:
             break  # requests of equal rank can preempt each other for ever, in vLLM as here

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from engine_runs import Run, arrivals, backlog, simulate
+from engine_runs import Run, arrivals, backlog, busy_steps, simulate
 
 SYNC: dict[str, Any] = {"async_scheduling": False}
 ASYNC: dict[str, Any] = {"async_scheduling": True}
@@ -33,7 +33,7 @@ def test_async_schedules_one_step_ahead() -> None:
     assert run.plan == [(0.0, {"0": 8}), (0.0, {"0": 1}), (1.0, {"0": 1}), (2.0, {"0": 1}), (3.0, {})]
     assert run.seconds("first_token_ns") == [1.0]
     assert run.seconds("finish_ns") == [4.0]
-    steps = run.results.record.steps
+    steps = busy_steps(run)
     assert steps["start_ns"].tolist() == [0, 10**9, 2 * 10**9, 3 * 10**9]
 
 
@@ -157,7 +157,7 @@ def test_an_empty_step_with_a_batch_in_flight_waits_for_it() -> None:
 @pytest.mark.parametrize(("host_ms", "depth"), [(1.0, "sync"), (1.0, "async"), (400.0, "sync"), (400.0, "async")])
 def test_host_time_is_added_in_sync_and_hidden_in_async(host_ms: float, depth: str) -> None:
     run = simulate(backlog([100, 90], [20, 20]), latency=roofline(host_ms), async_scheduling=depth == "async")
-    steps, host_ns = run.results.record.steps, round(host_ms * 1e6)
+    steps, host_ns = busy_steps(run), round(host_ms * 1e6)
     scheduled, start, end = (steps[name].tolist() for name in ("scheduled_ns", "start_ns", "end_ns"))
     assert set(steps["host_ns"].tolist()) == {host_ns}
     assert start[0] == host_ns
@@ -188,7 +188,7 @@ def test_pipeline_parallelism_keeps_two_batches_in_flight() -> None:
     )
     filled = [line for line in run.lines if line["scheduled"]]
     assert [line["scheduled"] for line in filled[:4]] == [{"0": 64}, {"1": 64}, {"0": 1}, {"1": 1}]
-    steps = run.results.record.steps
+    steps = busy_steps(run)
     scheduled, start, end, gpu = (steps[name].tolist() for name in ("scheduled_ns", "start_ns", "end_ns", "gpu_ns"))
     assert [e - s for s, e in zip(start, end, strict=True)][:2] == [2 * gpu[0], 2 * gpu[1]]
     assert start[1] == start[0] + gpu[0]

@@ -53,6 +53,7 @@ def single_server(
             "async_scheduling": False,
             "enable_prefix_caching": False,
             "policy": policy,
+            "stepping": "reference",
         },
         "latency": {"kind": "constant", "step_s": STEP_S},
     }
