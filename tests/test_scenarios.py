@@ -139,6 +139,9 @@ def test_tiers_keep_premium_within_its_slo_while_fcfs_does_not() -> None:
     assert no_eviction["preemptions"]["total"] == 0
     assert no_eviction["tenants"]["premium"]["p95_ttft_ms"] > 500
     assert fcfs["tenants"]["premium"]["p95_ttft_ms"] > 5000
+    no_cache = run("multi_tenant_tiers", "engine.enable_prefix_caching=false")
+    assert no_cache["preemptions"]["computed_tokens"] > 1.1 * tiers["preemptions"]["computed_tokens"]
+    assert no_cache["tenants"]["standard"]["p95_ttft_ms"] > 5 * standard
 
 
 def test_azure_replay_takes_a_trace_from_elsewhere(tmp_path: Path) -> None:
