@@ -13,8 +13,8 @@ PREEMPTED_ABOVE = 0.01
 def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     """A name and a sentence.
 
-    In this order: nothing completed; KV cache (over 1 % of requests preempted, or mean use above 90 % while requests
-    spend a quarter of their time queued); host time above accelerator time; load too small to fill the accelerators
+    In this order: nothing completed; KV cache (over 1 % of requests preempted and use above 90 % at its peak, because a
+    policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); host time above accelerator time; load too small to fill the accelerators
     (busy under 60 %, queueing under a quarter of E2E); otherwise the accelerator, by what bounds most of its time.
     """
     use, kv = summary["utilization"], summary["kv"]
@@ -25,9 +25,8 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     busy = use["busy_fraction"] or 0.0
     waits = f"Requests spend {queue_share:.0%} of their time queued"
     preempted = summary["preemptions"]["requests"]
-    if preempted > PREEMPTED_ABOVE * summary["counts"]["submitted"] or (
-        (kv["mean_usage"] or 0.0) > KV_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE
-    ):
+    is_short = preempted > PREEMPTED_ABOVE * summary["counts"]["submitted"] and (kv["max_usage"] or 0.0) > KV_FULL_ABOVE
+    if is_short or ((kv["mean_usage"] or 0.0) > KV_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE):
         return "KV cache", (
             f"{waits}; KV use peaks at {kv['max_usage'] or 0:.0%}, requests preempted: {preempted:,}. "
             "More KV memory (GPUs, FP8 KV) or fewer sequences at once would help."

@@ -16,6 +16,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "busy": 0.95,
         "host": 0.05,
         "kv": 0.3,
+        "kv_peak": 1.0,
         "preempted": 0,
         "compute_bound": 0.1,
         **changes,
@@ -25,7 +26,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "counts": {"submitted": 1000},
         "mean_e2el_ms": 1000.0 if base["completed"] else None,
         "queue": {"mean_queue_ms": base["mean_queue_ms"]},
-        "kv": {"mean_usage": base["kv"], "max_usage": 1.0},
+        "kv": {"mean_usage": base["kv"], "max_usage": base["kv_peak"]},
         "preemptions": {"requests": base["preempted"]},
         "utilization": {
             "busy_fraction": base["busy"],
@@ -40,6 +41,7 @@ def summary(**changes: Any) -> dict[str, Any]:
     [
         ({"completed": 0}, "nothing completed"),
         ({"preempted": 500}, "KV cache"),
+        ({"preempted": 500, "kv_peak": 0.4}, "memory bandwidth"),
         ({"preempted": 5}, "memory bandwidth"),
         ({"kv": 0.95, "mean_queue_ms": 500.0}, "KV cache"),
         ({"kv": 0.95}, "memory bandwidth"),
