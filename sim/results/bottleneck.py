@@ -14,8 +14,9 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     """A name and a sentence.
 
     In this order: nothing completed; KV cache (over 1 % of requests preempted and use above 90 % at its peak, because a
-    policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); host time above accelerator time; load too small to fill the accelerators
-    (busy under 60 %, queueing under a quarter of E2E); otherwise the accelerator, by what bounds most of its time.
+    policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); host
+    time above accelerator time; load too small to fill the accelerators (busy under 60 %, queueing under a quarter of
+    E2E); otherwise the accelerator, by what bounds most of its time.
     """
     use, kv = summary["utilization"], summary["kv"]
     if not summary["completed"]:
