@@ -106,6 +106,12 @@ def check_latency(latency: LatencyConfig, findings: Findings) -> None:
         findings.problem(
             path, "`latency.kind: constant` needs `step_s`, the seconds a step takes; add for example `step_s: 0.02`"
         )
+    if latency.kind == "constant" and latency.step_s is not None and round(latency.step_s * 1e9) < 1:
+        findings.problem(
+            (*path, "step_s"),
+            f"`latency.step_s` is {latency.step_s:g} s, below the nanosecond that time is counted in; steps of a "
+            "model take milliseconds, such as 0.02",
+        )
     for key, kind in (("step_s", "constant"), ("profile", "profile"), ("host_overhead_ms", "roofline")):
         if latency.kind != kind:
             findings.unused(latency, path, key, f"it belongs to `kind: {kind}`, and this is `kind: {latency.kind}`")

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from sim.errors import Problem
 from sim.scenario.document import Document, Path
 from sim.scenario.fields import Shape, allowed_keys, bounded_words, follow, sections
+from sim.scenario.types import LARGEST
 
 # Other tools' words for keys of ours (vllm serve, vllm bench serve, and common shorthand).
 _ALIASES = {
@@ -167,7 +168,8 @@ def _wrong_value(error: Any, value: Any, shape: Shape | None) -> str:
     if shape.branches and shape.discriminator is None:  # name or section, count or length: say both
         return f"{shown(value)}; it must be {expected.words()}"
     words = expected.words()
-    if kind.startswith("less_than") and expected.kind is not None:
+    too_low = kind.startswith("greater_than") and isinstance(value, int | float) and value < -LARGEST
+    if (kind.startswith("less_than") or too_low) and expected.kind is not None:
         words = bounded_words(expected.kind, expected.bounds, math.inf)
     if isinstance(value, float) and not math.isfinite(value):
         words = words.replace("a number", "a finite number")

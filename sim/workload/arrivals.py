@@ -80,6 +80,8 @@ def check_bounded(arrival: Arrival, requests: int | None, duration_s: float | No
             f"{where}: the {arrival.process} arrival process never ends by itself; "
             "give `requests` (how many) and/or `duration_s` (seconds of arrivals)"
         )
+    elif isinstance(arrival, ClosedLoopArrival) and requests is None:
+        expected = float(arrival.concurrency)  # each client sends at least one
     elif isinstance(arrival, BurstArrival | ClosedLoopArrival) or duration_s is None:
         expected = float(requests or 0)
     else:
@@ -95,7 +97,12 @@ def check_bounded(arrival: Arrival, requests: int | None, duration_s: float | No
     if min(expected, requests or math.inf) > MAX_REQUESTS:
         raise InputError(
             f"{where}: this arrival process would create about {expected:.3g} requests; the limit is "
-            f"{MAX_REQUESTS:,}. Rates are requests per second: lower `rate` or give a smaller `requests`"
+            f"{MAX_REQUESTS:,}. "
+            + (
+                "A closed loop has one request per client at least: lower `concurrency`"
+                if isinstance(arrival, ClosedLoopArrival) and requests is None
+                else "Rates are requests per second: lower `rate` or give a smaller `requests`"
+            )
         )
 
 

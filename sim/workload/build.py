@@ -45,8 +45,23 @@ def build_workload(config: WorkloadConfig, seed: int, base_dir: Path, max_model_
     table.notes[:0] = plan.notes
     _close_loop(table, plan)
     if not len(table):
-        raise InputError("workload: no request arrives within `duration_s`; give a longer one or a higher rate")
+        durations = [*(entry.duration_s for entry in plan.arrivals), *(entry.duration_s for entry in plan.traces)]
+        has_duration = any(duration is not None for duration in durations)
+        within = "`duration_s`; give a longer one" if has_duration else "the arrival's stages; give longer ones"
+        raise InputError(f"workload: no request arrives within {within} or a higher rate")
+    if max_model_len is not None:
+        _note_short_outputs(table, max_model_len)
     return table
+
+
+def _note_short_outputs(table: RequestTable, max_model_len: int) -> None:
+    """Generation stops at ``max_model_len``, as in vLLM: what comes out is then not what was asked for."""
+    runs = table.input_tokens < max_model_len
+    num_short = int(np.count_nonzero(runs & (table.input_tokens + table.output_tokens > max_model_len)))
+    if num_short:
+        table.notes.append(
+            f"max_model_len ({max_model_len}) cuts {num_short:,} output{'s' if num_short > 1 else ''} short"
+        )
 
 
 def _arrival_rows(plan: ArrivalPlan, seed: int, numbering: Numbering, max_model_len: int | None) -> list[Rows]:

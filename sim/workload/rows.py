@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sim.errors import InputError
 from sim.seeds import rng
+from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
 from sim.workload.plan import ClassPlan
 from sim.workload.presets import draw_preset_lengths
@@ -160,6 +162,9 @@ def _turns(plan: ClassPlan, seed: int, conversations: int, limit: int | None, ma
         counts = np.full(conversations, plan.sessions.turns, dtype=np.int64)
     else:
         counts = draw_lengths(plan.sessions.turns, rng(seed, "sessions", plan.name), conversations)
+    if max_model_len is not None:
+        # A turn adds two tokens at least, so that no prompt of a later turn than this fits.
+        counts = np.minimum(counts, max_model_len // 2 + 1)
     opened = conversations
     if limit is not None:
         opened = min(conversations, int(np.searchsorted(np.cumsum(counts), limit)) + 1)
@@ -172,6 +177,10 @@ def _turns(plan: ClassPlan, seed: int, conversations: int, limit: int | None, ma
 
 def _draw_turns(plan: ClassPlan, seed: int, counts: IntColumn, limit: int | None, max_model_len: int | None) -> _Turns:
     n = int(counts.sum())
+    if n > MAX_REQUESTS:
+        raise InputError(
+            f"{plan.where}.sessions.turns: these conversations would have {n:,} requests; the limit is {MAX_REQUESTS:,}"
+        )
     notes: list[str] = []
     own, output, max_tokens = draw_request_lengths(plan, seed, n, notes)
     conversation = np.repeat(np.arange(len(counts)), counts)

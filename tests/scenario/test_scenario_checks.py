@@ -96,6 +96,7 @@ def test_no_note_without_reason(overrides: Sequence[str]) -> None:
             "`engine.max_prefill_tokens_",
         ),
         (["latency.kind=constant"], "`latency.kind: constant` needs `step_s`"),
+        (["latency={kind: constant, step_s: 1e-10}"], "`latency.step_s` is 1e-10 s, below the nanosecond"),
         (["latency.kind=profile"], "`latency.kind` is profile, but no measured profile"),
         (["workload.input_tokens.value=4096"], "`workload.input_tokens` is at least 4096"),
         (["workload.input_tokens={dist: uniform, low: 5000, high: 6000}"], "`workload.input_tokens` is at least 5000"),

@@ -163,6 +163,8 @@ def test_the_scenario_given_is_not_changed() -> None:
 
 def test_without_a_file_problems_have_no_place() -> None:
     assert said(lambda: load_data({**DATA, "seed": -1})) == ["`seed` is -1; it must be a whole number, at least 0"]
+    too_low = {**DATA, "workload": {**DATA["workload"], "priority": -(10**12)}}
+    assert said(lambda: load_data(too_low))[0].endswith("it must be a whole number from -1000000000 to 1000000000")
     changed = load_data(DATA).scenario.model_dump()
     changed["latency"]["step_s"] = None
     (message,) = said(lambda: from_scenario(Scenario.model_validate(changed)))

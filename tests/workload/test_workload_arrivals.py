@@ -146,6 +146,7 @@ def test_closed_loop_over_time_alone_prepares_enough_rows() -> None:
         (None, 1e6, {"process": "poisson", "rate": 1e6}, "limit"),
         (MAX_REQUESTS + 1, None, {"process": "poisson", "rate": 1e6}, "limit"),
         (100, None, {"process": "poisson", "rate": 1e-9}, "go on for"),
+        (None, 1.0, {"process": "closed_loop", "concurrency": MAX_REQUESTS + 1}, "lower `concurrency`"),
         (None, None, {"process": "stages", "stages": [{"rate": 1e9, "duration_s": 1e3}]}, "limit"),
     ],
 )

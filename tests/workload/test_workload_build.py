@@ -165,7 +165,31 @@ def test_a_conversation_ends_at_max_model_len() -> None:
     assert build(max_model_len=140, requests=4, **workload).input_tokens.tolist() == [40, 90] * 2
     # A first prompt that is too long is the engine's to reject.
     assert build(max_model_len=20, requests=2, **workload).input_tokens.tolist() == [40, 40]
-    assert build(max_model_len=141, requests=3, **workload).notes == []
+    assert build(max_model_len=150, requests=3, **workload).notes == []
+
+
+def test_outputs_that_max_model_len_cuts_short_are_noted() -> None:
+    workload = {"arrival": SLOW, "input_tokens": fixed(40), "output_tokens": {"dist": "values", "values": [10, 11, 12]}}
+    assert build(max_model_len=50, requests=6, **workload).notes == ["max_model_len (50) cuts 4 outputs short"]
+    assert build(max_model_len=52, requests=6, **workload).notes == []
+    # A prompt that does not fit is rejected, which is told elsewhere.
+    assert build(max_model_len=40, requests=6, **workload).notes == []
+
+
+def test_conversations_without_end_stop_at_max_model_len() -> None:
+    workload = {"arrival": SLOW, "input_tokens": fixed(40), "output_tokens": fixed(10), "sessions": {"turns": 10**9}}
+    assert build(max_model_len=141, requests=6, **workload).input_tokens.tolist() == [40, 90, 140] * 2
+    with pytest.raises(InputError, match=r"sessions\.turns: these conversations would have .* the limit is 50,000,000"):
+        build(requests=None, duration_s=60.0, **workload)
+
+
+def test_what_is_said_when_nothing_arrives() -> None:
+    lengths = {"input_tokens": fixed(40), "output_tokens": fixed(10)}
+    with pytest.raises(InputError, match="within `duration_s`; give a longer one or"):
+        build(requests=None, duration_s=1e-9, arrival=POISSON, **lengths)
+    stages = {"process": "stages", "stages": [{"rate": 1.0, "duration_s": 1e-9}]}
+    with pytest.raises(InputError, match="within the arrival's stages; give longer ones or"):
+        build(requests=None, arrival=stages, **lengths)
 
 
 def test_random_turns_fill_exactly_the_requests() -> None:
