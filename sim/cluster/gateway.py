@@ -54,6 +54,8 @@ class Gateway:
         }
         concurrency = workload.closed_loop_concurrency
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
+        self.acts_on_ends = concurrency is not None or bool(self._child_of)
+        """Whether the end of a request makes another one arrive."""
         env.process(self._arrivals())
 
     def on_end(self, request: Request) -> None:

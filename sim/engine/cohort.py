@@ -8,8 +8,6 @@ since; only the sums over all members are kept up to date.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-
 from sim.engine.request import Request
 
 NOT_A_MEMBER = -1
@@ -65,7 +63,10 @@ class Cohort:
 
     def leave_before(self, batch: int) -> None:
         """Those whose last token is in flight are not computed by ``batch``."""
-        for request, joined in self._leaves.pop(batch, ()):
+        entries = self._leaves.pop(batch, None)
+        if entries is None:
+            return
+        for request, joined in entries:
             if request.joined_at == joined and request.is_counted:
                 request.is_counted = False
                 self._count(request, -1)
@@ -75,21 +76,31 @@ class Cohort:
         self.latest += num_batches
         self.context_tokens += num_batches * self.size
 
-    def ending_at(self, batch: int) -> Iterator[Request]:
+    def has_end_at(self, batch: int) -> bool:
+        """Whether ``ending_at`` may have somebody."""
+        return batch in self._ends
+
+    def ending_at(self, batch: int) -> list[Request]:
         """Members that get their last token from ``batch``."""
-        for request, joined in self._ends.pop(batch, ()):
-            if request.joined_at == joined:
-                yield request
+        entries = self._ends.pop(batch, None)
+        return [request for request, joined in entries if request.joined_at == joined] if entries else []
 
     def first_end(self) -> int:
         """A batch before which no member ends (members that left early may make it too small)."""
-        ends, valid = self._end_batches, self._ends
-        while ends and (ends[0] not in valid or not any(r.joined_at == joined for r, joined in valid[ends[0]])):
-            valid.pop(heapq.heappop(ends), None)
-        return ends[0] if ends else self.latest
+        ends, entries_at = self._end_batches, self._ends
+        while ends:
+            for request, joined in entries_at.get(ends[0], ()):
+                if request.joined_at == joined:
+                    return ends[0]
+            entries_at.pop(heapq.heappop(ends), None)
+        return self.latest
 
     def blocks_for_batches(self, num_batches: int) -> int:
         """New blocks that the next ``num_batches`` need."""
         rounds, rest = divmod(num_batches, self.block_size)
-        first = self.latest + 1
-        return rounds * self.size + sum(self.growth[(first + i) % self.block_size] for i in range(rest))
+        first = (self.latest + 1) % self.block_size
+        growth = self.growth
+        some = sum(growth[first : first + rest])
+        if first + rest > self.block_size:
+            some += sum(growth[: first + rest - self.block_size])
+        return rounds * self.size + some

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 from simpy import Event
 
-from sim.engine.clock import START_TURN, At, Clock
+from sim.engine.clock import ARRIVAL_TURN, START_TURN, At, Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.replica import Replica
@@ -28,15 +28,24 @@ MAX_STEPS_AHEAD = 4096
 """Longest jump: bounds the arrays, and what is planned in vain when an arrival cuts it."""
 
 
-@dataclass(slots=True)
-class Jump:
-    """Steps planned ahead: ``scheduled_ns[i]`` and ``end_ns[i]`` of the i-th; the first ``num_taken`` are history."""
+NOT_PLANNED = 1 << 62
+"""Instant of a wake that is not wanted."""
 
-    scheduled_ns: list[int]
-    end_ns: list[int]
-    gpu_ns: list[int]
-    host_ns: int
-    num_taken: int = 0
+IntArray = npt.NDArray[np.int64]
+
+
+class Jump:
+    """Steps planned ahead: when each is scheduled and ends, and how long the accelerator works on it."""
+
+    __slots__ = ("end_ns", "gpu_ns", "host_ns", "num_taken", "scheduled_ns")
+
+    def __init__(self, scheduled_ns: list[int], end_ns: list[int], gpu_ns: IntArray, host_ns: int) -> None:
+        self.scheduled_ns = scheduled_ns
+        self.end_ns = end_ns
+        self.gpu_ns = gpu_ns
+        self.host_ns = host_ns
+        self.num_taken = 0
+        """Steps that are history already."""
 
 
 class FastReplica(Replica):
@@ -56,13 +65,18 @@ class FastReplica(Replica):
         on_end: Callable[[Request], None],
         static_batch_wait_ns: int = 0,
         decisions: DecisionLog | None = None,
+        *,
+        is_watched: bool = True,
     ) -> None:
+        """``is_watched``: somebody acts on the ends of requests, so they must happen when they happen. A replica
+        that nobody watches needs no events of its own: it catches up when a request arrives or is asked about."""
+        self.is_watched = is_watched
         self._timer: At | None = None
+        self._wake_ns = NOT_PLANNED
+        self._wake_turn = 0
         self._jump: Jump | None = None
         self._reach = 16
         """Steps to plan at most: grows while jumps land, shrinks when arrivals cut them."""
-        self._is_in_turn = False
-        """This instant's other events are over: a step may start."""
         self._is_gathering = False
         """A static batch waits for more requests."""
         self._must_complete = False
@@ -78,6 +92,16 @@ class FastReplica(Replica):
     # --- what a router sees ------------------------------------------------------------------
 
     @property
+    def num_running(self) -> int:
+        self._catch_up()
+        return super().num_running
+
+    @property
+    def num_waiting(self) -> int:
+        self._catch_up()
+        return super().num_waiting
+
+    @property
     def free_blocks(self) -> int:
         self._catch_up()
         return super().free_blocks
@@ -87,68 +111,94 @@ class FastReplica(Replica):
         self._catch_up()
         return super().outstanding_tokens
 
+    def _catch_up(self) -> None:
+        """Be as of now: as seen by a request that arrives at this instant."""
+        now_ns = self.env.now
+        self.advance(now_ns, ARRIVAL_TURN)
+        if self._jump is not None:
+            self._take(bisect_left(self._jump.scheduled_ns, now_ns))
+
     # --- events ------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
+        now_ns = self.env.now
+        if self._wake_ns <= now_ns:
+            self.advance(now_ns, ARRIVAL_TURN)
         if self._jump is not None:
-            self._cut()
-        self.scheduler.add_request(request, self.env.now)
-        if self._timer is None or self._is_gathering:
-            self._sleep(0, START_TURN + self.index)
+            self._cut(now_ns)
+        self.scheduler.add_request(request, now_ns)
+        if self._wake_ns == NOT_PLANNED or self._is_gathering:
+            self._plan_wake(now_ns, START_TURN)
+        if self.is_watched:
+            self._set_timer()
 
-    def _sleep(self, delay_ns: int, turn: int) -> None:
-        self._timer = At(self.env, delay_ns, turn)
-        self._timer.callbacks.append(self._wake)
-        self._is_in_turn = turn >= START_TURN and delay_ns == 0
-        self._is_gathering = False
+    def advance(self, until_ns: int, until_turn: int) -> None:
+        """Everything that happens here before a turn of an instant."""
+        while self._wake_ns < until_ns or (self._wake_ns == until_ns and self._wake_turn < until_turn):
+            now_ns, turn = self._wake_ns, self._wake_turn
+            self._wake_ns = NOT_PLANNED
+            self._is_gathering = False
+            if self._jump is not None:
+                self._take(len(self._jump.scheduled_ns))
+                self._jump = None
+                self._reach = min(2 * self._reach, MAX_STEPS_AHEAD)
+            self._go(now_ns, turn)
 
-    def _wake(self, event: Event) -> None:
-        if event is not self._timer:
-            return  # a later event has taken its place
-        self._timer = None
-        if self._jump is not None:
-            self._take(len(self._jump.end_ns))
-            self._jump = None
-            self._reach = min(2 * self._reach, MAX_STEPS_AHEAD)
-        self._go()
+    def finish(self) -> None:
+        self.advance(NOT_PLANNED, 0)
 
-    def _go(self) -> None:
-        """Everything that happens now, until something has to be waited for."""
-        scheduler, env, in_flight = self.scheduler, self.env, self._in_flight
+    def _plan_wake(self, at_ns: int, turn: int) -> None:
+        self._wake_ns = at_ns
+        self._wake_turn = turn
+
+    def _set_timer(self) -> None:
+        """A SimPy event at the next instant at which something happens here."""
+        if self._wake_ns != NOT_PLANNED:
+            self._timer = At(self.env, self._wake_ns - self.env.now, self._wake_turn + self.index)
+            self._timer.callbacks.append(self._on_timer)
+
+    def _on_timer(self, event: Event) -> None:
+        if event is self._timer:  # else a later one has taken its place
+            self.advance(self.env.now, self._wake_turn + 1)
+            self._set_timer()
+
+    def _go(self, now_ns: int, turn: int) -> None:
+        """Everything that happens in this turn of this instant, until something has to be waited for."""
+        scheduler, in_flight = self.scheduler, self._in_flight
         while True:
-            now_ns = env.now
-            has_requests = scheduler.has_requests()
+            has_requests = bool(scheduler.running or scheduler.waiting.entries)
             if in_flight and (self._must_complete or len(in_flight) == self.depth or not has_requests):
-                wait_ns = max(in_flight[0][1], self._host_free_ns) - now_ns
-                if wait_ns > 0:
-                    self._sleep(wait_ns, self.index)
+                ready_ns = max(in_flight[0][1], self._host_free_ns)
+                if ready_ns > now_ns:
+                    self._plan_wake(ready_ns, 0)
                     return
                 self._must_complete = False
-                self._complete_oldest()
+                self._complete_oldest(now_ns)
                 continue
             if not has_requests:
                 return
-            if (gathering_ns := self._gathering_ns()) > 0:
-                self._sleep(gathering_ns, START_TURN + self.index)
+            if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(now_ns)) > 0:
+                self._plan_wake(now_ns + gathering_ns, START_TURN)
                 self._is_gathering = True
                 return
-            if not self._is_in_turn and env.peek() == now_ns:
-                self._sleep(0, START_TURN + self.index)
+            if turn < START_TURN:
+                # Whatever else happens at this instant happens before the step is formed.
+                self._plan_wake(now_ns, START_TURN)
                 return
             if self._try_jump(now_ns):
                 return
             batch = scheduler.schedule(now_ns)
-            self._check_progress(batch)
+            self._check_progress(batch, now_ns)
             if batch.is_empty:
-                empty_ns = self._pass(batch)
+                empty_ns = self._pass(batch, now_ns)
                 if in_flight:
                     self._must_complete = True
                     continue
-                self._sleep(empty_ns, self.index)
+                self._plan_wake(now_ns + empty_ns, 0)
                 return
-            host_ns = self._dispatch(batch)
+            host_ns = self._dispatch(batch, now_ns)
             if host_ns and len(in_flight) < self.depth:
-                self._sleep(host_ns, self.index)
+                self._plan_wake(now_ns + host_ns, 0)
                 return
 
     # --- jumping -----------------------------------------------------------------------------
@@ -162,62 +212,62 @@ class FastReplica(Replica):
         if num_steps < 2:
             return False
         jump = self._plan(now_ns, num_steps)
+        scheduled = jump.scheduled_ns
         change_ns = scheduler.next_rank_change_ns()
-        if change_ns is not None:
-            keep = bisect_left(jump.scheduled_ns, change_ns)
-            if keep < 2:
+        if change_ns is not None and scheduled[-1] >= change_ns:
+            del scheduled[bisect_left(scheduled, change_ns) :]
+            if len(scheduled) < 2:
                 return False
-            del jump.scheduled_ns[keep:], jump.end_ns[keep:], jump.gpu_ns[keep:]
         self._jump = jump
         # The last step stays in flight; what follows is decided when the oldest batch in flight has ended.
-        oldest_ns = jump.end_ns[-self.depth]
-        self._sleep(max(oldest_ns, jump.scheduled_ns[-1] + jump.host_ns) - now_ns, self.index)
+        oldest_ns = jump.end_ns[len(scheduled) - self.depth]
+        self._plan_wake(max(oldest_ns, scheduled[-1] + jump.host_ns), 0)
         return True
 
     def _plan(self, now_ns: int, num_steps: int) -> Jump:
         """When each of the next ``num_steps`` is scheduled and ends, exactly as ``_go`` would have it."""
         cohort = self.scheduler.cohort
-        gpu_ns = self.cost.decode_run_ns(cohort.size, cohort.context_tokens, num_steps).tolist()
+        gpu_ns = self.cost.decode_run_ns(cohort.size, cohort.context_tokens, num_steps)
         shape = self._shape
         shape.num_decodes = shape.num_sampled = cohort.size
         shape.decode_context_tokens = cohort.context_tokens
         host_ns = self.cost.host_ns(shape)
+        if self.depth == 1:
+            end_ns = (gpu_ns + host_ns).cumsum()
+            end_ns += now_ns
+            ends = end_ns.tolist()
+            return Jump([now_ns, *ends[:-1]], ends, gpu_ns, host_ns)
+        before_ns = self._in_flight[0][1]
+        if now_ns + host_ns <= before_ns and host_ns <= gpu_ns[0]:
+            # The accelerator is never idle (later steps only take longer): each starts when the one before ends,
+            # and is formed when the one before that does.
+            end_ns = gpu_ns.cumsum()
+            end_ns += before_ns
+            ends = end_ns.tolist()
+            return Jump([now_ns, before_ns, *ends[:-2]], ends, gpu_ns, host_ns)
         scheduled: list[int] = []
-        ends: list[int] = []
-        is_overlapped = self.depth == 2
-        before_ns = self._in_flight[0][1] if is_overlapped else now_ns
+        ends = []
         at_ns = now_ns
-        for step_ns in gpu_ns:
+        for step_ns in gpu_ns.tolist():
             scheduled.append(at_ns)
-            ready_ns = at_ns + host_ns
-            if is_overlapped:
-                # Formed when the host is free and the batch before the latest has ended.
-                ends.append((ready_ns if ready_ns > before_ns else before_ns) + step_ns)
-                at_ns = ready_ns if ready_ns > before_ns else before_ns
-                before_ns = ends[-1]
-            else:
-                at_ns = ready_ns + step_ns
-                ends.append(at_ns)
+            at_ns = max(at_ns + host_ns, before_ns)
+            before_ns = at_ns + step_ns
+            ends.append(before_ns)
         return Jump(scheduled, ends, gpu_ns, host_ns)
 
-    def _catch_up(self) -> None:
-        """Make the part of the jump that lies behind us history; a step that starts at this instant does not."""
-        if self._jump is not None:
-            self._take(bisect_left(self._jump.scheduled_ns, self.env.now))
-
-    def _cut(self) -> None:
+    def _cut(self, now_ns: int) -> None:
         """A request arrives: from now on step by step again."""
         jump = self._jump
         if jump is None:
             return
-        self._catch_up()
+        self._take(bisect_left(jump.scheduled_ns, now_ns))
         self._jump = None
         self._reach = max(8, 2 * jump.num_taken)
-        if len(self._in_flight) == self.depth:
-            wait_ns = max(self._in_flight[0][1], self._host_free_ns) - self.env.now
-            self._sleep(max(wait_ns, 0), self.index)
+        in_flight = self._in_flight
+        if len(in_flight) == self.depth:
+            self._plan_wake(max(in_flight[0][1], self._host_free_ns, now_ns), 0)
         else:
-            self._sleep(0, START_TURN + self.index)
+            self._plan_wake(now_ns, START_TURN)
 
     def _take(self, until: int) -> None:
         """The jump's steps before ``until`` have been scheduled; those but the last ``depth`` have ended too."""
@@ -225,69 +275,64 @@ class FastReplica(Replica):
         if jump is None or until <= jump.num_taken:
             return
         first, jump.num_taken = jump.num_taken, until
-        scheduler, cohort, scheduled = self.scheduler, self.scheduler.cohort, jump.scheduled_ns
-        context_tokens, first_batch = cohort.context_tokens, cohort.latest + 1
+        scheduler, cohort, depth = self.scheduler, self.scheduler.cohort, self.depth
+        scheduled, end_ns, in_flight = jump.scheduled_ns, jump.end_ns, self._in_flight
+        context_tokens, base, size = cohort.context_tokens, cohort.latest + 1 - first, cohort.size
         free_before = scheduler.kv.num_free_blocks
         if self.decisions is not None:
-            self._log_steps(jump, first, until, first_batch, free_before)
+            self._log_steps(jump, first, until, base, free_before)
         else:
             scheduler.take_freed()
             self.num_steps += until - first
-        free_block_ns = self._free_block_ns(jump, first, until, first_batch, free_before)
+        free_block_ns = self._free_block_ns(scheduled, first, until, base, free_before)
         scheduler.take_steps(until - first)
 
-        # A batch ends when the one ``depth`` later is formed: those listed one by one first, then the jump's own.
-        base = first_batch - first
-        while self._in_flight and self._in_flight[0][0].index - base < until - self.depth:
-            batch, _ = self._in_flight.popleft()
-            scheduler.update(batch, scheduled[batch.index - base + self.depth])
-        self._end_steps(scheduled[first + self.depth : until], base + until - self.depth - 1)
-        for position in range(max(first, until - self.depth), until):
-            batch = Batch(index=base + position, num_in_step=cohort.size)
+        # A batch ends when the one ``depth`` later is formed: those of before first, then the jump's own.
+        while in_flight and (position := in_flight[0][0].index - base) < until - depth:
+            scheduler.update(in_flight.popleft()[0], scheduled[position + depth])
+        if first + depth < until:
+            ended = np.array(scheduled[first + depth - 1 : until], dtype=np.int64)
+            gaps = ended[1:] - ended[:-1]
+            gaps[0] = scheduled[first + depth] - scheduler.last_update_ns
+            self.recorder.itl_many(gaps, size)
+            scheduler.finish_steps(base + until - depth - 1, scheduled[until - 1])
+        for position in range(max(first, until - depth), until):
+            batch = Batch(base + position, size)
             scheduler.in_flight.append(batch)
-            self._in_flight.append((batch, jump.end_ns[position]))
+            in_flight.append((batch, end_ns[position]))
         self._host_free_ns = scheduled[until - 1] + jump.host_ns
-        self._stage_free_ns[0] = jump.end_ns[until - 1]
+        self._stage_free_ns[0] = end_ns[until - 1]
         self._record_steps(jump, first, until, context_tokens, free_block_ns)
-
-    def _end_steps(self, update_ns: list[int], last_batch: int) -> None:
-        """Every member got a token at each of these instants."""
-        if not update_ns:
-            return
-        scheduler, recorder = self.scheduler, self.recorder
-        previous_ns = scheduler.last_update_ns
-        recorder.itl_ns.append(update_ns[0] - previous_ns)
-        recorder.itl_ns.extend([after - before for before, after in pairwise(update_ns)])
-        recorder.itl_weight.extend([scheduler.cohort.size] * len(update_ns))
-        scheduler.finish_steps(last_batch, update_ns[-1])
 
     # --- what is written down ----------------------------------------------------------------
 
-    def _free_block_ns(self, jump: Jump, first: int, until: int, first_batch: int, free_blocks: int) -> int:
+    def _free_block_ns(self, scheduled: list[int], first: int, until: int, base: int, free_blocks: int) -> int:
         """Free blocks times nanoseconds from the first of these steps to the last."""
-        scheduled = jump.scheduled_ns
         last_ns = scheduled[until - 1]
         total = free_blocks * (last_ns - scheduled[first])
         if self.scheduler.grows:
             cohort = self.scheduler.cohort
             growth, block_size = cohort.growth, cohort.block_size
-            for position in range(first, until - 1):
-                if need := growth[(first_batch + position - first) % block_size]:
-                    total -= need * (last_ns - scheduled[position])
+            phase = (base + first) % block_size
+            for start in range(first, min(first + block_size, until - 1)):
+                if need := growth[phase]:
+                    for position in range(start, until - 1, block_size):
+                        total -= need * (last_ns - scheduled[position])
+                phase = phase + 1 if phase + 1 < block_size else 0
         return total
 
     def _record_steps(self, jump: Jump, first: int, until: int, context_tokens: int, free_block_ns: int) -> None:
-        scheduler, size, num_steps = self.scheduler, self.scheduler.cohort.size, until - first
-        gpu_ns, end_ns = jump.gpu_ns, jump.end_ns
+        scheduler, num_steps = self.scheduler, until - first
+        gpu_ns, end_ns, size = jump.gpu_ns, jump.end_ns, scheduler.cohort.size
         self.recorder.steps.append(
             (
                 self.index,
                 jump.scheduled_ns[first],
-                end_ns[first] - gpu_ns[first],
+                end_ns[first] - int(gpu_ns[first]),
                 end_ns[until - 1],
                 num_steps,
                 len(scheduler.running),
-                len(scheduler.waiting),
+                len(scheduler.waiting.entries),
                 0,
                 0,
                 size,
@@ -295,7 +340,7 @@ class FastReplica(Replica):
                 0,
                 0,
                 size,
-                sum(gpu_ns[first:until]),
+                int(gpu_ns[first:until].sum()),
                 jump.host_ns * num_steps,
                 scheduler.kv.num_free_blocks,
                 0,
@@ -305,12 +350,12 @@ class FastReplica(Replica):
             )
         )
 
-    def _log_steps(self, jump: Jump, first: int, until: int, first_batch: int, free_blocks: int) -> None:
+    def _log_steps(self, jump: Jump, first: int, until: int, base: int, free_blocks: int) -> None:
         cohort = self.scheduler.cohort
         scheduled, finished = self.scheduler.member_tokens(), self.scheduler.take_freed()
         for position in range(first, until):
             if self.scheduler.grows:
-                free_blocks -= cohort.growth[(first_batch + position - first) % cohort.block_size]
+                free_blocks -= cohort.growth[(base + position) % cohort.block_size]
             self._log_step(jump.scheduled_ns[position], scheduled, [], finished, free_blocks)
             self.num_steps += 1
             finished = []

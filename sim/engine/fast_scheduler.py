@@ -49,14 +49,13 @@ class FastScheduler(Scheduler):
         self._is_blocked = False
         """The last step was all decodes and admitted nobody: nor will the next, until something changes."""
         self.grows = not settings.contiguous_kv
-        self._has_shares = type(policy).share_budgets is not Policy.share_budgets
-        self._has_step_limits = type(policy).step_limits is not Policy.step_limits
         self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
 
     # --- what others see -------------------------------------------------------------------
 
     def add_request(self, request: Request, now_ns: int) -> None:
-        self._feed_policy()
+        if self._wants_scheduled:
+            self._feed_policy()
         self._is_blocked = False
         super().add_request(request, now_ns)
 
@@ -72,9 +71,41 @@ class FastScheduler(Scheduler):
     # --- forming a step --------------------------------------------------------------------
 
     def schedule(self, now_ns: int) -> Batch:
-        if len(self.waiting):
-            self._feed_policy()
+        if self.waiting.entries:
+            if self._wants_scheduled:
+                self._feed_policy()
+        elif self.is_fast and not self._prefilling and not self._has_step_limits:
+            batch = self._schedule_members()
+            if batch is not None:
+                return batch
         return super().schedule(now_ns)
+
+    def _schedule_members(self) -> Batch | None:
+        """The next batch where it is the cohort and nothing else; None where that takes the long way."""
+        cohort, budget = self.cohort, self.settings.max_num_batched_tokens
+        number = cohort.latest + 1
+        cohort.leave_before(number)
+        size = cohort.size
+        need = cohort.growth[number % cohort.block_size] if self.grows else 0
+        if not 0 < size <= budget or need > self.kv.num_free_blocks:
+            return None
+        if need:
+            self.kv.take_unnamed(need)
+        batch = Batch(number, size, self._freed)
+        if self._freed:
+            self._freed = []
+        shape = batch.shape
+        shape.num_decodes = shape.num_sampled = size
+        shape.decode_context_tokens = cohort.context_tokens
+        shape.swap_bytes, self._swapped_bytes = self._swapped_bytes, 0
+        batch.token_budget = budget
+        batch.num_free_blocks = self.kv.num_free_blocks
+        self.outstanding_tokens -= size
+        self.in_flight.append(batch)
+        if self._wants_steps:
+            self.policy.on_step(size, budget, 1)
+        cohort.advance(1)
+        return batch
 
     def _form(self, batch: Batch, step: _Step) -> None:
         cohort = self.cohort
@@ -99,16 +130,18 @@ class FastScheduler(Scheduler):
             self.kv.take_unnamed(num_blocks)
         if self._prefilling:
             self._schedule_running(batch, step, self._prefilling)
-        if len(self.waiting):
+        if self.waiting.entries:
             self._admit_waiting(batch, step)
         self._advance(batch)
-        if batch.is_empty:
+        if not (batch.scheduled or size):
             return
         batch.index = number
         cohort.advance(1)
         if batch.scheduled:
             self._sort_in(batch)
-        self._is_blocked = not batch.scheduled and not any(b.stale for b in self.in_flight)
+            self._is_blocked = False
+        else:
+            self._is_blocked = not any(b.stale for b in self.in_flight)
 
     def _fits(self, step: _Step, number: int) -> bool:
         """Whether every decode gets its token and its block in this step, and prefills the rest, in any order."""
@@ -132,10 +165,11 @@ class FastScheduler(Scheduler):
         """Those that the batch listed: into the cohort if they decode from now on, else to be listed again."""
         if self._talkers:
             self._part_talkers(batch)
-        sampled = set(batch.sampled)
-        listed = [r for r in self._prefilling if r not in sampled]
-        known = set(listed)
-        self._prefilling = listed + [r for r in batch.scheduled if r not in sampled and r not in known]
+        if self._prefilling or len(batch.sampled) < len(batch.scheduled):
+            sampled = set(batch.sampled)
+            listed = [r for r in self._prefilling if r not in sampled]
+            known = set(listed)
+            self._prefilling = listed + [r for r in batch.scheduled if r not in sampled and r not in known]
         for request in tuple(batch.sampled):
             self._join(request)
 
@@ -272,6 +306,13 @@ class FastScheduler(Scheduler):
 
     def update(self, batch: Batch, now_ns: int) -> list[Request]:
         self.num_updated = max(self.num_updated, batch.index)
+        if not batch.sampled and not batch.stale and not self.cohort.has_end_at(batch.index):
+            if batch.index:
+                self.in_flight.popleft()
+            if batch.num_in_step:
+                self.recorder.itl(now_ns - self.last_update_ns, batch.num_in_step)
+            self.last_update_ns = now_ns
+            return []
         finished = super().update(batch, now_ns)
         if finished:
             self._is_blocked = False
@@ -280,7 +321,7 @@ class FastScheduler(Scheduler):
     def _collect_ended(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
         if finished and self._prefilling:
             self._prefilling = [request for request in self._prefilling if request not in finished]
-        ended = list(self.cohort.ending_at(batch.index))
+        ended = self.cohort.ending_at(batch.index)
         if not ended:
             return finished
         for request in ended:
@@ -322,16 +363,23 @@ class FastScheduler(Scheduler):
             return 0
         if cohort.size > self.settings.max_num_batched_tokens:
             return 0
-        if len(self.waiting) and not self._is_head_stuck():
+        if self.waiting.entries and not self._is_head_stuck():
+            return 0
+        steps = cohort.first_end() - cohort.latest
+        if steps <= 1:
             return 0
         for batch in self.in_flight:
-            if batch.stale or any(r.joined_at == NOT_A_MEMBER for r in batch.sampled):
+            if batch.stale:
                 return 0
-        steps = cohort.first_end() - cohort.latest
-        if steps > 1 and self.grows:
+            for request in batch.sampled:
+                if request.joined_at == NOT_A_MEMBER:
+                    return 0
+        if self.grows:
             free = self.kv.num_free_blocks
-            while steps > 1 and cohort.blocks_for_batches(steps) > free:
-                steps //= 2
+            # A block per member and round is more than enough; near the end of the pool, count exactly.
+            if (steps // cohort.block_size + 1) * cohort.size > free:
+                while steps > 1 and cohort.blocks_for_batches(steps) > free:
+                    steps //= 2
         return steps
 
     def _is_head_stuck(self) -> bool:
@@ -342,7 +390,7 @@ class FastScheduler(Scheduler):
 
     def next_rank_change_ns(self) -> int | None:
         """When the order of the waiting requests can change by itself, or None."""
-        if len(self.waiting) and isinstance(self.waiting, RankedQueue):
+        if self.waiting.entries and isinstance(self.waiting, RankedQueue):
             return self.waiting.next_change_ns
         return None
 

@@ -94,20 +94,23 @@ class Replica:
         if self._bell is not None:
             self._bell.ring()
 
+    def finish(self) -> None:
+        """No more requests arrive: run to the end of what is here (where no events of SimPy do)."""
+
     def _run(self) -> Generator[Event, Any, None]:
         env, scheduler = self.env, self.scheduler
         while True:
             has_requests = scheduler.has_requests()
             if self._in_flight and (len(self._in_flight) == self.depth or not has_requests):
                 yield self._wait_for_oldest()
-                self._complete_oldest()
+                self._complete_oldest(env.now)
                 continue
             if not has_requests:
                 self._bell = Bell(env, START_TURN + self.index)
                 yield self._bell
                 self._bell = None
                 continue
-            if (gathering_ns := self._gathering_ns()) > 0:
+            if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(env.now)) > 0:
                 self._bell = Bell(env, START_TURN + self.index)
                 yield self._bell | At(env, gathering_ns, START_TURN + self.index)
                 self._bell = None
@@ -116,39 +119,39 @@ class Replica:
                 # Whatever else happens at this instant happens before the step is formed.
                 yield At(env, 0, START_TURN + self.index)
             batch = scheduler.schedule(env.now)
-            self._check_progress(batch)
+            self._check_progress(batch, env.now)
             if not batch.is_empty:
-                host_ns = self._dispatch(batch)
+                host_ns = self._dispatch(batch, env.now)
                 if host_ns and len(self._in_flight) < self.depth:
                     yield At(env, host_ns, self.index)
                 continue
-            empty_ns = self._pass(batch)
+            empty_ns = self._pass(batch, env.now)
             if self._in_flight:
                 yield self._wait_for_oldest()
-                self._complete_oldest()
+                self._complete_oldest(env.now)
             else:
                 yield At(env, empty_ns, self.index)
 
-    def _dispatch(self, batch: Batch) -> int:
+    def _dispatch(self, batch: Batch, now_ns: int) -> int:
         """Hand a batch to the accelerator; the host is busy with it for the nanoseconds that are returned."""
-        now_ns = self.env.now
         host_ns = self.cost.host_ns(batch.shape)
         gpu_ns = self.cost.gpu_ns(batch.shape)
         self._host_free_ns = now_ns + host_ns
-        end_ns = start_ns = max(self._host_free_ns, self._stage_free_ns[0])
-        for stage, free_ns in enumerate(self._stage_free_ns):
-            end_ns = max(end_ns, free_ns) + gpu_ns
+        start_ns = max(self._host_free_ns, self._stage_free_ns[0])
+        end_ns = start_ns + gpu_ns
+        self._stage_free_ns[0] = end_ns
+        for stage in range(1, len(self._stage_free_ns)):
+            end_ns = max(end_ns, self._stage_free_ns[stage]) + gpu_ns
             self._stage_free_ns[stage] = end_ns
         self._in_flight.append((batch, end_ns))
-        self._log(batch)
+        self._log(batch, now_ns)
         self._record(batch, now_ns, start_ns, end_ns, gpu_ns, host_ns)
         return host_ns
 
-    def _pass(self, batch: Batch) -> int:
+    def _pass(self, batch: Batch, now_ns: int) -> int:
         """A step that schedules nothing: it waits for the batch in flight, or takes the nanoseconds returned."""
-        now_ns = self.env.now
         empty_ns = 0 if self._in_flight else self.cost.empty_step_ns()
-        self._log(batch)
+        self._log(batch, now_ns)
         self._record(batch, now_ns, now_ns, now_ns + empty_ns, 0, 0)
         return empty_ns
 
@@ -156,23 +159,23 @@ class Replica:
         ready_ns = max(self._in_flight[0][1], self._host_free_ns)
         return At(self.env, ready_ns - self.env.now, self.index)
 
-    def _complete_oldest(self) -> None:
+    def _complete_oldest(self, now_ns: int) -> None:
         batch, _ = self._in_flight.popleft()
-        for request in self.scheduler.update(batch, self.env.now):
+        for request in self.scheduler.update(batch, now_ns):
             self._record_end(request)
             self.on_end(request)
 
-    def _gathering_ns(self) -> int:
+    def _gathering_ns(self, now_ns: int) -> int:
         """How long a static batch that is not full still waits for more requests."""
         scheduler = self.scheduler
-        if not self.static_batch_wait_ns or scheduler.num_seats:
+        if scheduler.num_seats:
             return 0
         if len(scheduler.waiting) >= scheduler.settings.max_num_seqs:
             return 0
         oldest_ns = min(request.arrival_ns for request in scheduler.waiting)
-        return oldest_ns + self.static_batch_wait_ns - self.env.now
+        return oldest_ns + self.static_batch_wait_ns - now_ns
 
-    def _check_progress(self, batch: Batch) -> None:
+    def _check_progress(self, batch: Batch, now_ns: int) -> None:
         if batch.shape.num_sampled:
             self._num_fruitless_steps = 0
             return
@@ -180,7 +183,7 @@ class Replica:
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]
             raise SimulationError(
-                f"replica {self.index} is stuck at {self.env.now / 1e9:.6f} s: no request got a token in "
+                f"replica {self.index} is stuck at {now_ns / 1e9:.6f} s: no request got a token in "
                 f"{MAX_FRUITLESS_STEPS} steps; next in line is request {head.request_id} ({head.num_tokens} tokens), "
                 f"{self.free_blocks} of {self.num_gpu_blocks} KV blocks are free"
             )
@@ -218,10 +221,10 @@ class Replica:
     def _record_end(self, request: Request) -> None:
         self.recorder.requests.append(request_row(request, Status.COMPLETED, self.index))
 
-    def _log(self, batch: Batch) -> None:
+    def _log(self, batch: Batch, now_ns: int) -> None:
         if self.decisions is not None:
             scheduled = self.scheduler.scheduled_tokens(batch)
-            self._log_step(self.env.now, scheduled, batch.preempted, batch.finished, batch.num_free_blocks)
+            self._log_step(now_ns, scheduled, batch.preempted, batch.finished, batch.num_free_blocks)
         self.num_steps += 1
 
     def _log_step(

@@ -8,7 +8,7 @@ clock of its own and no SimPy: who calls it decides what time it is.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from policies.base import EngineLimits, EngineState, Policy
@@ -45,25 +45,41 @@ class SchedulerSettings:
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
 
 
-@dataclass(slots=True, eq=False)
+_NOBODY: frozenset[Request] = frozenset()
+
+
 class Batch:
     """What one step computes. ``scheduled`` is in the order of scheduling."""
 
-    scheduled: dict[Request, int] = field(default_factory=dict)
-    sampled: list[Request] = field(default_factory=list)
-    """Those whose prefill reaches its end in this step: they get a token when it ends."""
-    preempted: list[Request] = field(default_factory=list)
-    finished: list[Request] = field(default_factory=list)
-    """Freed since the step before."""
-    stale: set[Request] = field(default_factory=set)
-    """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
-    shape: StepShape = field(default_factory=StepShape)
-    num_free_blocks: int = 0
-    token_budget: int = 0
-    index: int = 0
-    """Fast stepping: position among the batches that scheduled something, from 1."""
-    num_in_step: int = 0
-    """Fast stepping: requests that decode in step with each other and are counted, not listed."""
+    __slots__ = (
+        "finished",
+        "index",
+        "num_free_blocks",
+        "num_in_step",
+        "preempted",
+        "sampled",
+        "scheduled",
+        "shape",
+        "stale",
+        "token_budget",
+    )
+
+    def __init__(self, index: int = 0, num_in_step: int = 0, finished: list[Request] | None = None) -> None:
+        self.scheduled: dict[Request, int] = {}
+        self.sampled: list[Request] = []
+        """Those whose prefill reaches its end in this step: they get a token when it ends."""
+        self.preempted: list[Request] = []
+        self.finished: list[Request] = finished or []
+        """Freed since the step before."""
+        self.stale: set[Request] | frozenset[Request] = _NOBODY
+        """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
+        self.shape = StepShape()
+        self.num_free_blocks = 0
+        self.token_budget = 0
+        self.index = index
+        """Fast stepping: position among the batches that scheduled something, from 1."""
+        self.num_in_step = num_in_step
+        """Fast stepping: requests that decode in step with each other and are counted, not listed."""
 
     @property
     def is_empty(self) -> bool:
@@ -111,6 +127,9 @@ class Scheduler:
         self.last_update_ns = NEVER
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
         self._wants_steps = type(policy).on_step is not Policy.on_step
+        self._preempts = policy.preempts
+        self._has_step_limits = type(policy).step_limits is not Policy.step_limits
+        self._has_shares = type(policy).share_budgets is not Policy.share_budgets
         self._has_own_victims = type(policy).victim is not Policy.victim
         policy.bind(
             EngineLimits(
@@ -137,7 +156,7 @@ class Scheduler:
 
     def has_requests(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self.running) or len(self.waiting) > 0
+        return bool(self.running or self.waiting.entries)
 
     def why_never(self, request: Request) -> str | None:
         """Why ``request`` can never run to its end here (vLLM would refuse it or wait for ever), or None."""
@@ -152,11 +171,13 @@ class Scheduler:
 
     def schedule(self, now_ns: int) -> Batch:
         """Form the next batch. Running requests first, in the order they were admitted, then waiting ones."""
-        batch = Batch()
-        batch.finished, self._freed = self._freed, batch.finished
-        self.waiting.refresh(now_ns)
-        if self.policy.preempts and self.running and len(self.waiting):
-            self._preempt_proactively(batch, now_ns)
+        batch = Batch(finished=self._freed)
+        if self._freed:
+            self._freed = []
+        if self.waiting.entries:
+            self.waiting.refresh(now_ns)
+            if self._preempts and self.running:
+                self._preempt_proactively(batch, now_ns)
         step = self._begin_step(now_ns)
         batch.token_budget = step.token_budget
         self._form(batch, step)
@@ -174,7 +195,7 @@ class Scheduler:
         for request in batch.sampled:
             if request.state is State.FINISHED:
                 continue  # it ended one step earlier than the scheduler could know
-            is_stale = bool(batch.stale) and request in batch.stale
+            is_stale = request in batch.stale
             request.num_output_tokens += 1
             request.num_tokens += 1
             if not is_async or is_stale:
@@ -195,10 +216,11 @@ class Scheduler:
                 finished.append(request)
         if num_usual_gaps:
             self.recorder.itl(usual_gap_ns, num_usual_gaps)
-        for request in batch.stale:
-            request.num_stale_batches -= 1
-        if batch.stale and isinstance(self.waiting, RankedQueue):
-            self.waiting.mark_stale()
+        if batch.stale:
+            for request in batch.stale:
+                request.num_stale_batches -= 1
+            if isinstance(self.waiting, RankedQueue):
+                self.waiting.mark_stale()
         finished = self._collect_ended(batch, finished, now_ns)
         for request in finished:
             self._finish(request)
@@ -218,7 +240,7 @@ class Scheduler:
 
     def _form(self, batch: Batch, step: _Step) -> None:
         order = self.running if step.shares is None else self._by_rank(step.now_ns)
-        if self._schedule_running(batch, step, order):
+        if self._schedule_running(batch, step, order) and self.waiting.entries:
             self._admit_waiting(batch, step)
         self._advance(batch)
 
@@ -226,23 +248,26 @@ class Scheduler:
         settings = self.settings
         budget = settings.max_num_batched_tokens
         whole_prompts_only = not settings.enable_chunked_prefill
-        limits = self.policy.step_limits(now_ns)
-        if limits is not None:
-            budget = min(budget, limits.max_num_batched_tokens)
+        largest_whole_prompt = settings.max_model_len
+        if self._has_step_limits and (limits := self.policy.step_limits(now_ns)) is not None:
+            budget = largest_whole_prompt = min(budget, limits.max_num_batched_tokens)
             whole_prompts_only = not limits.enable_chunked_prefill
         # A threshold keeps a long prompt from starving others: alone, it starves nobody.
-        num_requests = len(self.running) + len(self.waiting)
-        chunk_cap = settings.long_prefill_token_threshold if num_requests > 1 else 0
-        if chunk_cap and settings.long_prefill_token_threshold_adaptive:
-            chunk_cap = max(chunk_cap, settings.max_num_batched_tokens // num_requests)
+        chunk_cap = settings.long_prefill_token_threshold
+        if chunk_cap:
+            num_requests = len(self.running) + len(self.waiting)
+            if num_requests <= 1:
+                chunk_cap = 0
+            elif settings.long_prefill_token_threshold_adaptive:
+                chunk_cap = max(chunk_cap, settings.max_num_batched_tokens // num_requests)
         return _Step(
-            now_ns=now_ns,
-            token_budget=budget,
-            prefill_budget=settings.max_prefill_tokens_per_step or budget,
-            chunk_cap=chunk_cap,
-            whole_prompts_only=whole_prompts_only,
-            largest_whole_prompt=budget if limits is not None else settings.max_model_len,
-            shares=StepShares.of(self.policy, budget),
+            now_ns,
+            budget,
+            settings.max_prefill_tokens_per_step or budget,
+            chunk_cap,
+            whole_prompts_only,
+            largest_whole_prompt,
+            StepShares.of(self.policy, budget) if self._has_shares else None,
         )
 
     def _schedule_running(self, batch: Batch, step: _Step, order: list[Request]) -> bool:
@@ -302,7 +327,7 @@ class Scheduler:
         waiting, settings = self.waiting, self.settings
         passed_over: list[Request] = []
         seats = self._seats(step)
-        while step.token_budget > 0 and step.prefill_budget > 0 and len(waiting) and len(self.running) < seats:
+        while step.token_budget > 0 and step.prefill_budget > 0 and waiting.entries and len(self.running) < seats:
             request = waiting.peek()
             if request.num_stale_batches:
                 # Output of before its preemption is still in flight: it must not be computed twice.
@@ -440,7 +465,7 @@ class Scheduler:
         self.running.remove(victim)
         for batch in self.in_flight:
             if victim in batch.scheduled:
-                batch.stale.add(victim)
+                batch.stale = batch.stale | {victim}
                 victim.num_stale_batches += 1
         computed = victim.num_computed_tokens
         self.outstanding_tokens += computed

@@ -15,36 +15,36 @@ class FcfsQueue:
     """First come, first served; a preempted request goes back to the front."""
 
     def __init__(self) -> None:
-        self._queue: deque[Request] = deque()
+        self.entries: deque[Request] = deque()
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._queue)
+        return iter(self.entries)
 
     def refresh(self, now_ns: int) -> None:
         """Nothing: the order never changes."""
 
     def add(self, request: Request, now_ns: int) -> None:
         """A request that arrives."""
-        self._queue.append(request)
+        self.entries.append(request)
 
     def put_back(self, request: Request, now_ns: int) -> None:
         """A request that was preempted, or passed over (in the reverse order of being passed over)."""
-        self._queue.appendleft(request)
+        self.entries.appendleft(request)
 
     def peek(self) -> Request:
         """The next to be admitted."""
-        return self._queue[0]
+        return self.entries[0]
 
     def pop(self) -> Request:
         """Take the next to be admitted."""
-        return self._queue.popleft()
+        return self.entries.popleft()
 
     def remove(self, request: Request) -> None:
         """Take one that ends while it waits."""
-        self._queue.remove(request)
+        self.entries.remove(request)
 
 
 Entry = tuple[float, int, int | str, Request]
@@ -55,7 +55,7 @@ class RankedQueue:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._heap: list[Entry] = []
+        self.entries: list[Entry] = []
         changes = policy.rank_changes
         self._moves_every_step = RankChanges.OTHERS in changes
         self._moves_with_time = RankChanges.TIME in changes
@@ -64,21 +64,21 @@ class RankedQueue:
         self._stale = False
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Request]:
-        return (entry[3] for entry in sorted(self._heap))
+        return (entry[3] for entry in sorted(self.entries))
 
     def refresh(self, now_ns: int) -> None:
         """Rank everything anew if any rank can have moved since the last time."""
         due = self.next_change_ns is not None and now_ns >= self.next_change_ns
         if not (self._stale or self._moves_every_step or due):
             return
-        requests = [entry[3] for entry in self._heap]
+        requests = [entry[3] for entry in self.entries]
         self.next_change_ns = None
         self._stale = False
-        self._heap = [self._entry(request, now_ns) for request in requests]
-        heapq.heapify(self._heap)
+        self.entries = [self._entry(request, now_ns) for request in requests]
+        heapq.heapify(self.entries)
 
     def mark_stale(self) -> None:
         """A waiting request made progress (output that was in flight when it was preempted)."""
@@ -86,22 +86,22 @@ class RankedQueue:
 
     def add(self, request: Request, now_ns: int) -> None:
         """A request that arrives, was preempted, or was passed over."""
-        heapq.heappush(self._heap, self._entry(request, now_ns))
+        heapq.heappush(self.entries, self._entry(request, now_ns))
 
     put_back = add
 
     def peek(self) -> Request:
         """The next to be admitted."""
-        return self._heap[0][3]
+        return self.entries[0][3]
 
     def pop(self) -> Request:
         """Take the next to be admitted."""
-        return heapq.heappop(self._heap)[3]
+        return heapq.heappop(self.entries)[3]
 
     def remove(self, request: Request) -> None:
         """Take one that ends while it waits."""
-        self._heap = [entry for entry in self._heap if entry[3] is not request]
-        heapq.heapify(self._heap)
+        self.entries = [entry for entry in self.entries if entry[3] is not request]
+        heapq.heapify(self.entries)
 
     def _entry(self, request: Request, now_ns: int) -> Entry:
         request.rank = self._policy.rank(request, now_ns)

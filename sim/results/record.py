@@ -16,9 +16,6 @@ IntColumn = npt.NDArray[np.int64]
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
-FLUSH_ROWS = 1 << 16
-
-
 class Status(IntEnum):
     """How a request ended. ``submitted`` is the sum of all of them."""
 
@@ -72,30 +69,17 @@ REQUEST_COLUMNS = (
 
 
 class ColumnWriter:
-    """Rows in, integer columns out, flushed to numpy so that a long run stays small."""
+    """Rows in, integer columns out, kept as flat machine integers so that a long run stays small."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self.rows: list[tuple[int, ...]] = []
-        self._chunks: list[IntColumn] = []
-
-    def append(self, row: tuple[int, ...]) -> None:
+        self._flat = array("q")
+        self.append = self._flat.extend
         """One row, in the order of ``names``."""
-        self.rows.append(row)
-        if len(self.rows) >= FLUSH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.rows:
-            self._chunks.append(np.array(self.rows, dtype=np.int64))
-            self.rows.clear()
 
     def columns(self) -> dict[str, IntColumn]:
         """All rows so far, by column name."""
-        self._flush()
-        if not self._chunks:
-            return {name: np.empty(0, dtype=np.int64) for name in self.names}
-        table = np.concatenate(self._chunks)
+        table = np.array(self._flat, dtype=np.int64).reshape(-1, len(self.names))
         return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self.names)}
 
 
@@ -113,6 +97,11 @@ class Recorder:
         """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
         self.itl_ns.append(gap_ns)
         self.itl_weight.append(weight)
+
+    def itl_many(self, gaps_ns: IntColumn, weight: int) -> None:
+        """Each of ``gaps_ns``, ``weight`` times."""
+        self.itl_ns.frombytes(gaps_ns.tobytes())
+        self.itl_weight.extend(array("q", (weight,)) * len(gaps_ns))
 
     def reject(self, row: tuple[int, ...], reason: str) -> None:
         """A request that ends without running; ``row`` as for ``requests``."""
