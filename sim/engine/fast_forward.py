@@ -35,14 +35,20 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Jump:
-    """Steps planned ahead: when each is scheduled and ends, and how long the accelerator works on it."""
+    """Steps planned ahead: when each is scheduled and ends, and how long the accelerator works on it.
 
-    __slots__ = ("end_ns", "gpu_ns", "host_ns", "num_taken", "scheduled_ns")
+    ``gap_ns[i]``: from the instant the tokens of step i - 1 are known to that of step i.
+    """
 
-    def __init__(self, scheduled_ns: list[int], end_ns: list[int], gpu_ns: IntArray, host_ns: int) -> None:
+    __slots__ = ("end_ns", "gap_ns", "gpu_ns", "host_ns", "num_taken", "scheduled_ns")
+
+    def __init__(
+        self, scheduled_ns: list[int], end_ns: list[int], gpu_ns: list[int], gap_ns: IntArray, host_ns: int
+    ) -> None:
         self.scheduled_ns = scheduled_ns
         self.end_ns = end_ns
         self.gpu_ns = gpu_ns
+        self.gap_ns = gap_ns
         self.host_ns = host_ns
         self.num_taken = 0
         """Steps that are history already."""
@@ -128,28 +134,66 @@ class FastReplica(Replica):
             self._cut(now_ns)
         self.scheduler.add_request(request, now_ns)
         if self._wake_ns == NOT_PLANNED or self._is_gathering:
-            self._plan_wake(now_ns, START_TURN)
+            self._wake_ns, self._wake_turn = now_ns, START_TURN
         if self.is_watched:
             self._set_timer()
 
     def advance(self, until_ns: int, until_turn: int) -> None:
         """Everything that happens here before a turn of an instant."""
-        while self._wake_ns < until_ns or (self._wake_ns == until_ns and self._wake_turn < until_turn):
+        scheduler, in_flight, depth = self.scheduler, self._in_flight, self.depth
+        while True:
             now_ns, turn = self._wake_ns, self._wake_turn
-            self._wake_ns = NOT_PLANNED
-            self._is_gathering = False
+            if now_ns > until_ns or (now_ns == until_ns and turn >= until_turn):
+                return
             if self._jump is not None:
                 self._take(len(self._jump.scheduled_ns))
                 self._jump = None
                 self._reach = min(2 * self._reach, MAX_STEPS_AHEAD)
-            self._go(now_ns, turn)
+            self._is_gathering = False
+            while in_flight and (self._must_complete or len(in_flight) == depth or not scheduler.has_requests()):
+                ready_ns = in_flight[0][1]
+                if ready_ns < self._host_free_ns:
+                    ready_ns = self._host_free_ns
+                if ready_ns > now_ns:
+                    self._wake_ns, self._wake_turn = ready_ns, 0
+                    break
+                self._must_complete = False
+                self._complete_oldest(now_ns)
+            else:
+                if turn >= START_TURN:
+                    self._form_step(now_ns, until_ns)
+                elif scheduler.running or scheduler.waiting.entries:
+                    # Whatever else happens at this instant happens before a step is formed.
+                    self._wake_turn = START_TURN
+                else:
+                    self._wake_ns = NOT_PLANNED
+
+    def _form_step(self, now_ns: int, until_ns: int) -> None:
+        """What an engine does when it can form a step, and when to wake after it."""
+        scheduler, in_flight = self.scheduler, self._in_flight
+        if not (scheduler.running or scheduler.waiting.entries):
+            self._wake_ns = NOT_PLANNED
+            return
+        if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(now_ns)) > 0:
+            self._wake_ns, self._is_gathering = now_ns + gathering_ns, True
+            return
+        if len(in_flight) == self.depth - 1 and self._try_jump(now_ns, until_ns):
+            return
+        batch = scheduler.schedule(now_ns)
+        self._check_progress(batch, now_ns)
+        if batch.is_empty:
+            empty_ns = self._pass(batch, now_ns)
+            self._must_complete = bool(in_flight)
+            self._wake_ns, self._wake_turn = now_ns + empty_ns, 0
+            return
+        host_ns = self._dispatch(batch, now_ns)
+        if len(in_flight) == self.depth:
+            self._wake_ns, self._wake_turn = max(in_flight[0][1], self._host_free_ns), 0
+        elif host_ns:
+            self._wake_ns, self._wake_turn = now_ns + host_ns, 0
 
     def finish(self) -> None:
         self.advance(NOT_PLANNED, 0)
-
-    def _plan_wake(self, at_ns: int, turn: int) -> None:
-        self._wake_ns = at_ns
-        self._wake_turn = turn
 
     def _set_timer(self) -> None:
         """A SimPy event at the next instant at which something happens here."""
@@ -162,56 +206,15 @@ class FastReplica(Replica):
             self.advance(self.env.now, self._wake_turn + 1)
             self._set_timer()
 
-    def _go(self, now_ns: int, turn: int) -> None:
-        """Everything that happens in this turn of this instant, until something has to be waited for."""
-        scheduler, in_flight = self.scheduler, self._in_flight
-        while True:
-            has_requests = bool(scheduler.running or scheduler.waiting.entries)
-            if in_flight and (self._must_complete or len(in_flight) == self.depth or not has_requests):
-                ready_ns = max(in_flight[0][1], self._host_free_ns)
-                if ready_ns > now_ns:
-                    self._plan_wake(ready_ns, 0)
-                    return
-                self._must_complete = False
-                self._complete_oldest(now_ns)
-                continue
-            if not has_requests:
-                return
-            if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(now_ns)) > 0:
-                self._plan_wake(now_ns + gathering_ns, START_TURN)
-                self._is_gathering = True
-                return
-            if turn < START_TURN:
-                # Whatever else happens at this instant happens before the step is formed.
-                self._plan_wake(now_ns, START_TURN)
-                return
-            if self._try_jump(now_ns):
-                return
-            batch = scheduler.schedule(now_ns)
-            self._check_progress(batch, now_ns)
-            if batch.is_empty:
-                empty_ns = self._pass(batch, now_ns)
-                if in_flight:
-                    self._must_complete = True
-                    continue
-                self._plan_wake(now_ns + empty_ns, 0)
-                return
-            host_ns = self._dispatch(batch, now_ns)
-            if host_ns and len(in_flight) < self.depth:
-                self._plan_wake(now_ns + host_ns, 0)
-                return
-
     # --- jumping -----------------------------------------------------------------------------
 
-    def _try_jump(self, now_ns: int) -> bool:
+    def _try_jump(self, now_ns: int, until_ns: int) -> bool:
         """Plan the steps ahead and sleep until the last of them is due; False where there is nothing to skip."""
         scheduler = self.scheduler
-        if len(self._in_flight) != self.depth - 1:
-            return False
-        num_steps = min(scheduler.steps_ahead(), self._reach)
+        num_steps = scheduler.steps_ahead()
         if num_steps < 2:
             return False
-        jump = self._plan(now_ns, num_steps)
+        jump = self._plan(now_ns, min(num_steps, self._reach), until_ns)
         scheduled = jump.scheduled_ns
         change_ns = scheduler.next_rank_change_ns()
         if change_ns is not None and scheduled[-1] >= change_ns:
@@ -221,39 +224,49 @@ class FastReplica(Replica):
         self._jump = jump
         # The last step stays in flight; what follows is decided when the oldest batch in flight has ended.
         oldest_ns = jump.end_ns[len(scheduled) - self.depth]
-        self._plan_wake(max(oldest_ns, scheduled[-1] + jump.host_ns), 0)
+        self._wake_ns, self._wake_turn = max(oldest_ns, scheduled[-1] + jump.host_ns), 0
         return True
 
-    def _plan(self, now_ns: int, num_steps: int) -> Jump:
-        """When each of the next ``num_steps`` is scheduled and ends, exactly as ``_go`` would have it."""
-        cohort = self.scheduler.cohort
-        gpu_ns = self.cost.decode_run_ns(cohort.size, cohort.context_tokens, num_steps)
-        shape = self._shape
-        shape.num_decodes = shape.num_sampled = cohort.size
-        shape.decode_context_tokens = cohort.context_tokens
+    def _plan(self, now_ns: int, num_steps: int, until_ns: int) -> Jump:
+        """When each of the next steps is scheduled and ends, exactly as ``advance`` would have it.
+
+        Not many more of them than are needed to get to ``until_ns``, where that is known.
+        """
+        cohort, shape = self.scheduler.cohort, self._shape
+        size, context_tokens = cohort.size, cohort.context_tokens
+        shape.num_decodes = shape.num_sampled = size
+        shape.decode_context_tokens = context_tokens
         host_ns = self.cost.host_ns(shape)
+        if not self.is_watched:
+            num_steps = max(min(num_steps, (until_ns - now_ns) // self.cost.gpu_ns(shape) + 2), 2)
+        gpu = self.cost.decode_run_ns(size, context_tokens, num_steps)
         if self.depth == 1:
-            end_ns = (gpu_ns + host_ns).cumsum()
-            end_ns += now_ns
-            ends = end_ns.tolist()
-            return Jump([now_ns, *ends[:-1]], ends, gpu_ns, host_ns)
+            gap = gpu + host_ns
+            end = gap.cumsum()
+            end += now_ns
+            ends = end.tolist()
+            gap[0] += now_ns - self.scheduler.last_update_ns
+            return Jump([now_ns, *ends[:-1]], ends, gpu.tolist(), gap, host_ns)
         before_ns = self._in_flight[0][1]
+        gpu_ns = gpu.tolist()
         if now_ns + host_ns <= before_ns and host_ns <= gpu_ns[0]:
             # The accelerator is never idle (later steps only take longer): each starts when the one before ends,
             # and is formed when the one before that does.
-            end_ns = gpu_ns.cumsum()
-            end_ns += before_ns
-            ends = end_ns.tolist()
-            return Jump([now_ns, before_ns, *ends[:-2]], ends, gpu_ns, host_ns)
+            end = gpu.cumsum()
+            end += before_ns
+            ends = end.tolist()
+            return Jump([now_ns, before_ns, *ends[:-2]], ends, gpu_ns, gpu, host_ns)
         scheduled: list[int] = []
         ends = []
         at_ns = now_ns
-        for step_ns in gpu_ns.tolist():
+        for step_ns in gpu_ns:
             scheduled.append(at_ns)
             at_ns = max(at_ns + host_ns, before_ns)
             before_ns = at_ns + step_ns
             ends.append(before_ns)
-        return Jump(scheduled, ends, gpu_ns, host_ns)
+        known = np.array([*scheduled[1:], at_ns], dtype=np.int64)  # tokens of the step before, from the second on
+        gap = np.append(known[1:] - known[:-1], 0)
+        return Jump(scheduled, ends, gpu_ns, gap, host_ns)
 
     def _cut(self, now_ns: int) -> None:
         """A request arrives: from now on step by step again."""
@@ -265,9 +278,9 @@ class FastReplica(Replica):
         self._reach = max(8, 2 * jump.num_taken)
         in_flight = self._in_flight
         if len(in_flight) == self.depth:
-            self._plan_wake(max(in_flight[0][1], self._host_free_ns, now_ns), 0)
+            self._wake_ns, self._wake_turn = max(in_flight[0][1], self._host_free_ns, now_ns), 0
         else:
-            self._plan_wake(now_ns, START_TURN)
+            self._wake_ns, self._wake_turn = now_ns, START_TURN
 
     def _take(self, until: int) -> None:
         """The jump's steps before ``until`` have been scheduled; those but the last ``depth`` have ended too."""
@@ -291,10 +304,7 @@ class FastReplica(Replica):
         while in_flight and (position := in_flight[0][0].index - base) < until - depth:
             scheduler.update(in_flight.popleft()[0], scheduled[position + depth])
         if first + depth < until:
-            ended = np.array(scheduled[first + depth - 1 : until], dtype=np.int64)
-            gaps = ended[1:] - ended[:-1]
-            gaps[0] = scheduled[first + depth] - scheduler.last_update_ns
-            self.recorder.itl_many(gaps, size)
+            self.recorder.itl_many(jump.gap_ns[first : until - depth], size)
             scheduler.finish_steps(base + until - depth - 1, scheduled[until - 1])
         for position in range(max(first, until - depth), until):
             batch = Batch(base + position, size)
@@ -328,7 +338,7 @@ class FastReplica(Replica):
             (
                 self.index,
                 jump.scheduled_ns[first],
-                end_ns[first] - int(gpu_ns[first]),
+                end_ns[first] - gpu_ns[first],
                 end_ns[until - 1],
                 num_steps,
                 len(scheduler.running),
@@ -340,7 +350,7 @@ class FastReplica(Replica):
                 0,
                 0,
                 size,
-                int(gpu_ns[first:until].sum()),
+                sum(gpu_ns[first:until]),
                 jump.host_ns * num_steps,
                 scheduler.kv.num_free_blocks,
                 0,

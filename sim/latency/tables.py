@@ -65,6 +65,9 @@ class Table:
         return known
 
 
+_STEPS = np.arange(4096, dtype=np.int64)
+
+
 class TabulatedCost:
     """A step is a table by tokens, a table by sampled rows and linear terms."""
 
@@ -120,10 +123,9 @@ class TabulatedCost:
             rate = self._decode_context
             context = range(decode_context_tokens, last, num_decodes) if num_decodes else [last] * num_steps
             return np.array([fixed + rate.ns(tokens) for tokens in context], dtype=np.int64)
-        run = np.arange(num_steps, dtype=np.int64)
-        run *= num_decodes
-        run += decode_context_tokens
-        run *= self._decode_multiplier
+        steps = _STEPS[:num_steps] if num_steps <= len(_STEPS) else np.arange(num_steps, dtype=np.int64)
+        run = steps * (num_decodes * self._decode_multiplier)
+        run += decode_context_tokens * self._decode_multiplier
         run >>= self._decode_shift
         run += fixed
         return run
