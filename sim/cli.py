@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sim import __version__
-from sim.errors import InputError, Problem, SimrunError
+from sim.errors import InputError, OutputError, SimrunError
+from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
 
 if TYPE_CHECKING:
     from sim.results.results import Results
@@ -80,22 +80,23 @@ def run_command(
     from sim.progress import ProgressBar
     from sim.run import load, run
 
-    problems = [*_folder_problems(out), *_file_problems(decisions)]
+    problems = [*folder_problems(out), *file_problems(decisions)]
     try:
         loaded = load(scenario, overrides, seed)
     except InputError as error:
         raise InputError([*error.problems, *problems]) from None
     if problems:
         raise InputError(problems)
-    with _decisions(decisions) as stream, ProgressBar() as bar:
+    with decisions_file(decisions) as stream, ProgressBar() as bar:
         results = run(loaded, decisions=stream, progress=bar if bar.wanted else None)
     written = [] if out is None else results.write(out)
-    if as_json:
-        click.echo(results.summary_json, nl=False)
-    else:
-        from sim.results.terminal import print_summary
+    with standard_output():
+        if as_json:
+            click.echo(results.summary_json, nl=False)
+        else:
+            from sim.results.terminal import print_summary
 
-        print_summary(results.summary, written)
+            print_summary(results.summary, written)
     return _slo_verdict(results) if check_slo else EXIT_DONE
 
 
@@ -113,69 +114,8 @@ def _slo_verdict(results: Results) -> int:
     return EXIT_SLO_MISSED
 
 
-def _folder_problems(out: str | None) -> list[Problem]:
-    """Why ``--out`` cannot be written, found before time is spent on simulating."""
-    if out is None:
-        return []
-    from pathlib import Path
-
-    if not out:
-        return [Problem("--out: give the name of a folder")]
-    existing = Path(out)
-    try:
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        if not existing.is_dir():
-            return [Problem(f"--out {out}: {existing} is a file, not a folder; give another name")]
-    except OSError as error:
-        return [Problem(f"--out {out}: {error.strerror or error}")]
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return [Problem(f"--out {out}: no permission to write to {existing}")]
-    return []
-
-
-def _file_problems(name: str | None) -> list[Problem]:
-    if name is None:
-        return []
-    from pathlib import Path
-
-    path = Path(name)
-    if path.is_dir():
-        return [Problem(f"--decisions {name}: a folder; give a file's name")]
-    if not path.parent.is_dir():
-        return [Problem(f"--decisions {name}: there is no folder {path.parent}")]
-    target = path if path.exists() else path.parent
-    if not os.access(target, os.W_OK):
-        return [Problem(f"--decisions {name}: no permission to write to {target}")]
-    return []
-
-
-@contextmanager
-def _decisions(name: str | None) -> Iterator[TextIO | None]:
-    """The stream for ``--decisions``: a file beside its place, moved there when the run has ended.
-
-    What is no ordinary file (a pipe, /dev/stdout) is written directly.
-    """
-    if name is None:
-        yield None
-        return
-    from pathlib import Path
-
-    path = Path(name)
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-        return
-    staging = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with staging.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
 @cli.command("schema", context_settings=SHORT_HELP)
+@standard_output()
 def schema_command() -> int:
     """Print the scenario format as JSON Schema (draft-07)."""
     import json
@@ -187,6 +127,7 @@ def schema_command() -> int:
 
 
 @cli.command("policies", context_settings=SHORT_HELP)
+@standard_output()
 def policies_command() -> int:
     """List scheduling policies, predictors and routers."""
     from policies import registry
@@ -226,6 +167,7 @@ def _describe(row: Any, marks: Sequence[str]) -> None:
 
 
 @cli.command("models", context_settings=SHORT_HELP)
+@standard_output()
 def models_command() -> int:
     """List model presets."""
     from sim.latency.models import MODELS
@@ -241,6 +183,7 @@ def models_command() -> int:
 
 
 @cli.command("gpus", context_settings=SHORT_HELP)
+@standard_output()
 def gpus_command() -> int:
     """List GPU presets."""
     from sim.latency.gpus import GIB, GPUS
@@ -271,6 +214,9 @@ def _guarded(action: Callable[[], Any]) -> int:
         for problem in error.problems:
             click.echo(f"simrun: {problem}" if problem.file is None else str(problem), err=True)
         return EXIT_BAD_INPUT
+    except OutputError as error:
+        click.echo(f"simrun: {error}", err=True)
+        return EXIT_FAILED
     except SimrunError as error:
         click.echo(f"simrun: the simulation failed: {error}", err=True)
         return EXIT_FAILED

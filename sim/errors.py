@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -35,3 +36,12 @@ class InputError(SimrunError):
 
 class SimulationError(SimrunError):
     """The simulation itself failed: a leak, a deadlock, an impossible state. Exit code 1."""
+
+
+class OutputError(SimrunError):
+    """What a run found could not be written: a full disk, a closed stream. Exit code 1."""
+
+    def __init__(self, target: object, error: OSError, consequence: str = "") -> None:
+        """``cannot write TARGET: REASON``, with ``consequence`` after it where there is one."""
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"cannot write {target}: {reason}" + (f"; {consequence}" if consequence else ""))

@@ -110,10 +110,13 @@ class FastScheduler(Scheduler):
     def _form(self, batch: Batch, step: _Step) -> None:
         cohort = self.cohort
         number = cohort.latest + 1
+        is_short = False
         if self.is_fast:
             cohort.leave_before(number)
             if not self._fits(step, number):
-                self._write_back()
+                is_short = self._evict_last(batch, step, number)
+                if not is_short:
+                    self._write_back()
         if not self.is_fast:
             super()._form(batch, step)
             if batch.scheduled:
@@ -126,12 +129,13 @@ class FastScheduler(Scheduler):
         shape.num_decodes = shape.num_sampled = size
         shape.decode_context_tokens = cohort.context_tokens
         step.token_budget -= size
-        if self.grows and (num_blocks := cohort.growth[number % cohort.block_size]):
-            self.kv.take_unnamed(num_blocks)
-        if self._prefilling:
-            self._schedule_running(batch, step, self._prefilling)
-        if self.waiting.entries:
-            self._admit_waiting(batch, step)
+        if not is_short:
+            if self.grows and (num_blocks := cohort.growth[number % cohort.block_size]):
+                self.kv.take_unnamed(num_blocks)
+            if self._prefilling:
+                self._schedule_running(batch, step, self._prefilling)
+            if self.waiting.entries:
+                self._admit_waiting(batch, step)
         self._advance(batch)
         if not (batch.scheduled or size):
             return
@@ -139,6 +143,7 @@ class FastScheduler(Scheduler):
         cohort.advance(1)
         if batch.scheduled:
             self._sort_in(batch)
+        if batch.scheduled or is_short:
             self._is_blocked = False
         else:
             self._is_blocked = not any(b.stale for b in self.in_flight)
@@ -160,6 +165,25 @@ class FastScheduler(Scheduler):
                 for r in prefilling
             )
         return need <= self.kv.num_free_blocks
+
+    def _evict_last(self, batch: Batch, step: _Step, number: int) -> bool:
+        """Blocks for the cohort's next tokens, from the last of ``running`` where the pool has too few (vLLM's rule
+        without ranks). Taken in the order in which the reference takes them: what is free first, then what each
+        victim gives. False where the step is not that simple."""
+        cohort, kv = self.cohort, self.kv
+        if self.ranked or self._has_own_victims or self._prefilling or cohort.size > step.token_budget:
+            return False
+        num_taken = 0
+        while (need := cohort.growth[number % cohort.block_size] - num_taken) > 0:
+            some = min(need, kv.num_free_blocks)
+            kv.take_unnamed(some)
+            num_taken += some
+            if some < need:
+                # The last one is never among those served so far: they come before it.
+                victim = self.running[-1]
+                self._preempt(victim, step.now_ns)
+                batch.preempted.append(victim)
+        return True
 
     def _sort_in(self, batch: Batch) -> None:
         """Those that the batch listed: into the cohort if they decode from now on, else to be listed again."""

@@ -220,7 +220,7 @@ class Scheduler:
             for request in batch.stale:
                 request.num_stale_batches -= 1
             if isinstance(self.waiting, RankedQueue):
-                self.waiting.mark_stale()
+                self.waiting.mark_stale(batch.stale)
         finished = self._collect_ended(batch, finished, now_ns)
         for request in finished:
             self._finish(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from policies.base import Policy, RankChanges
@@ -61,7 +61,7 @@ class RankedQueue:
         self._moves_with_time = RankChanges.TIME in changes
         self.next_change_ns: int | None = None
         """When the order can next change with the clock alone."""
-        self._stale = False
+        self._stale: Set[Request] = frozenset()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -72,17 +72,20 @@ class RankedQueue:
     def refresh(self, now_ns: int) -> None:
         """Rank everything anew if any rank can have moved since the last time."""
         due = self.next_change_ns is not None and now_ns >= self.next_change_ns
-        if not (self._stale or self._moves_every_step or due):
+        if self._moves_every_step or due:
+            self.next_change_ns = None
+            self.entries = [self._entry(entry[3], now_ns) for entry in self.entries]
+        elif self._stale:
+            stale = self._stale
+            self.entries = [self._entry(entry[3], now_ns) if entry[3] in stale else entry for entry in self.entries]
+        else:
             return
-        requests = [entry[3] for entry in self.entries]
-        self.next_change_ns = None
-        self._stale = False
-        self.entries = [self._entry(request, now_ns) for request in requests]
+        self._stale = frozenset()
         heapq.heapify(self.entries)
 
-    def mark_stale(self) -> None:
-        """A waiting request made progress (output that was in flight when it was preempted)."""
-        self._stale = True
+    def mark_stale(self, requests: Set[Request]) -> None:
+        """Waiting requests that made progress (output that was in flight when they were preempted)."""
+        self._stale = self._stale | requests
 
     def add(self, request: Request, now_ns: int) -> None:
         """A request that arrives, was preempted, or was passed over."""

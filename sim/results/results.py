@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import InputError
+from sim.errors import InputError, OutputError
 from sim.results.columns import Named, request_columns, step_columns
 from sim.results.context import RunContext
 from sim.results.record import RunRecord
@@ -76,7 +76,8 @@ class Results:
             The files written, in the order of the documentation.
 
         Raises:
-            InputError: ``out_dir`` is a file or cannot be written.
+            InputError: ``out_dir`` is a file or no folder to write to.
+            OutputError: it stopped taking data, as a full disk does.
         """
         target = Path(out_dir)
         try:
@@ -89,7 +90,7 @@ class Results:
             for name in names:
                 os.replace(staging / name, target / name)
         except OSError as error:
-            raise InputError(f"--out {target}: {os.strerror(error.errno or 0)}; the outputs are incomplete") from error
+            raise OutputError(target, error, "the outputs are incomplete") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return [target / name for name in names]
