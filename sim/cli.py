@@ -5,6 +5,7 @@ Imports of anything heavy are inside the commands, so that ``simrun --help`` ans
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SLO_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk answers, for the writes that ``sim.outputs`` does not watch (``--help``)."""
 SHORT_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
@@ -226,6 +229,9 @@ def _guarded(action: Callable[[], Any]) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            click.echo(f"simrun: {OutputError('its output', error)}", err=True)
+            return EXIT_FAILED
         first = next(iter(str(error).splitlines()), "")
         click.echo(
             f"simrun: internal error, a bug in simrun: {type(error).__name__}: {first} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -336,3 +337,71 @@ def test_places_that_cannot_be_written(scenario: str, tmp_path: Path, capsys: py
 def test_a_class_slo_missed_is_named(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert simrun(scenario, "--check-slo", "--set", "workload.slo={e2el_p99_ms: 0.001}") == 3
     assert "SLO missed: e2el_p99_ms of class" in capsys.readouterr().err
+
+
+needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+@needs_full_device
+def test_decisions_to_a_full_disk(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun(scenario, "--decisions", "/dev/full") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"simrun: cannot write --decisions /dev/full: {NO_SPACE}\n"
+
+
+@needs_full_device
+@pytest.mark.parametrize("argv", [["--json"], [], None], ids=["json", "tables", "a listing"])
+def test_standard_output_to_a_full_disk(scenario: str, argv: list[str] | None) -> None:
+    command = ["models"] if argv is None else [scenario, *argv]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sim.cli", *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, f"simrun: cannot write standard output: {NO_SPACE}\n")
+
+
+@needs_full_device
+def test_help_to_a_full_disk_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sim.cli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, f"simrun: cannot write its output: {NO_SPACE}\n")
+
+
+@pytest.mark.parametrize("option", ["--out", "--decisions"])
+def test_a_disk_that_fills_on_the_way(option: str, scenario: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    program = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        f"from sim.cli import main; main([{scenario!r}, {option!r}, {str(target)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    shown = f"{option} {target}" if option == "--decisions" else str(target)
+    assert done.stderr.startswith(f"simrun: cannot write {shown}: {os.strerror(errno.EFBIG)}")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
+
+
+def test_a_closed_standard_output(scenario: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert simrun(scenario) == 1
+    assert capsys.readouterr().err == "simrun: cannot write standard output: it is closed\n"
+
+
+def test_a_reader_that_has_gone_is_no_error(scenario: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "sim.cli", scenario, "--json"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == ""

@@ -137,9 +137,7 @@ def _build_replica(
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
         scheduler = FastScheduler(settings, policy, recorder, is_pipelined=is_pipelined)
-        return FastReplica(
-            gateway.env, index, engine.model, scheduler, *common, is_watched=gateway.acts_on_ends
-        )
+        return FastReplica(gateway.env, index, engine.model, scheduler, *common, is_watched=gateway.acts_on_ends)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None

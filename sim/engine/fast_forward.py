@@ -88,9 +88,7 @@ class FastReplica(Replica):
         self._must_complete = False
         """A step scheduled nothing: the oldest batch in flight has to end before the next one."""
         self._shape = StepShape()
-        super().__init__(
-            env, index, model, scheduler, cost, depth, recorder, on_end, static_batch_wait_ns, decisions
-        )
+        super().__init__(env, index, model, scheduler, cost, depth, recorder, on_end, static_batch_wait_ns, decisions)
 
     def _start(self) -> None:
         """Nothing to do before the first request."""

@@ -213,9 +213,7 @@ class FastScheduler(Scheduler):
         self._is_blocked = False
         sampled = set(batch.sampled)
         self._prefilling = [
-            r
-            for r in self.running
-            if r not in sampled and not (r.num_output_placeholders and self._ends_in_flight(r))
+            r for r in self.running if r not in sampled and not (r.num_output_placeholders and self._ends_in_flight(r))
         ]
         for request in tuple(batch.sampled):
             self._join(request)
@@ -408,9 +406,7 @@ class FastScheduler(Scheduler):
 
     def _is_head_stuck(self) -> bool:
         """Whether nobody waiting can be admitted, or evict anybody, before something changes."""
-        return (
-            self._is_blocked and not self.policy.preempts and not self._ranks_move_with_others and not self._talkers
-        )
+        return self._is_blocked and not self.policy.preempts and not self._ranks_move_with_others and not self._talkers
 
     def next_rank_change_ns(self) -> int | None:
         """When the order of the waiting requests can change by itself, or None."""
