@@ -282,7 +282,7 @@ def test_progress_only_on_a_terminal_and_only_after_a_while() -> None:
 
 
 def test_simulate_takes_a_dictionary_and_says_what_is_wrong_with_it() -> None:
-    document = {
+    document: dict[str, Any] = {
         "name": "from-python",
         "workload": {
             "requests": 5,
