@@ -10,12 +10,13 @@ import numpy as np
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
+from sim.engine.batch import SchedulerSettings
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.fast_forward import FastReplica
 from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.replica import Replica
-from sim.engine.scheduler import Scheduler, SchedulerSettings
+from sim.engine.scheduler import Scheduler
 from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost

@@ -8,6 +8,7 @@ since; only the sums over all members are kept up to date.
 from __future__ import annotations
 
 import heapq
+
 from sim.engine.request import Request
 
 NOT_A_MEMBER = -1

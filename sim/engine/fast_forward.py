@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from simpy import Event
 
+from sim.engine.batch import Batch
 from sim.engine.clock import ARRIVAL_TURN, START_TURN, At, Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.replica import Replica
 from sim.engine.request import Request
-from sim.engine.scheduler import Batch
 from sim.latency.base import StepCost, StepShape
 from sim.results.record import Recorder
 

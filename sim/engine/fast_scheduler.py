@@ -11,11 +11,12 @@ from bisect import insort
 from typing import Any
 
 from policies.base import Policy, RankChanges
+from sim.engine.batch import Batch, SchedulerSettings, Step
 from sim.engine.cohort import NOT_A_MEMBER, Cohort
 from sim.engine.kv_cache import NO_CACHING, KVCache
 from sim.engine.request import Request
 from sim.engine.run_kv_cache import RunKVCache
-from sim.engine.scheduler import Batch, Scheduler, SchedulerSettings, _Step
+from sim.engine.scheduler import Scheduler
 from sim.engine.waiting import RankedQueue
 from sim.results.record import Recorder
 
@@ -107,7 +108,7 @@ class FastScheduler(Scheduler):
         cohort.advance(1)
         return batch
 
-    def _form(self, batch: Batch, step: _Step) -> None:
+    def _form(self, batch: Batch, step: Step) -> None:
         cohort = self.cohort
         number = cohort.latest + 1
         is_short = False
@@ -148,7 +149,7 @@ class FastScheduler(Scheduler):
         else:
             self._is_blocked = not any(b.stale for b in self.in_flight)
 
-    def _fits(self, step: _Step, number: int) -> bool:
+    def _fits(self, step: Step, number: int) -> bool:
         """Whether every decode gets its token and its block in this step, and prefills the rest, in any order."""
         cohort = self.cohort
         if cohort.size > step.token_budget:
@@ -166,7 +167,7 @@ class FastScheduler(Scheduler):
             )
         return need <= self.kv.num_free_blocks
 
-    def _evict_last(self, batch: Batch, step: _Step, number: int) -> bool:
+    def _evict_last(self, batch: Batch, step: Step, number: int) -> bool:
         """Blocks for the cohort's next tokens, from the last of ``running`` where the pool has too few (vLLM's rule
         without ranks). Taken in the order in which the reference takes them: what is free first, then what each
         victim gives. False where the step is not that simple."""

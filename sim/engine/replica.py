@@ -13,10 +13,11 @@ from typing import Any
 
 from simpy import Event
 
-from sim.engine.decisions import DecisionLog
+from sim.engine.batch import Batch
 from sim.engine.clock import START_TURN, At, Bell, Clock
+from sim.engine.decisions import DecisionLog
 from sim.engine.request import NEVER, Request
-from sim.engine.scheduler import Batch, Scheduler
+from sim.engine.scheduler import Scheduler
 from sim.errors import SimulationError
 from sim.latency.base import StepCost
 from sim.results.record import Recorder, Status

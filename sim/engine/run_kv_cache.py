@@ -18,7 +18,6 @@ from sim.engine.kv_cache import KVCache
 from sim.engine.request import Request, State
 from sim.errors import SimulationError
 
-
 Piece = tuple[int, int, int]
 """First index, end index, epoch of insertion (the number of preemptions of the request by then)."""
 

@@ -8,98 +8,15 @@ clock of its own and no SimPy: who calls it decides what time it is.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 from policies.base import EngineLimits, EngineState, Policy
+from sim.engine.batch import Batch, SchedulerSettings, Step
 from sim.engine.kv_cache import KVCache, PrefixKVCache
 from sim.engine.request import NEVER, Request, State
 from sim.engine.shares import StepShares
 from sim.engine.waiting import AdmissionOrder, FcfsQueue, RankedQueue
-from sim.latency.base import StepShape
 from sim.results.record import Recorder
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerSettings:
-    """The engine settings that decide what runs. vLLM's names and defaults."""
-
-    num_gpu_blocks: int
-    block_size: int = 16
-    max_model_len: int = 4096
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    enable_chunked_prefill: bool = True
-    max_prefill_tokens_per_step: int | None = None
-    long_prefill_token_threshold: int = 0
-    long_prefill_token_threshold_adaptive: bool = False
-    scheduler_reserve_full_isl: bool = True
-    watermark: float = 0.0
-    enable_prefix_caching: bool = True
-    async_scheduling: bool = False
-    contiguous_kv: bool = False
-    static_batching: bool = False
-    num_swap_blocks: int = 0
-    """Host blocks for ``preemption: swap``; 0 = recompute."""
-    block_bytes: int = 0
-    """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
-
-
-_NOBODY: frozenset[Request] = frozenset()
-
-
-class Batch:
-    """What one step computes. ``scheduled`` is in the order of scheduling."""
-
-    __slots__ = (
-        "finished",
-        "index",
-        "num_free_blocks",
-        "num_in_step",
-        "preempted",
-        "sampled",
-        "scheduled",
-        "shape",
-        "stale",
-        "token_budget",
-    )
-
-    def __init__(self, index: int = 0, num_in_step: int = 0, finished: list[Request] | None = None) -> None:
-        self.scheduled: dict[Request, int] = {}
-        self.sampled: list[Request] = []
-        """Those whose prefill reaches its end in this step: they get a token when it ends."""
-        self.preempted: list[Request] = []
-        self.finished: list[Request] = finished or []
-        """Freed since the step before."""
-        self.stale: set[Request] | frozenset[Request] = _NOBODY
-        """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
-        self.shape = StepShape()
-        self.num_free_blocks = 0
-        self.token_budget = 0
-        self.index = index
-        """Fast stepping: position among the batches that scheduled something, from 1."""
-        self.num_in_step = num_in_step
-        """Fast stepping: requests that decode in step with each other and are counted, not listed."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the step schedules nothing."""
-        return not self.scheduled and not self.num_in_step
-
-
-@dataclass(slots=True)
-class _Step:
-    """What is left to give in the step being formed."""
-
-    now_ns: int
-    token_budget: int
-    prefill_budget: int
-    chunk_cap: int
-    """``long_prefill_token_threshold`` as it applies to this step; 0 = off."""
-    whole_prompts_only: bool
-    largest_whole_prompt: int
-    """Without chunked prefill: what a longer prompt may do is be chunked (only a policy's cap is that small)."""
-    shares: StepShares | None
 
 
 class Scheduler:
@@ -238,13 +155,13 @@ class Scheduler:
 
     # --- forming a step --------------------------------------------------------------------
 
-    def _form(self, batch: Batch, step: _Step) -> None:
+    def _form(self, batch: Batch, step: Step) -> None:
         order = self.running if step.shares is None else self._by_rank(step.now_ns)
         if self._schedule_running(batch, step, order) and self.waiting.entries:
             self._admit_waiting(batch, step)
         self._advance(batch)
 
-    def _begin_step(self, now_ns: int) -> _Step:
+    def _begin_step(self, now_ns: int) -> Step:
         settings = self.settings
         budget = settings.max_num_batched_tokens
         whole_prompts_only = not settings.enable_chunked_prefill
@@ -260,7 +177,7 @@ class Scheduler:
                 chunk_cap = 0
             elif settings.long_prefill_token_threshold_adaptive:
                 chunk_cap = max(chunk_cap, settings.max_num_batched_tokens // num_requests)
-        return _Step(
+        return Step(
             now_ns,
             budget,
             settings.max_prefill_tokens_per_step or budget,
@@ -270,7 +187,7 @@ class Scheduler:
             StepShares.of(self.policy, budget) if self._has_shares else None,
         )
 
-    def _schedule_running(self, batch: Batch, step: _Step, order: list[Request]) -> bool:
+    def _schedule_running(self, batch: Batch, step: Step, order: list[Request]) -> bool:
         """One token for every decode, a chunk for every unfinished prefill. False if somebody was preempted."""
         kv, scheduled = self.kv, batch.scheduled
         longest = self.settings.max_model_len - 1
@@ -322,7 +239,7 @@ class Scheduler:
             index += 1
         return nobody_preempted
 
-    def _admit_waiting(self, batch: Batch, step: _Step) -> None:
+    def _admit_waiting(self, batch: Batch, step: Step) -> None:
         """Admit from the head of the queue; the first that does not fit ends it (unless the policy passes over)."""
         waiting, settings = self.waiting, self.settings
         passed_over: list[Request] = []
@@ -358,7 +275,7 @@ class Scheduler:
         for request in reversed(passed_over):
             waiting.put_back(request, step.now_ns)
 
-    def _try_admit(self, request: Request, step: _Step) -> int:
+    def _try_admit(self, request: Request, step: Step) -> int:
         """Blocks for the first chunk of a waiting request and the chunk's tokens; 0 where it does not fit now."""
         kv, settings = self.kv, self.settings
         swapped = request.num_swapped_tokens
@@ -452,7 +369,7 @@ class Scheduler:
         computed_for_sure = request.num_computed_tokens + 2 - request.num_output_placeholders
         return computed_for_sure >= request.num_prompt_tokens + request.max_tokens
 
-    def _give_back(self, victim: Request, num_tokens: int, step: _Step) -> None:
+    def _give_back(self, victim: Request, num_tokens: int, step: Step) -> None:
         """Undo the scheduling, in this step, of a request that is now preempted."""
         step.token_budget += num_tokens
         if num_tokens > 1 or victim.num_known_tokens == victim.num_prompt_tokens:
@@ -526,7 +443,7 @@ class Scheduler:
 
     # --- baselines and extensions ----------------------------------------------------------
 
-    def _seats(self, step: _Step) -> int:
+    def _seats(self, step: Step) -> int:
         """Requests that may run together; a static batch takes no one in once it has formed."""
         if not self.settings.static_batching:
             return self.settings.max_num_seqs

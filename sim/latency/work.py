@@ -116,11 +116,14 @@ def _steps(columns: Columns) -> npt.NDArray[np.int64]:
 def _summed(columns: Columns) -> dict[str, npt.NDArray[np.int64]]:
     """All steps of all rows as the columns of one imaginary step, in exact integers."""
     steps, decodes = _steps(columns), columns["num_decodes"]
-    sums = {
-        name: int((columns[name] * steps).sum())
-        for name in ("num_prefill_tokens", "num_decodes", "num_sampled")
-        + ("prefill_context_tokens", "prefill_attention_pairs")
-    }
+    per_step = (
+        "num_prefill_tokens",
+        "num_decodes",
+        "num_sampled",
+        "prefill_context_tokens",
+        "prefill_attention_pairs",
+    )
+    sums = {name: int((columns[name] * steps).sum()) for name in per_step}
     context = columns["decode_context_tokens"] * steps + decodes * (steps * (steps - 1) // 2)
     sums["decode_context_tokens"] = int(context.sum())
     return {name: np.array([value], dtype=np.int64) for name, value in sums.items()}

@@ -7,8 +7,9 @@ from typing import Any
 
 from policies.base import Policy
 from policies.fcfs import Fcfs
+from sim.engine.batch import Batch, SchedulerSettings
 from sim.engine.request import Content, Request
-from sim.engine.scheduler import Batch, Scheduler, SchedulerSettings
+from sim.engine.scheduler import Scheduler
 
 STEP_NS = 1_000_000_000
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 
-from policies.fcfs import Fcfs
-from policies.priority import Priority
 from real_scheduler import drive
 from traces import Case, CaseRequest, CaseSettings, Replay
 
 from policies.base import Policy
+from policies.fcfs import Fcfs
+from policies.priority import Priority
+from sim.engine.batch import Batch, SchedulerSettings
 from sim.engine.request import Content, Request
-from sim.engine.scheduler import Batch, Scheduler, SchedulerSettings
+from sim.engine.scheduler import Scheduler
 
 NS_PER_STEP = 1_000_000_000
 """A step stands for a second: vLLM's arrival times are float seconds, the simulator's integer nanoseconds."""

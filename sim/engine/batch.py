@@ -1,0 +1,91 @@
+"""What a scheduler works with: its settings, the step it is forming, and the batch that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.engine.request import Request
+from sim.engine.shares import StepShares
+from sim.latency.base import StepShape
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """The engine settings that decide what runs. vLLM's names and defaults."""
+
+    num_gpu_blocks: int
+    block_size: int = 16
+    max_model_len: int = 4096
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_chunked_prefill: bool = True
+    max_prefill_tokens_per_step: int | None = None
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = False
+    contiguous_kv: bool = False
+    static_batching: bool = False
+    num_swap_blocks: int = 0
+    """Host blocks for ``preemption: swap``; 0 = recompute."""
+    block_bytes: int = 0
+    """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+
+
+_NOBODY: frozenset[Request] = frozenset()
+
+
+class Batch:
+    """What one step computes. ``scheduled`` is in the order of scheduling."""
+
+    __slots__ = (
+        "finished",
+        "index",
+        "num_free_blocks",
+        "num_in_step",
+        "preempted",
+        "sampled",
+        "scheduled",
+        "shape",
+        "stale",
+        "token_budget",
+    )
+
+    def __init__(self, index: int = 0, num_in_step: int = 0, finished: list[Request] | None = None) -> None:
+        self.scheduled: dict[Request, int] = {}
+        self.sampled: list[Request] = []
+        """Those whose prefill reaches its end in this step: they get a token when it ends."""
+        self.preempted: list[Request] = []
+        self.finished: list[Request] = finished or []
+        """Freed since the step before."""
+        self.stale: set[Request] | frozenset[Request] = _NOBODY
+        """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
+        self.shape = StepShape()
+        self.num_free_blocks = 0
+        self.token_budget = 0
+        self.index = index
+        """Fast stepping: position among the batches that scheduled something, from 1."""
+        self.num_in_step = num_in_step
+        """Fast stepping: requests that decode in step with each other and are counted, not listed."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the step schedules nothing."""
+        return not self.scheduled and not self.num_in_step
+
+
+@dataclass(slots=True)
+class Step:
+    """What is left to give in the step being formed."""
+
+    now_ns: int
+    token_budget: int
+    prefill_budget: int
+    chunk_cap: int
+    """``long_prefill_token_threshold`` as it applies to this step; 0 = off."""
+    whole_prompts_only: bool
+    largest_whole_prompt: int
+    """Without chunked prefill: what a longer prompt may do is be chunked (only a policy's cap is that small)."""
+    shares: StepShares | None
