@@ -30,10 +30,12 @@ def run(
     from sim.cluster.simulate import simulate_cluster
     from sim.results.results import Results
     from sim.scenario.checks import check_all
+    from sim.scenario.traffic_checks import traffic_notes
 
     check_all(loaded)
     started_s = time.perf_counter()
     record = simulate_cluster(loaded, decisions=decisions, progress=progress)
+    record.notes += traffic_notes(loaded.scenario.engine, record.workload)
     return Results(record, _context(loaded, time.perf_counter() - started_s))
 
 

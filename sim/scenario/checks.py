@@ -60,7 +60,7 @@ def scenario_problems(parts: Parts, document: Document, notes: list[str]) -> lis
     if parts.engine is not None:
         check_engine_settings(parts.engine, findings)
     if parts.latency is not None:
-        check_latency(parts.latency, findings)
+        check_latency(parts.latency, parts.engine, findings)
     return findings.problems
 
 

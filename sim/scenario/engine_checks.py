@@ -94,8 +94,8 @@ def check_cluster(cluster: ClusterConfig, findings: Findings) -> None:
         findings.unused(cluster, ("cluster",), "router", "there is one replica")
 
 
-def check_latency(latency: LatencyConfig, findings: Findings) -> None:
-    """Everything about ``latency`` alone."""
+def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings: Findings) -> None:
+    """Everything about ``latency``, and about ``engine`` where it asks for what that latency cannot tell."""
     path = ("latency",)
     if latency.kind == "profile":
         findings.problem(
@@ -115,3 +115,9 @@ def check_latency(latency: LatencyConfig, findings: Findings) -> None:
     for key, kind in (("step_s", "constant"), ("profile", "profile"), ("host_overhead_ms", "roofline")):
         if latency.kind != kind:
             findings.unused(latency, path, key, f"it belongs to `kind: {kind}`, and this is `kind: {latency.kind}`")
+    if latency.kind == "constant" and engine is not None and engine.pipeline_parallel_size > 1:
+        stages = engine.pipeline_parallel_size
+        findings.note(
+            f"`latency.kind: constant` knows no stages: the {stages} batches in flight under pipeline_parallel_size "
+            f"{stages} run one after the other, so a request gets a token every {stages} steps and nothing is gained"
+        )

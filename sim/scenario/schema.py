@@ -189,7 +189,7 @@ class TrafficFields(Strict):
     priority: Int = 0
     """The client's own priority, as in vLLM: smaller is more urgent."""
     deadline_s: PositiveFloat | None = None
-    """Time allowed from arrival to end, for ``deadline`` and ``tiered``."""
+    """Time allowed from arrival to end, for ``deadline``, and for ``fair`` with ``shares``."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 

@@ -57,6 +57,10 @@ def problems(*overrides: str) -> list[str]:
             ["engine.enable_chunked_prefill=false"],
             "without chunked prefill a prompt must fit one step: max_model_len is",
         ),
+        (
+            ["latency={kind: constant, step_s: 1}", "engine.pipeline_parallel_size=2", "engine.async_scheduling=false"],
+            "`latency.kind: constant` knows no stages: the 2 batches",
+        ),
         (["engine.max_num_seqs=1", "engine.max_model_len=1024"], "`engine.max_num_batched_tokens` (2048) is more than"),
     ],
 )
