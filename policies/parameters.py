@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import types
 import typing
@@ -37,26 +38,31 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def parameters_of(cls: type, supplied: Iterable[str]) -> dict[str, Parameter]:
     """The parameters of ``cls``: its dataclass fields, else its constructor's arguments, less ``supplied`` ones."""
-    supplied = set(supplied)
-    found: dict[str, Parameter] = {}
+    left_out = set(supplied)
+    return {parameter.name: parameter for parameter in _all_parameters(cls) if parameter.name not in left_out}
+
+
+@functools.cache  # Every replica has a policy and a predictor of its own, and resolving annotations is slow.
+def _all_parameters(cls: type) -> tuple[Parameter, ...]:
+    found = []
     if dataclasses.is_dataclass(cls):
         hints = _hints(cls)
         for item in dataclasses.fields(cls):
-            if item.init and item.name not in supplied:
+            if item.init:
                 default = item.default
                 if item.default_factory is not dataclasses.MISSING:
                     default = item.default_factory()
                 known = REQUIRED if default is dataclasses.MISSING else default
                 hint = hints.get(item.name, typing.Any)
-                found[item.name] = Parameter(item.name, type_text(hint), known, item.metadata.get("help", ""), hint)
-        return found
+                found.append(Parameter(item.name, type_text(hint), known, item.metadata.get("help", ""), hint))
+        return tuple(found)
     hints = _hints(inspect.getattr_static(cls, "__init__"))
     for argument in inspect.signature(cls).parameters.values():
-        if argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY) and argument.name not in supplied:
+        if argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY):
             known = REQUIRED if argument.default is argument.empty else argument.default
             hint = hints.get(argument.name, typing.Any)
-            found[argument.name] = Parameter(argument.name, type_text(hint), known, "", hint)
-    return found
+            found.append(Parameter(argument.name, type_text(hint), known, "", hint))
+    return tuple(found)
 
 
 def construct(label: str, cls: type, params: Mapping[str, object], supplied: Mapping[str, object]) -> typing.Any:
@@ -134,10 +140,11 @@ def _problem(label: str, name: str, value: object, known: Mapping[str, Parameter
     return None
 
 
-def _accepted(cls: type) -> set[str]:
+@functools.cache
+def _accepted(cls: type) -> frozenset[str]:
     if dataclasses.is_dataclass(cls):
-        return {item.name for item in dataclasses.fields(cls) if item.init}
-    return set(inspect.signature(cls).parameters)
+        return frozenset(item.name for item in dataclasses.fields(cls) if item.init)
+    return frozenset(inspect.signature(cls).parameters)
 
 
 def _hints(thing: object) -> dict[str, object]:
