@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.results.metrics import NS_PER_S, FloatColumn, IntColumn, run_window, step_segments
+from sim.results.metrics import NS_PER_S, FloatColumn, IntColumn, RowsByReplica, run_window, step_segments
 from sim.results.record import RunRecord
 
 
@@ -59,8 +59,10 @@ def binned(record: RunRecord, bins: int = 240) -> Series:
     names = ("num_running", "num_waiting", "num_prefill_tokens", "num_decodes")
     totals = {name: np.zeros(bins) for name in names}
     busy, used, produced, peak = np.zeros(bins), np.zeros(bins), np.zeros(bins), np.zeros(bins)
+    step_rows = RowsByReplica(steps, len(record.num_gpu_blocks))
     for replica, blocks in enumerate(record.num_gpu_blocks):
-        rows, start, end = step_segments(record, replica)
+        rows = step_rows[replica]
+        start, end = step_segments(record, rows)
         for name in names:
             totals[name] += _integral(start, end, steps[name][rows].astype(float), edges)
         in_use = (blocks - steps["free_blocks"][rows]).astype(float)

@@ -19,6 +19,7 @@ from sim.results.metrics import (
     IntColumn,
     Presence,
     RequestTimes,
+    RowsByReplica,
     Samples,
     exact_dot,
     exact_sum,
@@ -27,6 +28,7 @@ from sim.results.metrics import (
 )
 from sim.results.record import RunRecord, Status
 from sim.results.verdicts import (
+    KvUse,
     class_verdicts,
     kv_use,
     replicas_section,
@@ -53,16 +55,18 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
         left = counts["submitted"] - counts["completed"]
         notes.append(f"SLO percentiles are over completed requests; {left} that did not complete are not in them")
     notes += _why_not_completed(record)
+    step_rows = RowsByReplica(record.steps, len(record.num_gpu_blocks))
+    use = [kv_use(record, blocks, step_rows[index], window) for index, blocks in enumerate(record.num_gpu_blocks)]
     summary = _headline(record, times, samples, duration_s, None if good is None else int(good.sum()))
     summary["counts"] = counts
     summary["queue"] = _queue(record, samples["queue"], window)
-    summary["kv"] = _kv(record, window)
+    summary["kv"] = _kv(record, use)
     summary["preemptions"] = _preemptions(record)
     summary["utilization"] = _utilization(record, context, window)
     summary["cost"] = _cost(record, context, duration_s)
     summary["slo"] = slo
     summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
-    summary["replicas"] = replicas_section(record, window)
+    summary["replicas"] = replicas_section(record, step_rows, use, window)
     summary["run"] = _run(record, context, notes)
     return summary
 
@@ -140,9 +144,8 @@ def _product(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a * b
 
 
-def _kv(record: RunRecord, window: tuple[int, int]) -> dict[str, Any]:
+def _kv(record: RunRecord, use: KvUse) -> dict[str, Any]:
     blocks = sum(record.num_gpu_blocks)
-    use = [kv_use(record, index, window) for index in range(len(record.num_gpu_blocks))]
     means = [mean for mean, _ in use if mean is not None]
     shares = [_ratio(largest, record.num_gpu_blocks[index]) or 0.0 for index, (_, largest) in enumerate(use)]
     scheduled = record.requests["scheduled_ns"] >= 0

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.results.metrics import (
     NS_PER_MS,
     NS_PER_S,
     Mask,
     RequestTimes,
+    RowsByReplica,
     Samples,
     exact_dot,
     exact_sum,
@@ -138,10 +140,12 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def kv_use(record: RunRecord, replica: int, window: tuple[int, int]) -> tuple[float | None, int]:
-    """Time-averaged and largest number of KV blocks in use on a replica; standing idle counts as none in use."""
-    rows, start, end = step_segments(record, replica)
-    steps, blocks = record.steps, record.num_gpu_blocks[replica]
+def kv_use(
+    record: RunRecord, blocks: int, rows: npt.NDArray[np.intp], window: tuple[int, int]
+) -> tuple[float | None, int]:
+    """Time-averaged and largest number of KV blocks in use on the replica that has ``blocks`` and whose steps are
+    ``rows``; standing idle counts as none in use."""
+    steps, (start, end) = record.steps, step_segments(record, rows)
     used, last = blocks - steps["free_blocks"][rows], steps["last_scheduled_ns"][rows]
     # A row of several steps carries its own integral up to its last step; blocks only grow within it.
     earlier = blocks * exact_sum(last - start) - exact_sum(steps["free_block_ns"][rows])
@@ -150,25 +154,31 @@ def kv_use(record: RunRecord, replica: int, window: tuple[int, int]) -> tuple[fl
     return ((earlier + tail) / length if length else None), int(used.max(initial=0))
 
 
-def replicas_section(record: RunRecord, window: tuple[int, int]) -> list[dict[str, Any]]:
+KvUse = list[tuple[float | None, int]]
+"""``kv_use`` of every replica."""
+
+
+def replicas_section(
+    record: RunRecord, step_rows: RowsByReplica, use: KvUse, window: tuple[int, int]
+) -> list[dict[str, Any]]:
     """What each replica did, by index."""
     steps, requests = record.steps, record.requests
+    request_rows = RowsByReplica(requests, len(record.replica_models))
     length = window[1] - window[0]
     result = []
     for index, model in enumerate(record.replica_models):
-        rows = np.flatnonzero(steps["replica"] == index)
-        served = requests["replica"] == index
-        done = served & (requests["status"] == Status.COMPLETED)
+        rows, served = step_rows[index], request_rows[index]
+        done = served[requests["status"][served] == Status.COMPLETED]
         gpu_ns = exact_sum(steps["gpu_ns"][rows])
-        mean_blocks, max_blocks = kv_use(record, index, window)
+        mean_blocks, max_blocks = use[index]
         blocks = record.num_gpu_blocks[index]
         result.append(
             {
                 "replica": index,
                 "model": model,
                 "gpus": record.gpus_per_replica[index],
-                "requests": int(served.sum()),
-                "completed": int(done.sum()),
+                "requests": len(served),
+                "completed": len(done),
                 "total_input_tokens": exact_sum(requests["input_tokens"][done]),
                 "total_output_tokens": exact_sum(requests["output_tokens"][done]),
                 "steps": exact_sum(steps["num_steps"][rows]),

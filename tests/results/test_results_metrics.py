@@ -15,6 +15,7 @@ from sim.results.metrics import (
     STATISTICS,
     Presence,
     RequestTimes,
+    RowsByReplica,
     Samples,
     exact_dot,
     exact_sum,
@@ -108,8 +109,10 @@ def test_goodput_takes_the_tightest_limit_and_spares_one_token_requests() -> Non
 def test_goodput_by_class() -> None:
     record = make_record(class_slos=[None, {"ttft_p95_ms": 1.0}])
     times = RequestTimes.of(record)
-    assert good_requests(record, times, None).tolist() == [True, False, True]
-    assert good_requests(record, times, {"e2el_p95_ms": 50.0}).tolist() == [False, False, True]
+    for limits, expected in ((None, [True, False, True]), ({"e2el_p95_ms": 50.0}, [False, False, True])):
+        good = good_requests(record, times, limits)
+        assert good is not None
+        assert good.tolist() == expected
     assert good_requests(make_record(), times, None) is None
 
 
@@ -119,6 +122,8 @@ def test_littles_law_on_any_record(seed: int) -> None:
     window = run_window(record)
     start, end = record.requests["arrival_ns"], record.requests["finish_ns"]
     presence = Presence.of(start, end, window)
+    assert presence.rate_per_s is not None
+    assert presence.mean_stay_s is not None
     assert presence.mean == pytest.approx(presence.rate_per_s * presence.mean_stay_s, rel=1e-9)
     instants = range(window[0], window[1], max(1, (window[1] - window[0]) // 50))
     assert presence.maximum >= max(int(((start <= t) & (t < end)).sum()) for t in instants)
@@ -136,7 +141,17 @@ def test_presence_against_counting_every_nanosecond(intervals: list[tuple[int, i
 
 
 def test_segments_end_at_the_next_schedule_or_at_idleness() -> None:
-    rows, start, end = step_segments(make_record(), 0)
+    record = make_record()
+    rows = RowsByReplica(record.steps, 2)[0]
+    start, end = step_segments(record, rows)
     assert rows.tolist() == [0, 1, 2, 4]
     assert start.tolist() == [0, 20_000_000, 45_000_000, 100_000_000]
     assert end.tolist() == [20_000_000, 45_000_000, 60_000_000, 140_000_000]
+
+
+@given(st.lists(st.integers(-1, 6), max_size=60), st.sampled_from([7, 40_000]))
+def test_rows_of_a_replica_are_those_a_search_finds(replicas: list[int], count: int) -> None:
+    values = column(replicas)
+    found = RowsByReplica({"replica": values}, count)
+    for replica in range(7):
+        assert found[replica].tolist() == np.flatnonzero(values == replica).tolist()
