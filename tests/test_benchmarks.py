@@ -64,6 +64,11 @@ def test_self_times_are_of_the_innermost_function() -> None:
 
 def test_targets_hold_speed_and_memory() -> None:
     workload = Workload("X", "", {}, least_rate=100, most_bytes=2e9)
-    for cpu_s, peak_bytes, met in [(10.0, 2_000_000_000, True), (10.1, 1, False), (1.0, 2_000_000_001, False)]:
+    for cpu_s, peak_bytes, missed in [
+        (10.0, 2_000_000_000, []),
+        (12.5, 1, ["-20.0% in speed"]),
+        (1.0, 3_000_000_000, ["+50.0% in memory"]),
+        (20.0, 2_500_000_000, ["-50.0% in speed", "+25.0% in memory"]),
+    ]:
         run = speed.Run(requests=1000, cpu_s=cpu_s, simulation_s=0.5, peak_bytes=peak_bytes)
-        assert speed.is_met(workload, run) is met
+        assert speed.misses(workload, run) == missed

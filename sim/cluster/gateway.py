@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from simpy import Event
@@ -17,6 +17,20 @@ from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, Reques
 
 ROWS_AT_ONCE = 4096
 """Rows turned into Python integers at a time, so that a long workload stays in its columns."""
+
+ROW_FIELDS = (
+    "arrival_ns",
+    "parent",
+    "input_tokens",
+    "output_tokens",
+    "max_tokens",
+    "priority",
+    "class_index",
+    "deadline_ns",
+    "expected_output_tokens",
+    "session",
+)
+"""Columns that make a request, in the order in which ``Gateway`` unpacks them."""
 
 PROGRESS_EVERY = 64
 """Ended requests between two looks at the wall clock."""
@@ -77,18 +91,23 @@ class Gateway:
 
     def _arrivals(self) -> Generator[Event, Any, None]:
         """Requests that arrive by themselves, in order of their rows."""
-        workload, env = self.workload, self.env
-        end = self._next_released if workload.closed_loop_concurrency is not None else len(workload)
+        env = self.env
+        end = self._next_released if self.workload.closed_loop_concurrency is not None else len(self.workload)
         for first in range(0, end, ROWS_AT_ONCE):
-            stop = min(first + ROWS_AT_ONCE, end)
-            arrivals = workload.arrival_ns[first:stop].tolist()
-            parents = workload.parent[first:stop].tolist()
-            for row, arrival_ns, parent in zip(range(first, stop), arrivals, parents, strict=True):
-                if parent != NO_PARENT:
+            for fields in self._rows(first, min(first + ROWS_AT_ONCE, end)):
+                if fields[2] != NO_PARENT:
                     continue
+                arrival_ns = fields[1]
                 if arrival_ns > env.now:
                     yield At(env, arrival_ns - env.now, ARRIVAL_TURN)
-                self._arrive(row)
+                self._arrive(fields)
+
+    def _rows(self, first: int, stop: int) -> Iterator[tuple[int, ...]]:
+        """Rows of the workload as Python integers: the row itself, then ``ROW_FIELDS``, then its segments' range."""
+        table = self.workload
+        columns = [getattr(table, name)[first:stop].tolist() for name in ROW_FIELDS]
+        offsets = table.segment_offsets[first : stop + 1].tolist()
+        return zip(range(first, stop), *columns, offsets[:-1], offsets[1:], strict=True)
 
     def _release(self, row: int) -> None:
         """A request whose arrival follows another's end, after its think time."""
@@ -97,10 +116,10 @@ class Gateway:
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
         arrival = At(self.env, think_ns, ARRIVAL_TURN + 1 + row)
-        arrival.callbacks.append(lambda _: self._arrive(row))
+        arrival.callbacks.append(lambda _: self._arrive(next(self._rows(row, row + 1))))
 
-    def _arrive(self, row: int) -> None:
-        request = self._make_request(row)
+    def _arrive(self, fields: tuple[int, ...]) -> None:
+        request = self._make_request(fields)
         position = self.router.choose(request, self.replicas, request.arrival_ns)
         replica = self.replicas[position]
         objection = replica.scheduler.why_never(request)
@@ -110,52 +129,56 @@ class Gateway:
         self.recorder.reject(request_row(request, Status.REJECTED, replica.index), objection)
         self.on_end(request)
 
-    def _make_request(self, row: int) -> Request:
+    def _make_request(self, fields: tuple[int, ...]) -> Request:
+        (
+            row,
+            _,
+            _,
+            input_tokens,
+            output_tokens,
+            max_tokens,
+            priority,
+            class_index,
+            deadline_ns,
+            hint,
+            session,
+            first_segment,
+            stop_segment,
+        ) = fields
         table = self.workload
-        info = table.classes[table.class_index[row]]
+        info = table.classes[class_index]
         arrival_ns = self.env.now
-        deadline_ns = int(table.deadline_ns[row])
-        hint = int(table.expected_output_tokens[row])
-        session = int(table.session[row])
-        content = self._content(row, session)
-        request_id = table.request_id(row)
+        request_id = str(row) if table.request_ids is None else table.request_ids[row]
+        in_session = session != NO_GROUP
+        # Own content is numbered after all shared content: conversations first, then single requests.
+        own_id = self._first_own_id + (session if in_session else len(table) + row)
+        segments: tuple[tuple[int, int], ...] = ()
+        if first_segment < stop_segment:
+            ids = table.segment_content_id[first_segment:stop_segment].tolist()
+            ends = table.segment_end_tokens[first_segment:stop_segment].tolist()
+            segments = tuple(zip(ids, ends, strict=True))
+        prefix_key = None
+        if segments:
+            prefix_key = f"content-{segments[0][0]}"
+        elif in_session:
+            prefix_key = f"session-{session}"
         return Request(
             row=row,
             request_id=request_id,
             order=row if table.request_ids is None else request_id,
             arrival_ns=arrival_ns,
-            num_prompt_tokens=int(table.input_tokens[row]),
-            output_tokens=int(table.output_tokens[row]),
-            max_tokens=int(table.max_tokens[row]),
+            num_prompt_tokens=input_tokens,
+            output_tokens=output_tokens,
+            max_tokens=max_tokens,
             max_model_len=self.max_model_len,
-            priority=int(table.priority[row]),
-            content=content,
+            priority=priority,
+            content=Content(own_id, segments, own_is_shared=in_session),
             tenant=info.tenant,
             tier=info.tier,
             class_name=info.name,
-            class_index=int(table.class_index[row]),
+            class_index=class_index,
             deadline_ns=None if deadline_ns == NO_DEADLINE else arrival_ns + deadline_ns,
             expected_output_tokens=None if hint == NO_HINT else hint,
-            session=None if session == NO_GROUP else str(session),
-            prefix_key=self._prefix_key(content, session),
+            session=str(session) if in_session else None,
+            prefix_key=prefix_key,
         )
-
-    def _content(self, row: int, session: int) -> Content:
-        table = self.workload
-        first, stop = int(table.segment_offsets[row]), int(table.segment_offsets[row + 1])
-        segments = tuple(
-            zip(
-                table.segment_content_id[first:stop].tolist(),
-                table.segment_end_tokens[first:stop].tolist(),
-                strict=True,
-            )
-        )
-        # Own content is numbered after all shared content: conversations first, then single requests.
-        own_id = self._first_own_id + (session if session != NO_GROUP else len(table) + row)
-        return Content(own_id, segments, own_is_shared=session != NO_GROUP)
-
-    @staticmethod
-    def _prefix_key(content: Content, session: int) -> str | None:
-        if content.segments:
-            return f"content-{content.segments[0][0]}"
-        return None if session == NO_GROUP else f"session-{session}"

@@ -187,14 +187,15 @@ def _check_nothing_lost(gateway: Gateway) -> None:
 def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
     engine, recorder = loaded.scenario.engine, gateway.recorder
     requests = recorder.requests.columns()
+    itl_ns, itl_weight = recorder.itl_columns()
     order = np.argsort(requests["row"], kind="stable")
     replicas = gateway.replicas
     return RunRecord(
         workload=gateway.workload,
         requests={name: column[order] for name, column in requests.items()},
         steps=recorder.steps.columns(),
-        itl_ns=np.array(recorder.itl_ns, dtype=np.int64),
-        itl_weight=np.array(recorder.itl_weight, dtype=np.int64),
+        itl_ns=itl_ns,
+        itl_weight=itl_weight,
         reasons=recorder.reject_reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,

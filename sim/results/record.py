@@ -16,6 +16,9 @@ IntColumn = npt.NDArray[np.int64]
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
+FLUSH_RUNS = 4096
+
+
 class Status(IntEnum):
     """How a request ended. ``submitted`` is the sum of all of them."""
 
@@ -91,6 +94,8 @@ class Recorder:
         self.requests = ColumnWriter(REQUEST_COLUMNS)
         self.itl_ns = array("q")
         self.itl_weight = array("q")
+        self._runs: list[IntColumn] = []
+        self._run_weights: list[int] = []
         self.reject_reasons: dict[int, str] = {}
 
     def itl(self, gap_ns: int, weight: int) -> None:
@@ -99,9 +104,24 @@ class Recorder:
         self.itl_weight.append(weight)
 
     def itl_many(self, gaps_ns: IntColumn, weight: int) -> None:
-        """Each of ``gaps_ns``, ``weight`` times."""
-        self.itl_ns.frombytes(gaps_ns.tobytes())
-        self.itl_weight.extend(array("q", (weight,)) * len(gaps_ns))
+        """Each of ``gaps_ns``, ``weight`` times. The array is kept until the next flush: do not change it."""
+        self._runs.append(gaps_ns)
+        self._run_weights.append(weight)
+        if len(self._runs) >= FLUSH_RUNS:
+            self._flush_runs()
+
+    def _flush_runs(self) -> None:
+        if self._runs:
+            lengths = [len(run) for run in self._runs]
+            self.itl_ns.frombytes(np.concatenate(self._runs).tobytes())
+            self.itl_weight.frombytes(np.repeat(np.array(self._run_weights, dtype=np.int64), lengths).tobytes())
+            self._runs.clear()
+            self._run_weights.clear()
+
+    def itl_columns(self) -> tuple[IntColumn, IntColumn]:
+        """All gaps so far and their weights."""
+        self._flush_runs()
+        return np.array(self.itl_ns, dtype=np.int64), np.array(self.itl_weight, dtype=np.int64)
 
     def reject(self, row: tuple[int, ...], reason: str) -> None:
         """A request that ends without running; ``row`` as for ``requests``."""
