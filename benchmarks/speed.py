@@ -36,6 +36,8 @@ MOST_FOR_OUTPUTS = 2.0
 """CPU with report and trace over CPU without, at most."""
 PROFILE_RATE_HZ = 200
 PROFILE_LINES = 15
+OUTSIDE_PYTHON = "start and end of the process"
+"""Samples without a Python function: loading the interpreter, freeing what is left."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,21 @@ def self_times(folded: str) -> list[tuple[float, str]]:
     counts: Counter[str] = Counter()
     for line in folded.splitlines():
         stack, _, count = line.rpartition(" ")
-        counts[stack.rpartition(";")[2]] += int(count)
+        counts[stack.rpartition(";")[2] or OUTSIDE_PYTHON] += int(count)
+    return _shares(counts)
+
+
+def by_file(shares: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Shares of ``name (file:line)`` added up by file."""
+    sums: Counter[str] = Counter()
+    for share, function in shares:
+        sums[function.rpartition("(")[2].rpartition(":")[0] or function] += round(share * 1e9)
+    return _shares(sums)
+
+
+def _shares(counts: Counter[str]) -> list[tuple[float, str]]:
     total = sum(counts.values())
-    return [(count / total, function) for function, count in counts.most_common()]
+    return [(count / total, name) for name, count in counts.most_common()]
 
 
 # --- printing ----------------------------------------------------------------------------------
@@ -294,9 +308,10 @@ def _print_profiles(chosen: Sequence[Workload], options: argparse.Namespace) -> 
             print(f"\n{workload.name}: failed: {error}")
             is_complete = False
             continue
-        print(f"\n{workload.name}: self time")
-        for share, function in shares[:PROFILE_LINES]:
-            print(f"  {share:6.1%}  {function}")
+        for title, lines in (("function", shares), ("file", by_file(shares))):
+            print(f"\n{workload.name}: self time by {title}")
+            for share, name in lines[:PROFILE_LINES]:
+                print(f"  {share:6.1%}  {name}")
     return is_complete
 
 

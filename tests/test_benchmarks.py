@@ -59,7 +59,11 @@ def test_a_failed_run_says_why() -> None:
 
 
 def test_self_times_are_of_the_innermost_function() -> None:
-    assert speed.self_times("main;run;step 30\nmain;run 10\nmain;step 60\n") == [(0.9, "step"), (0.1, "run")]
+    stacks = "main (cli.py:1);run (run.py:5);step (run.py:9) 30\nmain (cli.py:1) 10\nrun (run.py:5) 50\n 10\n"
+    shares = speed.self_times(stacks)
+    outside = (0.1, speed.OUTSIDE_PYTHON)
+    assert shares == [(0.5, "run (run.py:5)"), (0.3, "step (run.py:9)"), (0.1, "main (cli.py:1)"), outside]
+    assert speed.by_file(shares) == [(0.8, "run.py"), (0.1, "cli.py"), outside]
 
 
 def test_targets_hold_speed_and_memory() -> None:
