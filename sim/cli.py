@@ -233,12 +233,29 @@ def _guarded(action: Callable[[], Any]) -> int:
             click.echo(f"simrun: {OutputError('its output', error)}", err=True)
             return EXIT_FAILED
         first = next(iter(str(error).splitlines()), "")
+        foreign = _foreign_frame(error)
+        whose = "internal error, a bug in simrun" if foreign is None else f"error in {foreign}"
         click.echo(
-            f"simrun: internal error, a bug in simrun: {type(error).__name__}: {first} "
-            f"(run with {TRACEBACK_VARIABLE}=1 for the traceback)",
+            f"simrun: {whose}: {type(error).__name__}: {first} (run with {TRACEBACK_VARIABLE}=1 for the traceback)",
             err=True,
         )
         return EXIT_FAILED
+
+
+def _foreign_frame(error: BaseException) -> str | None:
+    """``file:line`` of the user's own code (a policy, predictor or router of theirs) that an error passed through."""
+    import sysconfig
+    import traceback
+    from pathlib import Path
+
+    ours = {str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "policies")}
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    while error.__cause__ is not None:
+        error = error.__cause__  # SimPy raises again what a process raised
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(frame.filename.startswith(folder) for folder in ours | installed):
+            return f"{frame.filename}:{frame.lineno}" if Path(frame.filename).is_file() else None
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -168,7 +168,7 @@ def raising(error: BaseException) -> Any:
     [
         (SimulationError("block 7 leaked by request 3"), 1, "simrun: the simulation failed: block 7 leaked"),
         (InputError("trace line 3"), 2, "simrun: trace line 3"),
-        (KeyError("x"), 1, "a bug in simrun: KeyError: 'x' (run with SIMRUN_TRACEBACK=1"),
+        (KeyError("x"), 1, "KeyError: 'x' (run with SIMRUN_TRACEBACK=1"),
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "simrun: interrupted"),
     ],
@@ -405,3 +405,34 @@ def test_a_reader_that_has_gone_is_no_error(scenario: str) -> None:
     )
     os.close(writing)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "option", "message"),
+    [
+        (
+            "def rank(self, request, now_ns): return request.nothing",
+            "engine.policy=mine:Mine",
+            "mine.py:7: AttributeError",
+        ),
+        ("def rank(self, request, now_ns): return float('nan')", "engine.policy=mine:Mine", "ranked request 0 NaN"),
+        ("def choose(self, request, replicas, now_ns): return -1", "cluster.router=mine:Mine", "chose replica -1 of 1"),
+    ],
+)
+def test_mistakes_in_a_users_own_code_are_told_as_theirs(tmp_path: Path, body: str, option: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom policies.base import Policy\n@dataclass(kw_only=True)\n"
+        f"class Mine(Policy):\n    name = 'mine'\n    summary = 'x'\n    {body}\n"
+    )
+    scenario = Path(__file__).parents[1] / "scenarios" / "quickstart.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "sim.cli", str(scenario), "--set", option],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "bug in simrun" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -12,6 +12,7 @@ from policies.base import Router
 from sim.engine.clock import ARRIVAL_TURN, At, Clock
 from sim.engine.replica import Replica, request_row
 from sim.engine.request import Content, Request
+from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, RequestTable
 
@@ -121,6 +122,11 @@ class Gateway:
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields)
         position = self.router.choose(request, self.replicas, request.arrival_ns)
+        if not 0 <= position < len(self.replicas):
+            raise SimulationError(
+                f"router {self.router.name} chose replica {position!r} of {len(self.replicas)} for request "
+                f"{request.request_id}; it must answer with a position from 0 on"
+            )
         replica = self.replicas[position]
         objection = replica.scheduler.why_never(request)
         if objection is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from policies.base import Policy, RankChanges
 from sim.engine.request import Request
+from sim.errors import SimulationError
 
 
 class FcfsQueue:
@@ -107,7 +108,12 @@ class RankedQueue:
         heapq.heapify(self.entries)
 
     def _entry(self, request: Request, now_ns: int) -> Entry:
-        request.rank = self._policy.rank(request, now_ns)
+        rank = self._policy.rank(request, now_ns)
+        if rank != rank:
+            raise SimulationError(
+                f"policy {self._policy.name} ranked request {request.request_id} NaN: no order with it"
+            )
+        request.rank = rank
         if self._moves_with_time:
             change = self._policy.next_change_ns(request, now_ns)
             if change is not None and (self.next_change_ns is None or change < self.next_change_ns):
