@@ -1,4 +1,4 @@
-"""What the notebooks share: a scenario under several settings and seeds as one table, bands over the seeds, the answer."""
+"""What the notebooks share: settings times seeds as one table, bands over the seeds, an answer that is checked."""
 
 from __future__ import annotations
 
@@ -80,4 +80,4 @@ def answer(text: str, claims: Mapping[str, bool]) -> None:
     broken = [claim for claim, holds in claims.items() if not holds]
     if broken:
         raise RuntimeError(f"the answer must be written anew; no longer true: {'; '.join(broken)}")
-    display(Markdown(text))
+    display(Markdown(text))  # type: ignore[no-untyped-call]

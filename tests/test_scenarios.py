@@ -172,3 +172,9 @@ def test_routers_that_keep_conversations_together_reuse_their_kv() -> None:
     for kept in (sticky, affinity):
         assert kept["kv"]["prefix_cache_hit_rate"] > 0.75 > 0.5 > spread["kv"]["prefix_cache_hit_rate"]
         assert kept["p95_ttft_ms"] < spread["p95_ttft_ms"] / 2
+
+
+def test_the_readme_lists_every_scenario() -> None:
+    readme = (SCENARIOS.parent / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| .*\? \|$", readme, flags=re.MULTILINE)
+    assert sorted(listed) == NAMES
