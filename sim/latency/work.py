@@ -67,7 +67,6 @@ class WorkModel:
         result: Floats = weights * precision.linear_bytes + head * precision.head_bytes + kv * self.kv_bytes_per_token
         return result
 
-
     def total_flops(self, columns: Columns) -> float:
         """FLOPs of all rows, from exact integer sums: the same however steps are grouped into rows."""
         return float(self.flops(_summed(columns))[0])
