@@ -53,6 +53,7 @@ class Request:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_known_tokens",
+        "num_lost_tokens",
         "num_output_placeholders",
         "num_output_tokens",
         "num_preemptions",
@@ -156,6 +157,8 @@ class Request:
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self.num_recomputed_tokens = 0
+        self.num_lost_tokens = 0
+        """Computed before the last preemption, and not again yet."""
 
     def __repr__(self) -> str:
         return (

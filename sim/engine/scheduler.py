@@ -302,6 +302,10 @@ class Scheduler:
         kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
         if swapped:
             self._swap_in(request)
+        if request.num_lost_tokens:
+            # What the prefix cache gives back is not computed again.
+            request.num_recomputed_tokens += max(request.num_lost_tokens - computed, 0)
+            request.num_lost_tokens = 0
         request.num_computed_tokens = computed
         self.outstanding_tokens -= computed
         return num_new
@@ -392,7 +396,7 @@ class Scheduler:
             victim.num_swapped_tokens = computed
             self._swapped_bytes += num_blocks * self.settings.block_bytes
         else:
-            victim.num_recomputed_tokens += computed
+            victim.num_lost_tokens = computed
         self.kv.free(victim)
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
