@@ -125,7 +125,8 @@ def test_the_same_run_twice_is_the_same(rows: list[tuple[int, ...]], engine: dic
 
 
 def test_what_the_prefix_cache_gives_back_is_not_recomputed() -> None:
-    """Two requests of 8 + 8 tokens in 9 blocks of 2: the second is evicted after 8, and finds one of its four blocks again."""
+    """Two requests of 8 + 8 tokens in 9 blocks of 2: the second is evicted after 8 and
+    finds one of its four blocks again."""
     for caching, recomputed in ((False, 8), (True, 6)):
         driver = Driver(num_gpu_blocks=10, block_size=2, enable_prefix_caching=caching, max_num_batched_tokens=64)
         requests = [make_request(0, 8, 8), make_request(1, 8, 8)]
