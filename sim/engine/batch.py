@@ -53,7 +53,13 @@ class Batch:
         "token_budget",
     )
 
-    def __init__(self, index: int = 0, num_in_step: int = 0, finished: list[Request] | None = None) -> None:
+    def __init__(
+        self,
+        index: int = 0,
+        num_in_step: int = 0,
+        finished: list[Request] | None = None,
+        shape: StepShape | None = None,
+    ) -> None:
         self.scheduled: dict[Request, int] = {}
         self.sampled: list[Request] = []
         """Those whose prefill reaches its end in this step: they get a token when it ends."""
@@ -62,7 +68,7 @@ class Batch:
         """Freed since the step before."""
         self.stale: set[Request] | frozenset[Request] = _NOBODY
         """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
-        self.shape = StepShape()
+        self.shape = StepShape() if shape is None else shape
         self.num_free_blocks = 0
         self.token_budget = 0
         self.index = index

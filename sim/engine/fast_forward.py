@@ -305,7 +305,7 @@ class FastReplica(Replica):
             self.recorder.itl_many(jump.gap_ns[first : until - depth], size)
             scheduler.finish_steps(base + until - depth - 1, scheduled[until - 1])
         for position in range(max(first, until - depth), until):
-            batch = Batch(base + position, size)
+            batch = Batch(base + position, size, shape=self._shape)
             scheduler.in_flight.append(batch)
             in_flight.append((batch, end_ns[position]))
         self._host_free_ns = scheduled[until - 1] + jump.host_ns

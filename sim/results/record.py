@@ -17,6 +17,11 @@ NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
 FLUSH_RUNS = 4096
+"""Runs of gaps kept before equal gaps are merged."""
+FLUSH_GAPS = 1 << 17
+"""The same for gaps that came one by one."""
+MERGE_VALUES = 1 << 20
+"""Distinct gaps kept in parts before the parts are merged."""
 
 
 class Status(IntEnum):
@@ -81,9 +86,9 @@ class ColumnWriter:
         """One row, in the order of ``names``."""
 
     def columns(self) -> dict[str, IntColumn]:
-        """All rows so far, by column name."""
-        table = np.array(self._flat, dtype=np.int64).reshape(-1, len(self.names))
-        return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self.names)}
+        """All rows so far, by column name; no row may be added afterwards (the columns are views)."""
+        table = np.frombuffer(self._flat, dtype=np.int64).reshape(-1, len(self.names))
+        return {name: table[:, i] for i, name in enumerate(self.names)}
 
 
 class Recorder:
@@ -92,16 +97,19 @@ class Recorder:
     def __init__(self) -> None:
         self.steps = ColumnWriter(STEP_COLUMNS)
         self.requests = ColumnWriter(REQUEST_COLUMNS)
-        self.itl_ns = array("q")
-        self.itl_weight = array("q")
+        self._itl_ns = array("q")
+        self._itl_weight = array("q")
         self._runs: list[IntColumn] = []
         self._run_weights: list[int] = []
+        self._merged: list[tuple[IntColumn, IntColumn]] = []
         self.reject_reasons: dict[int, str] = {}
 
     def itl(self, gap_ns: int, weight: int) -> None:
         """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
-        self.itl_ns.append(gap_ns)
-        self.itl_weight.append(weight)
+        self._itl_ns.append(gap_ns)
+        self._itl_weight.append(weight)
+        if len(self._itl_ns) >= FLUSH_GAPS:
+            self._flush_runs()
 
     def itl_many(self, gaps_ns: IntColumn, weight: int) -> None:
         """Each of ``gaps_ns``, ``weight`` times. The array is kept until the next flush: do not change it."""
@@ -111,22 +119,43 @@ class Recorder:
             self._flush_runs()
 
     def _flush_runs(self) -> None:
-        if self._runs:
-            lengths = [len(run) for run in self._runs]
-            self.itl_ns.frombytes(np.concatenate(self._runs).tobytes())
-            self.itl_weight.frombytes(np.repeat(np.array(self._run_weights, dtype=np.int64), lengths).tobytes())
-            self._runs.clear()
-            self._run_weights.clear()
+        """Equal gaps become one: the same batch takes the same time wherever and whenever it runs."""
+        if not self._runs and not self._itl_ns:
+            return
+        lengths = [len(run) for run in self._runs]
+        gaps = np.concatenate([*self._runs, np.array(self._itl_ns, dtype=np.int64)])
+        repeated = np.repeat(np.array(self._run_weights, dtype=np.int64), lengths)
+        self._merged.append(merge_weights(gaps, np.concatenate([repeated, np.array(self._itl_weight, dtype=np.int64)])))
+        self._runs, self._run_weights = [], []
+        self._itl_ns, self._itl_weight = array("q"), array("q")
+        if sum(len(values) for values, _ in self._merged) > MERGE_VALUES:
+            self._merged = [self._merge()]
+
+    def _merge(self) -> tuple[IntColumn, IntColumn]:
+        if not self._merged:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        values, weights = (np.concatenate(parts) for parts in zip(*self._merged, strict=True))
+        return merge_weights(values, weights)
 
     def itl_columns(self) -> tuple[IntColumn, IntColumn]:
-        """All gaps so far and their weights."""
+        """Every distinct gap so far, ascending, and how often it came."""
         self._flush_runs()
-        return np.array(self.itl_ns, dtype=np.int64), np.array(self.itl_weight, dtype=np.int64)
+        return self._merge()
 
     def reject(self, row: tuple[int, ...], reason: str) -> None:
         """A request that ends without running; ``row`` as for ``requests``."""
         self.requests.append(row)
         self.reject_reasons[row[0]] = reason
+
+
+def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
+    """Distinct ``values``, ascending, each with the sum of its ``weights``."""
+    if not len(values):
+        return values, weights
+    order = np.argsort(values)
+    values, weights = values[order], weights[order]
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    return values[starts], np.add.reduceat(weights, starts)
 
 
 @dataclass(slots=True)

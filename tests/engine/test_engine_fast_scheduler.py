@@ -113,10 +113,8 @@ def replay(kind: type[Scheduler], rows: list[tuple[Any, ...]], engine: dict[str,
             break  # requests of equal rank can preempt each other for ever, in vLLM as here
     else:
         log.append(("free at the end", scheduler.kv.num_free_blocks, list(scheduler.kv.holders)))
-    gaps: dict[int, int] = {}
-    for gap, weight in zip(scheduler.recorder.itl_ns, scheduler.recorder.itl_weight, strict=True):
-        gaps[gap] = gaps.get(gap, 0) + weight
-    return [*log, sorted(gaps.items())]
+    gaps, weights = scheduler.recorder.itl_columns()
+    return [*log, list(zip(gaps.tolist(), weights.tolist(), strict=True))]
 
 
 @settings(max_examples=200, deadline=None, phases=NO_SHRINK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -23,6 +24,7 @@ from sim.results.metrics import (
     run_window,
     step_segments,
 )
+from sim.results.record import FLUSH_RUNS, Recorder
 
 INTEGERS = st.integers(0, 2**42)
 PAIRS = st.lists(st.tuples(INTEGERS, st.integers(1, 40)), min_size=1, max_size=40)
@@ -155,3 +157,19 @@ def test_rows_of_a_replica_are_those_a_search_finds(replicas: list[int], count: 
     found = RowsByReplica({"replica": values}, count)
     for replica in range(7):
         assert found[replica].tolist() == np.flatnonzero(values == replica).tolist()
+
+
+def test_merged_gaps_are_the_gaps() -> None:
+    """Gaps one by one and in runs, merged on the way, add up to what was recorded."""
+    recorder, expected = Recorder(), Counter[int]()
+    generator = np.random.default_rng(5)
+    for _ in range(3 * FLUSH_RUNS):
+        gaps, weight = generator.integers(1, 50, 4), int(generator.integers(1, 9))
+        recorder.itl_many(gaps, weight)
+        recorder.itl(int(gaps[0]), 2)
+        for gap in gaps.tolist():
+            expected[gap] += weight
+        expected[int(gaps[0])] += 2
+    values, weights = recorder.itl_columns()
+    assert dict(zip(values.tolist(), weights.tolist(), strict=True)) == dict(expected)
+    assert values.tolist() == sorted(expected)
