@@ -54,11 +54,13 @@ def simulate_cluster(
     gateway.replicas = [
         _build_replica(loaded, index, gateway, settings, cost, log) for index in range(scenario.cluster.replicas)
     ]
-    env.run()
-    for replica in gateway.replicas:
-        replica.finish()
-    if log is not None:
-        log.close()
+    try:
+        env.run()
+        for replica in gateway.replicas:
+            replica.finish()
+    finally:
+        if log is not None:
+            log.close()  # also the decisions that led to a failure
     cpu_s = time.process_time() - started_s
 
     _check_nothing_lost(gateway)
