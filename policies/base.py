@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Flag
+from enum import Enum, Flag
 from typing import ClassVar, Protocol
 
 
@@ -64,6 +64,21 @@ class RankChanges(Flag):
     """With the progress of other requests."""
     ALWAYS = PROGRESS | TIME | OTHERS
     """Every step."""
+
+
+class DecodeRanks(Enum):
+    """How the ranks of decoding requests move while every one of them gets one token a step.
+
+    It lets the simulator find the next KV victim without ranking all that run, and changes no decision.
+    """
+
+    MOVE = 0
+    """In any way: each is asked for."""
+    STAY = 1
+    """Not at all."""
+    COUNT_DOWN = 2
+    """Their order is that of ``tokens_left``: fewer left never ranks behind more left (equal ranks are allowed),
+    and as many left means the same rank."""
 
 
 class Predictor(Protocol):
@@ -131,6 +146,8 @@ class Policy:
     """``fcfs`` or ``priority`` where vLLM has the policy itself; ranks are then not asked for."""
     uses_predictor: ClassVar[bool] = False
     rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
+    decode_ranks: ClassVar[DecodeRanks] = DecodeRanks.MOVE
+    """Holds for the class that says it only: a class derived from it says it anew if it still holds."""
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
     shares_accumulate: bool = False
@@ -156,6 +173,10 @@ class Policy:
         """First instant after ``now_ns`` at which the clock alone can change ``request``'s rank or, by way
         of ``request``, the answer of ``preempt``; None = never."""
         return None
+
+    def tokens_left(self, request: RequestView) -> int:
+        """Where ``decode_ranks`` is ``COUNT_DOWN``: a number that falls by one with each output token."""
+        raise NotImplementedError
 
     def preempt(
         self, running: Sequence[RequestView], waiting: Sequence[RequestView], state: EngineState

@@ -69,6 +69,10 @@ class PredictingPolicy(Policy):
         output_left = max(1, self.expected_output(request) - request.num_output_tokens)
         return prompt_left(request) + self._weight * output_left
 
+    def tokens_left(self, request: RequestView) -> int:
+        """Expected output tokens left; 0 and less beyond the prediction."""
+        return self.expected_output(request) - request.num_output_tokens
+
     def on_finished(self, request: RequestView) -> None:
         self._expected.pop(request.request_id, None)
         self.predictor.on_finished(request)

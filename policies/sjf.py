@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.base import RequestView
+from policies.base import DecodeRanks, RequestView
 from policies.expected import PredictingPolicy
 
 
@@ -17,6 +17,7 @@ class Sjf(PredictingPolicy):
 
     name = "sjf"
     summary = "shortest expected total first"
+    decode_ranks = DecodeRanks.STAY
 
     def rank(self, request: RequestView, now_ns: int) -> int:
         """Prompt tokens plus weighted expected output tokens."""

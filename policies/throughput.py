@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from policies.base import EngineLimits, Policy, RankChanges, RequestView
+from policies.base import DecodeRanks, EngineLimits, Policy, RankChanges, RequestView
 from policies.expected import uncomputed_tokens
 
 
@@ -19,6 +19,7 @@ class Throughput(Policy):
     name = "throughput"
     summary = "cheapest next step first (packs most requests)"
     rank_changes = RankChanges.PROGRESS
+    decode_ranks = DecodeRanks.STAY
 
     _token_budget: int | None = field(init=False, repr=False, default=None)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from bisect import insort
 from typing import Any
 
-from policies.base import Policy, RankChanges
+from policies.base import DecodeRanks, Policy, RankChanges
 from sim.engine.batch import Batch, SchedulerSettings, Step
 from sim.engine.cohort import NOT_A_MEMBER, Cohort
 from sim.engine.kv_cache import NO_CACHING, KVCache
 from sim.engine.request import Request
 from sim.engine.run_kv_cache import RunKVCache
 from sim.engine.scheduler import Scheduler
+from sim.engine.victims import VictimOrder, decode_ranks_of, plan_evictions
 from sim.engine.waiting import RankedQueue
 from sim.results.record import Recorder
 
@@ -50,6 +51,10 @@ class FastScheduler(Scheduler):
         self._is_blocked = False
         """The last step was all decodes and admitted nobody: nor will the next, until something changes."""
         self.grows = not settings.contiguous_kv
+        self._victims: VictimOrder | None = None
+        """Members in the order of eviction, where ranks decide and their order is known to last."""
+        if self.ranked and not self._has_own_victims and decode_ranks_of(policy) is not DecodeRanks.MOVE:
+            self._victims = VictimOrder(policy, self._write_counters)
         self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
 
     # --- what others see -------------------------------------------------------------------
@@ -115,7 +120,7 @@ class FastScheduler(Scheduler):
         if self.is_fast:
             cohort.leave_before(number)
             if not self._fits(step, number):
-                is_short = self._evict_last(batch, step, number)
+                is_short = self._evict(batch, step, number)
                 if not is_short:
                     self._write_back()
         if not self.is_fast:
@@ -167,13 +172,21 @@ class FastScheduler(Scheduler):
             )
         return need <= self.kv.num_free_blocks
 
-    def _evict_last(self, batch: Batch, step: Step, number: int) -> bool:
+    def _evict(self, batch: Batch, step: Step, number: int) -> bool:
+        """Blocks for the cohort's next tokens from victims. False, and nothing changed, where the step is not that
+        simple."""
+        if self._has_own_victims or self._prefilling or self.cohort.size > step.token_budget:
+            return False
+        if self.ranked:
+            return self._evict_by_rank(batch, step, number)
+        self._evict_last(batch, step, number)
+        return True
+
+    def _evict_last(self, batch: Batch, step: Step, number: int) -> None:
         """Blocks for the cohort's next tokens, from the last of ``running`` where the pool has too few (vLLM's rule
         without ranks). Taken in the order in which the reference takes them: what is free first, then what each
-        victim gives. False where the step is not that simple."""
+        victim gives."""
         cohort, kv = self.cohort, self.kv
-        if self.ranked or self._has_own_victims or self._prefilling or cohort.size > step.token_budget:
-            return False
         num_taken = 0
         while (need := cohort.growth[number % cohort.block_size] - num_taken) > 0:
             some = min(need, kv.num_free_blocks)
@@ -184,6 +197,42 @@ class FastScheduler(Scheduler):
                 victim = self.running[-1]
                 self._preempt(victim, step.now_ns)
                 batch.preempted.append(victim)
+
+    def _evict_by_rank(self, batch: Batch, step: Step, number: int) -> bool:
+        """The same by (rank, arrival). A victim may have had its token of this step already: then it has also made
+        the keys of that step, and gives its new block back with the others."""
+        cohort, kv, victims, now_ns = self.cohort, self.kv, self._victims, step.now_ns
+        if victims is None:
+            return False
+        latest, block_size = number - 1, cohort.block_size
+        phase = latest % block_size
+        needy = [r for r in self.running if r.is_counted and (r.joined_at - r.base_computed) % block_size == phase]
+
+        def num_blocks_of(request: Request) -> int:
+            if request.joined_at == NOT_A_MEMBER:
+                return request.num_blocks
+            return kv.blocks_for(request.base_computed + min(latest, request.last_batch) - request.joined_at)
+
+        def next_victim() -> Request | None:
+            return victims.pop(now_ns, self.num_updated)
+
+        planned = plan_evictions(needy, kv.num_free_blocks, next_victim, num_blocks_of)
+        if planned is None:
+            return False
+        plan, num_taken = planned
+        for eviction in plan:
+            kv.take_unnamed(eviction.num_taken_before)
+            victim = eviction.victim
+            if eviction.is_served:
+                self._list_in_flight(victim)
+                self._leave(victim)
+                victim.num_blocks += eviction.has_new_block
+                cacheable = min(victim.num_computed_tokens + 1, victim.num_tokens)
+                if cacheable >= victim.next_cacheable_tokens:
+                    kv.cache_blocks(victim, cacheable)
+            self._preempt(victim, now_ns)
+            batch.preempted.append(victim)
+        kv.take_unnamed(num_taken)
         return True
 
     def _sort_in(self, batch: Batch) -> None:
@@ -216,6 +265,9 @@ class FastScheduler(Scheduler):
         self._prefilling = [
             r for r in self.running if r not in sampled and not (r.num_output_placeholders and self._ends_in_flight(r))
         ]
+        if self._victims is not None:
+            listed = set(self._prefilling)
+            self._victims.start(r for r in self.running if r not in sampled and r not in listed)
         for request in tuple(batch.sampled):
             self._join(request)
 
@@ -231,6 +283,8 @@ class FastScheduler(Scheduler):
             at_model_len = request.num_prompt_tokens + ends >= self.settings.max_model_len
             is_known = ends == request.max_tokens or at_model_len
         if base_output + 1 >= ends and is_known:
+            if self._victims is not None:
+                self._victims.add(request)
             return  # its last token is in flight: nothing more to schedule
         if self._is_talking(request):
             if any(r is not request and _conversation(r) == _conversation(request) for r in self.running):
@@ -239,6 +293,8 @@ class FastScheduler(Scheduler):
                 return
             self._talkers[_conversation(request)] = request
         self.cohort.add(request, base_output=base_output, is_known_to_end=is_known)
+        if self._victims is not None:
+            self._victims.add(request)
         request.fed_until = self.cohort.latest
 
     def _is_talking(self, request: Request) -> bool:
