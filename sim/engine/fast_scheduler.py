@@ -375,8 +375,11 @@ class FastScheduler(Scheduler):
 
     def _make_keys(self, talker: Request) -> None:
         """The keys that the reference has made by now for a member, this step's included."""
-        cohort = self.cohort
-        computed = talker.base_computed + min(cohort.latest + 1, talker.last_batch) - talker.joined_at
+        if not talker.is_counted:
+            # Its last token is in flight: this step gives it nothing, so makes it no key.
+            self._write_counters(talker)
+            return
+        computed = talker.base_computed + self.cohort.latest + 1 - talker.joined_at
         known = talker.num_prompt_tokens + talker.base_output + max(0, self.num_updated - talker.joined_at + 1)
         if talker.next_cacheable_tokens != NO_CACHING:
             self.kv.cache_blocks(talker, min(computed, known))

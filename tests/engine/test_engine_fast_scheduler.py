@@ -127,3 +127,17 @@ def test_fast_decides_as_the_reference(rows: list[tuple[Any, ...]], engine: dict
     for place, (theirs, ours) in enumerate(zip(reference, fast, strict=False)):
         assert ours == theirs, f"record {place} after {reference[max(place - 2, 0) : place]}"
     assert len(fast) == len(reference)
+
+
+def test_a_talker_whose_last_token_is_in_flight_makes_no_more_keys() -> None:
+    rows = [(7, 2, 9, 0, "talk", 1, 3), (2, 3, 6, 0, "talk", 1, 0)]
+    engine = {
+        "num_gpu_blocks": 24,
+        "block_size": 1,
+        "max_num_seqs": 7,
+        "max_num_batched_tokens": 300,
+        "async_scheduling": True,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+    }
+    assert replay(FastScheduler, rows, engine, "fcfs") == replay(Scheduler, rows, engine, "fcfs")
