@@ -8,6 +8,7 @@ into its requests and the reference forms the step. ``docs/fast-forward.md`` exp
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence
 from typing import Any
 
 from policies.base import DecodeRanks, Policy, RankChanges
@@ -18,7 +19,7 @@ from sim.engine.request import Request
 from sim.engine.run_kv_cache import RunKVCache
 from sim.engine.scheduler import Scheduler
 from sim.engine.victims import VictimOrder, decode_ranks_of, plan_evictions
-from sim.engine.waiting import RankedQueue
+from sim.engine.waiting import OnDemand, RankedQueue
 from sim.results.record import Recorder
 
 
@@ -354,11 +355,13 @@ class FastScheduler(Scheduler):
 
     # --- what the reference does, with members among the running ---------------------------
 
-    def _preempt_proactively(self, batch: Batch, now_ns: int) -> None:
+    def _running_as_of_now(self) -> Sequence[Request]:
+        return OnDemand(self.running, self._write_all_counters)
+
+    def _write_all_counters(self) -> None:
         for request in self.running:
             if request.joined_at != NOT_A_MEMBER:
                 self._write_counters(request)
-        super()._preempt_proactively(batch, now_ns)
 
     def _preempt(self, victim: Request, now_ns: int) -> None:
         if victim.joined_at != NOT_A_MEMBER:

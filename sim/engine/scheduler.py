@@ -8,6 +8,7 @@ clock of its own and no SimPy: who calls it decides what time it is.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from policies.base import EngineLimits, EngineState, Policy
@@ -351,11 +352,14 @@ class Scheduler:
 
     def _preempt_proactively(self, batch: Batch, now_ns: int) -> None:
         state = EngineState(now_ns, self.kv.num_free_blocks, len(self.running), len(self.waiting))
-        for victim in list(self.policy.preempt(self.running, AdmissionOrder(self.waiting), state)):
+        for victim in list(self.policy.preempt(self._running_as_of_now(), AdmissionOrder(self.waiting), state)):
             if not isinstance(victim, Request) or victim.state is not State.RUNNING:
                 raise TypeError(f"policy {self.policy.name} preempts {victim!r}, which does not run")
             self._preempt(victim, now_ns)
             batch.preempted.append(victim)
+
+    def _running_as_of_now(self) -> Sequence[Request]:
+        return self.running
 
     def _pick_victim(self, needy: Request, now_ns: int) -> Request:
         """Who loses its blocks so that ``needy`` can grow: the last admitted, or the largest (rank, arrival)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from policies.base import Policy, RankChanges
@@ -143,3 +143,23 @@ class AdmissionOrder(Sequence[Request]):
             yield self._queue.peek()
             for position in range(1, len(self._queue)):
                 yield self[position]
+
+
+class OnDemand(Sequence[Request]):
+    """Requests whose counters are brought up to date when the first of them is looked at, not before."""
+
+    def __init__(self, requests: list[Request], bring_up_to_date: Callable[[], None]) -> None:
+        self._requests = requests
+        self._bring_up_to_date: Callable[[], None] | None = bring_up_to_date
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._bring_up_to_date is not None:
+            self._bring_up_to_date()
+            self._bring_up_to_date = None
+        return self._requests[index]
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self[:])
