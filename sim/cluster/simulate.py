@@ -25,7 +25,7 @@ from sim.results.record import Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build import build_workload
-from sim.workload.table import RequestTable
+from sim.workload.table import NO_GROUP, RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
@@ -135,8 +135,10 @@ def _build_replica(
     wait_ns = round(engine.static_batch_wait_s * 1e9)
     depth = pipeline_depth(engine)
     common = (cost, depth, recorder, gateway.on_end, wait_ns, decisions)
+    # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
+    swaps_conversations = engine.preemption == "swap" and bool((gateway.workload.session != NO_GROUP).any())
     try:
-        if engine.stepping == "reference":
+        if engine.stepping == "reference" or swaps_conversations:
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
         scheduler = FastScheduler(settings, policy, recorder, is_pipelined=is_pipelined)
