@@ -66,8 +66,14 @@ class PredictingPolicy(Policy):
 
     def remaining_work(self, request: RequestView) -> int:
         """Expected work left, at least one output token. It never grows but when prefill work is lost."""
-        output_left = max(1, self.expected_output(request) - request.num_output_tokens)
-        return prompt_left(request) + self._weight * output_left
+        # Asked of every running request whenever somebody waits: few calls.
+        expected = self._expected.get(request.request_id)
+        if expected is None:
+            expected = self.expected_output(request)
+        num_output_tokens = request.num_output_tokens
+        output_left = expected - num_output_tokens
+        work = self._weight * output_left if output_left > 1 else self._weight
+        return work if num_output_tokens else work + prompt_left(request)
 
     def tokens_left(self, request: RequestView) -> int:
         """Expected output tokens left; 0 and less beyond the prediction."""

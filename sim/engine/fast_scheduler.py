@@ -356,12 +356,17 @@ class FastScheduler(Scheduler):
     # --- what the reference does, with members among the running ---------------------------
 
     def _running_as_of_now(self) -> Sequence[Request]:
-        return OnDemand(self.running, self._write_all_counters)
+        return OnDemand(self.running, self._write_views)
 
-    def _write_all_counters(self) -> None:
+    def _write_views(self) -> None:
+        """What a policy can see of the members, as ``_write_counters`` has it."""
+        latest, updated = self.cohort.latest, self.num_updated
         for request in self.running:
-            if request.joined_at != NOT_A_MEMBER:
-                self._write_counters(request)
+            joined = request.joined_at
+            if joined != NOT_A_MEMBER:
+                request.num_computed_tokens = request.base_computed + min(latest, request.last_batch) - joined
+                if updated >= joined:
+                    request.num_output_tokens = request.base_output + min(updated, request.ends_at) - joined + 1
 
     def _preempt(self, victim: Request, now_ns: int) -> None:
         if victim.joined_at != NOT_A_MEMBER:

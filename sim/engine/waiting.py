@@ -77,8 +77,10 @@ class RankedQueue:
             self.next_change_ns = None
             self.entries = [self._entry(entry[3], now_ns) for entry in self.entries]
         elif self._stale:
-            stale = self._stale
-            self.entries = [self._entry(entry[3], now_ns) if entry[3] in stale else entry for entry in self.entries]
+            for request in self._stale:
+                entry = (request.rank, request.arrival_ns, request.order, request)
+                if entry in self.entries:  # else it has ended meanwhile
+                    self.entries[self.entries.index(entry)] = self._entry(request, now_ns)
         else:
             return
         self._stale = frozenset()
