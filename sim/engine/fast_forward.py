@@ -1,8 +1,8 @@
 """A replica that jumps over steps in which nothing is decided, to the same instants as single steps.
 
-``Replica`` in ``replica.py`` is the one to read first; this one follows the same order of events with
-callbacks in place of a process, and takes steady decode steps many at a time: when they all start and
-end is known beforehand, so it sleeps until the last one, or until a request arrives and cuts them short.
+``Replica`` in ``replica.py`` is the one to read first; this one follows the same order of events in a loop
+over its own time, and takes steady decode steps many at a time: when they all start and end is known
+beforehand, so it goes straight to the last one, or to where an arriving request cuts them short.
 ``docs/fast-forward.md`` has the argument.
 """
 
@@ -26,7 +26,6 @@ from sim.results.record import Recorder
 
 MAX_STEPS_AHEAD = 4096
 """Longest jump: bounds the arrays, and what is planned in vain when an arrival cuts it."""
-
 
 NOT_PLANNED = 1 << 62
 """Instant of a wake that is not wanted."""
