@@ -1,0 +1,63 @@
+"""Which operators a profile can hold, and what names a measured curve of each: the vocabulary of the profile file.
+
+A curve is one series of times along one axis, everything else about the operator fixed by its key. All times are
+nanoseconds of one launch on one GPU. ``docs/profile.md`` is this table in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorLayout:
+    """Names of a curve's fixed attributes, the axis it runs along, and what is timed."""
+
+    key: tuple[str, ...]
+    axis: str
+    meaning: str
+
+
+_ATTENTION = ("dtype", "kv_dtype", "num_heads", "num_kv_heads", "head_size", "window")
+
+OPERATORS: dict[str, OperatorLayout] = {
+    "gemm": OperatorLayout(
+        ("dtype", "n", "k"), "m", "one linear layer: (m, k) activations times (k, n) weights, scales included"
+    ),
+    "decode_attention": OperatorLayout(
+        (*_ATTENTION, "batch"), "context_tokens", "one layer, batch requests of one new token and this much KV each"
+    ),
+    "prefill_attention": OperatorLayout(
+        (*_ATTENTION, "batch", "prior_tokens"),
+        "chunk_tokens",
+        "one layer, batch causal chunks, each after prior_tokens of KV",
+    ),
+    "mixed_attention": OperatorLayout(
+        (*_ATTENTION, "chunk_tokens", "prior_tokens", "num_decodes"),
+        "decode_context_tokens",
+        "one layer, one chunk together with num_decodes decodes of this much KV each",
+    ),
+    "moe": OperatorLayout(
+        ("dtype", "hidden_size", "intermediate_size", "num_experts", "experts_per_token", "tp", "ep"),
+        "tokens",
+        "routed experts of one layer on one of tp * ep GPUs, without the router; tokens of the whole step",
+    ),
+    "all_reduce": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes held by each GPU"),
+    "all_gather": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes of the gathered result"),
+    "reduce_scatter": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes of each GPU's input"),
+    "all_to_all": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes that each GPU holds before"),
+    "elementwise": OperatorLayout(
+        ("name", "width"),
+        "tokens",
+        "rms_norm (with residual), silu_and_mul (width of its output), rotary, reshape_and_cache (elements per token)",
+    ),
+    "sampling": OperatorLayout(("vocab_size",), "rows", "sampler over float32 logits"),
+    "host_copy": OperatorLayout(("direction",), "bytes", "to_host or to_gpu, pinned memory"),
+    "decode_attention_contiguous": OperatorLayout(
+        (*_ATTENTION, "batch"), "context_tokens", "as decode_attention over contiguous KV: the price of paging"
+    ),
+}
+"""``window`` 0 = full attention. ``implementation``: ``custom`` (vLLM's own, in graphs), ``custom_eager``, ``nccl``."""
+
+DTYPES = ("float32", "float16", "bfloat16", "fp8", "fp8_block", "int8", "int4")
+"""Names of number formats in keys. ``fp8`` per tensor or row, ``fp8_block`` 128 x 128 blocks, ``int4`` weight only."""
