@@ -11,7 +11,7 @@ request_id)`` and a KV shortage evicts the largest ``(rank, arrival_time)`` of `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum, Flag
 from typing import ClassVar, Protocol
@@ -35,8 +35,6 @@ class RequestView(Protocol):
     priority: int
     """The client's own priority (smaller is more urgent)."""
     num_prompt_tokens: int
-    num_computed_tokens: int
-    num_output_tokens: int
     max_tokens: int
     tenant: str
     tier: str
@@ -46,6 +44,16 @@ class RequestView(Protocol):
     """Instant by which the request should have ended, or None."""
     expected_output_tokens: int | None
     """The client's own hint, or None."""
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose KV is in the cache, or will be once the steps in flight have ended."""
+        ...
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far, as far as they are known."""
+        ...
 
 
 class RankChanges(Flag):
@@ -79,6 +87,22 @@ class DecodeRanks(Enum):
     COUNT_DOWN = 2
     """Their order is that of ``tokens_left``: fewer left never ranks behind more left (equal ranks are allowed),
     and as many left means the same rank."""
+
+
+class Feedback(Enum):
+    """What ``on_scheduled`` does with a request that it was told of before.
+
+    It lets a live engine of a thousand running requests tell a policy of them all in a few calls, and changes no
+    decision.
+    """
+
+    EACH = 0
+    """Anything: it is told of each request."""
+    FIRST = 1
+    """Nothing: only the first call for a request matters."""
+    GROUPS = 2
+    """Something that depends on ``service_group`` and the number of tokens only: after the first call for each,
+    requests of one group may be told together, as one of them with the sum of their tokens."""
 
 
 class Predictor(Protocol):
@@ -148,6 +172,8 @@ class Policy:
     rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
     decode_ranks: ClassVar[DecodeRanks] = DecodeRanks.MOVE
     """Holds for the class that says it only: a class derived from it says it anew if it still holds."""
+    feedback: ClassVar[Feedback] = Feedback.EACH
+    """Holds for the class that says it only, as ``decode_ranks``."""
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
     shares_accumulate: bool = False
@@ -173,6 +199,15 @@ class Policy:
         """First instant after ``now_ns`` at which the clock alone can change ``request``'s rank or, by way
         of ``request``, the answer of ``preempt``; None = never."""
         return None
+
+    def rank_group(self, request: RequestView) -> Hashable | None:
+        """Where ranks move with ``OTHERS``: requests of one group have equal ranks at every instant, until the clock
+        reaches ``next_change_ns`` of one of them; None = it is in no group."""
+        return None
+
+    def service_group(self, request: RequestView) -> Hashable:
+        """Where ``feedback`` is ``GROUPS``: whom the tokens of ``request`` count for; always the same."""
+        raise NotImplementedError
 
     def tokens_left(self, request: RequestView) -> int:
         """Where ``decode_ranks`` is ``COUNT_DOWN``: a number that falls by one with each output token."""

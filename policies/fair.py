@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import lcm
 
-from policies.base import Policy, RankChanges, RequestView
+from policies.base import Feedback, Policy, RankChanges, RequestView
 from policies.checks import check_not_negative, check_positive, exact, refuse, seconds_ns
 
 URGENCY = 1 << 96
@@ -63,6 +63,7 @@ class Fair(Policy):
     name = "fair"
     summary = "least served tenant first, by weight; token-bucket limits per tenant"
     rank_changes = RankChanges.ALWAYS
+    feedback = Feedback.GROUPS
 
     weights: dict[str, float] = field(default_factory=dict, metadata={"help": "weight by tenant"})
     default_weight: float = field(default=1.0, metadata={"help": "weight of tenants not in weights"})
@@ -128,6 +129,14 @@ class Fair(Policy):
     def next_change_ns(self, request: RequestView, now_ns: int) -> int | None:
         instants = [self._may_run_ns.get(request.request_id), self._overdue_at_ns(request) if self.shares else None]
         return min((instant for instant in instants if instant is not None and instant > now_ns), default=None)
+
+    def rank_group(self, request: RequestView) -> str | None:
+        """Its tenant, for those whose ranks are the tenant's counter and nothing else."""
+        return None if self.shares or request.request_id in self._may_run_ns else request.tenant
+
+    def service_group(self, request: RequestView) -> str:
+        """Its tenant."""
+        return request.tenant
 
     def _overdue_at_ns(self, request: RequestView) -> int | None:
         if request.deadline_ns is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from policies.base import EngineLimits, EngineState, PolicyError, RankChanges, RequestView
+from policies.base import EngineLimits, EngineState, Feedback, PolicyError, RankChanges, RequestView
 from policies.checks import check_fraction, check_not_negative, check_positive, exact, refuse, seconds_ns
 from policies.eviction import evict_until_room, has_room
 from policies.expected import PredictingPolicy
@@ -43,6 +43,7 @@ class Tiered(PredictingPolicy):
     name = "tiered"
     summary = "tiers, shortest remaining within a tier, ageing; lower tiers yield when an SLO is at risk"
     rank_changes = RankChanges.PROGRESS | RankChanges.TIME
+    feedback = Feedback.FIRST
 
     tiers: list[str] = field(
         default_factory=lambda: ["premium", "standard", "budget"], metadata={"help": "tier names, the best first"}

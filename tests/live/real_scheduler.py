@@ -82,8 +82,40 @@ def _block_hash_function() -> Callable[[Any], bytes]:
     return hash_function
 
 
-def build_scheduler(settings: CaseSettings) -> Any:
-    """vLLM's ``Scheduler``, or its ``AsyncScheduler`` where scheduling is asynchronous, with these settings."""
+NS_PER_STEP = 1_000_000_000
+"""A step stands for a second: vLLM's arrival times are float seconds, the simulator's integer nanoseconds."""
+
+
+class StepClock:
+    """The clock of the plugin, set by steps."""
+
+    def __init__(self) -> None:
+        self.instant_ns = 0
+
+    def now_ns(self) -> int:
+        """The present instant."""
+        return self.instant_ns
+
+    def arrival_ns(self, arrival_time: float) -> int:
+        """The instant of an arrival (s)."""
+        return round(arrival_time * 1e9)
+
+
+def hints_of(request: CaseRequest) -> dict[str, Any]:
+    """What a client would send as ``vllm_xargs``."""
+    hints: dict[str, Any] = {"tenant": request.tenant, "tier": request.tier, "class_name": request.class_name}
+    if request.expected_output_tokens is not None:
+        hints["expected_output_tokens"] = request.expected_output_tokens
+    if request.deadline_steps is not None:
+        hints["deadline_s"] = float(request.deadline_steps)
+    return hints
+
+
+def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) -> Any:
+    """vLLM's ``Scheduler``, or its ``AsyncScheduler`` where scheduling is asynchronous, with these settings.
+
+    ``scheduler_cls``: another class, as ``--scheduler-cls`` names it.
+    """
     import torch
     from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -108,7 +140,10 @@ def build_scheduler(settings: CaseSettings) -> Any:
     config = VllmConfig(
         model_config=_model_config(settings.max_model_len),
         scheduler_config=SchedulerConfig(
-            max_model_len=settings.max_model_len, is_encoder_decoder=False, **wanted_scheduler
+            max_model_len=settings.max_model_len,
+            is_encoder_decoder=False,
+            scheduler_cls=scheduler_cls,
+            **wanted_scheduler,
         ),
         cache_config=CacheConfig(block_size=settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
         device_config=DeviceConfig(device="cpu"),
@@ -143,9 +178,12 @@ def prompt_content(request: CaseRequest, index: int) -> list[int]:
 class RealScheduler:
     """One case on vLLM's scheduler, a step at a time."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, scheduler_cls: str | None = None) -> None:
         self.settings = case.settings
-        self.scheduler = build_scheduler(case.settings)
+        self.scheduler = build_scheduler(case.settings, scheduler_cls)
+        self.clock = StepClock()
+        if scheduler_cls is not None:
+            self.scheduler.clock = self.clock
         self._requests: dict[str, tuple[int, CaseRequest]] = {}
         self._preempted: list[str] = []
         self._in_flight: deque[tuple[Any, frozenset[str]]] = deque()
@@ -177,6 +215,7 @@ class RealScheduler:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher
         from vllm.v1.request import Request
 
+        self.clock.instant_ns = request.arrival_step * NS_PER_STEP
         index = len(self._requests)
         self._requests[request.request_id] = (index, request)
         hasher = None
@@ -187,7 +226,11 @@ class RealScheduler:
                 request_id=request.request_id,
                 prompt_token_ids=prompt_content(request, index),
                 sampling_params=SamplingParams(
-                    max_tokens=request.max_tokens, ignore_eos=True, stop_token_ids=[STOP_TOKEN], detokenize=False
+                    max_tokens=request.max_tokens,
+                    ignore_eos=True,
+                    stop_token_ids=[STOP_TOKEN],
+                    detokenize=False,
+                    extra_args=hints_of(request),
                 ),
                 pooling_params=None,
                 arrival_time=float(request.arrival_step),
@@ -196,8 +239,9 @@ class RealScheduler:
             )
         )
 
-    def schedule(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+    def schedule(self, step: int) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
         """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
+        self.clock.instant_ns = step * NS_PER_STEP
         self._preempted.clear()
         output = self.scheduler.schedule()
         samples = frozenset(
@@ -266,7 +310,7 @@ def drive(case: Case, scheduler: Any) -> Replay:
             step = max(step, waiting[0].arrival_step)
         while waiting and waiting[0].arrival_step <= step:
             scheduler.add_request(waiting.popleft())
-        scheduled, preempted = scheduler.schedule()
+        scheduled, preempted = scheduler.schedule(step)
         replay.records.append(StepRecord(step, scheduled, preempted, finished, scheduler.free_blocks))
         finished = scheduler.settle(was_empty=not scheduled)
         step += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from real_scheduler import drive
+from real_scheduler import NS_PER_STEP, drive
 from traces import Case, CaseRequest, CaseSettings, Replay
 
 from policies.base import Policy
@@ -13,9 +13,6 @@ from policies.priority import Priority
 from sim.engine.batch import Batch, SchedulerSettings
 from sim.engine.request import Content, Request
 from sim.engine.scheduler import Scheduler
-
-NS_PER_STEP = 1_000_000_000
-"""A step stands for a second: vLLM's arrival times are float seconds, the simulator's integer nanoseconds."""
 
 
 def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
@@ -39,9 +36,11 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
 class SimScheduler:
     """One case on the simulator's scheduler, a step at a time."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, policy: Policy | None = None) -> None:
+        """``policy``: None = the stock one that the case's settings name."""
         self.settings = case.settings
-        policy: Policy = Fcfs() if case.settings.policy == "fcfs" else Priority()
+        if policy is None:
+            policy = Fcfs() if case.settings.policy == "fcfs" else Priority()
         self.scheduler = Scheduler(scheduler_settings(case.settings), policy)
         self._in_flight: deque[Batch] = deque()
         self._content_ids: dict[object, int] = {}
@@ -73,6 +72,11 @@ class SimScheduler:
             max_tokens=request.max_tokens,
             max_model_len=self.settings.max_model_len,
             priority=request.priority,
+            tenant=request.tenant,
+            tier=request.tier,
+            class_name=request.class_name,
+            expected_output_tokens=request.expected_output_tokens,
+            deadline_ns=None if request.deadline_steps is None else arrival_ns + request.deadline_steps * NS_PER_STEP,
             content=self._content(request, row),
         )
         refusal = self.scheduler.why_never(mine)
@@ -80,10 +84,10 @@ class SimScheduler:
             raise ValueError(f"{request}: the simulator refuses what vLLM runs: {refusal}")
         self.scheduler.add_request(mine, arrival_ns)
 
-    def schedule(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+    def schedule(self, step: int) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
         """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
-        batch = self.scheduler.schedule(self._step * NS_PER_STEP)
-        self._step += 1
+        batch = self.scheduler.schedule(step * NS_PER_STEP)
+        self._step = step + 1
         self._in_flight.append(batch)
         scheduled = tuple((request.request_id, num_tokens) for request, num_tokens in batch.scheduled.items())
         return scheduled, tuple(request.request_id for request in batch.preempted)

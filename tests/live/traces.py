@@ -53,6 +53,12 @@ class CaseRequest:
     """Shared content: (content id, end token) pairs; what follows is the request's own."""
     session: int | None = None
     """Requests of one session have the same content position by position, prompt and output; excludes segments."""
+    tenant: str = "default"
+    tier: str = "default"
+    class_name: str = "default"
+    expected_output_tokens: int | None = None
+    deadline_steps: int | None = None
+    """Steps after arrival by which it should have ended."""
 
 
 @dataclass(frozen=True, slots=True)
