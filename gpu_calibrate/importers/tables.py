@@ -1,0 +1,164 @@
+"""From rows of a table to the curves of one operator: duplicates, impossible times, times out of a warm cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.errors import InputError
+from sim.latency.profile.file import Curve, Device, Key
+from sim.latency.profile.layout import OPERATORS
+from sim.latency.profile.speed_of_light import LAUNCH_NS, bound_ns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = npt.NDArray[np.float64]
+
+POSSIBLE_SHARE_OF_PEAK = 1.05
+"""Faster than this share of the datasheet's peak is not believed."""
+JUMP, AGREE = 2.0, 1.5
+"""More than ``JUMP`` times above or below both neighbours, which differ by less than ``AGREE``, is an outlier."""
+DIGITS = 5
+"""Significant digits of a time that are kept: the tables' noise is at the third."""
+
+
+@dataclass
+class Cleaning:
+    """What was dropped from one operator's table, and why."""
+
+    operator: str
+    rows: int = 0
+    duplicates: int = 0
+    impossible: int = 0
+    warm: int = 0
+    outliers: int = 0
+    kept: int = 0
+
+    def note(self) -> str:
+        """One line for the profile's notes."""
+        dropped = {
+            "repeated rows joined to their median": self.duplicates,
+            "faster than the GPU can": self.impossible,
+            "read out of a warm L2": self.warm,
+            "outliers": self.outliers,
+        }
+        parts = [f"{count} {reason}" for reason, count in dropped.items() if count]
+        return f"{self.operator}: {self.kept} of {self.rows} rows kept" + (f"; {', '.join(parts)}" if parts else "")
+
+
+WarmBytes = Callable[[dict[str, Any], Floats], Floats]
+"""Bytes of weights or KV that one launch of a curve reads, at each place of its axis."""
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """How a benchmark went over the same memory again and again, so that what fits the L2 came from there."""
+
+    read_bytes: WarmBytes
+    copies: Callable[[dict[str, Any]], int]
+    """Copies gone through in turn, by the fields of the key."""
+    share: float
+    """A time is still good when reading the bytes from memory would take less of it than this."""
+
+
+@dataclass(frozen=True)
+class CurveTable:
+    """Rows of one operator. ``frame`` has a column per part of the key, ``at`` and ``time_ns``."""
+
+    operator: str
+    frame: pd.DataFrame
+    reuse: Reuse | None = None
+    """None where the benchmark's cache is as warm as an engine's."""
+
+
+def build_curves(table: CurveTable, device: Device) -> tuple[tuple[Curve, ...], Cleaning]:
+    """Curves of a table, cleaned. Order: by key. Raises InputError for times that are no positive numbers."""
+    layout = OPERATORS[table.operator]
+    cleaning = Cleaning(table.operator, rows=len(table.frame))
+    frame = table.frame
+    bad = ~(np.isfinite(frame["time_ns"]) & (frame["time_ns"] > 0) & (frame["at"] > 0))
+    if bool(bad.any()):
+        first = frame[bad].iloc[0].to_dict()
+        raise InputError(f"{table.operator}: {int(bad.sum())} rows without a positive time or place, the first {first}")
+    columns = [*layout.key, "at"]
+    medians = frame.groupby(columns, sort=True, observed=True)["time_ns"].median().reset_index()
+    cleaning.duplicates = len(frame) - len(medians)
+    curves = []
+    for key, group in medians.groupby(list(layout.key), sort=True, observed=True):
+        curve = _clean_curve(table, device, _plain(key), group, cleaning)
+        if curve is not None:
+            curves.append(curve)
+    cleaning.kept = sum(len(curve.at) for curve in curves)
+    return tuple(curves), cleaning
+
+
+def _plain(key: Sequence[Any]) -> Key:
+    return tuple(part if isinstance(part, str) else int(part) for part in key)
+
+
+def _clean_curve(table: CurveTable, device: Device, key: Key, group: pd.DataFrame, cleaning: Cleaning) -> Curve | None:
+    at: Floats = group["at"].to_numpy(dtype=np.float64)
+    times: Floats = group["time_ns"].to_numpy(dtype=np.float64)
+    fields = dict(zip(OPERATORS[table.operator].key, key, strict=True))
+    possible = times >= _least_ns(table, device, fields, at)
+    warm = np.zeros_like(possible)
+    if table.reuse is not None:
+        read = table.reuse.read_bytes(fields, at)
+        reading_ns = read / device.memory_bandwidth_bytes_per_s * 1e9
+        warm = (read * table.reuse.copies(fields) <= device.l2_bytes) & (reading_ns > table.reuse.share * times)
+    outlier = np.zeros_like(possible)
+    keep = possible & ~warm
+    outlier[keep] = _outliers(times[keep])
+    cleaning.warm += int(warm.sum())
+    cleaning.impossible += int((~possible & ~warm).sum())
+    cleaning.outliers += int(outlier.sum())
+    keep &= ~outlier
+    if not keep.any():
+        return None
+    return Curve(
+        key=key,
+        at=tuple(int(place) for place in at[keep]),
+        time_ns=tuple(_rounded(time) for time in times[keep]),
+    )
+
+
+def _least_ns(table: CurveTable, device: Device, fields: dict[str, Any], at: Floats) -> Floats:
+    """What no launch can beat: its arithmetic, and reading from memory what cannot be in the L2. Activations may be in
+    the L2, as they are in an engine."""
+    if "num_gpus" in fields:
+        gpus = float(fields["num_gpus"])
+        link = device.link_bandwidth_bytes_per_s or np.inf
+        return at * (gpus - 1.0) / gpus / link * 1e9 / POSSIBLE_SHARE_OF_PEAK
+    if table.operator == "moe" and fields["ep"] > 1:
+        # How many of the tokens chose this GPU's experts is not known.
+        return np.zeros_like(at)
+    arithmetic = device.model_copy(update={"memory_bandwidth_bytes_per_s": 1e30})
+    least = bound_ns(table.operator, arithmetic, fields, at) - LAUNCH_NS
+    if table.reuse is not None:
+        read = table.reuse.read_bytes(fields, at)
+        cold = read * table.reuse.copies(fields) > device.l2_bytes
+        least = np.maximum(least, np.where(cold, read / device.memory_bandwidth_bytes_per_s * 1e9, 0.0))
+    share: Floats = least / POSSIBLE_SHARE_OF_PEAK
+    return share
+
+
+def _rounded(time: float) -> float:
+    return float(f"{time:.{DIGITS}g}")
+
+
+def _outliers(times: Floats) -> npt.NDArray[np.bool_]:
+    """Single points far above or below both neighbours, which agree with each other. Steps, as tiles of a matrix make
+    them, are none."""
+    found = np.zeros(len(times), dtype=bool)
+    if len(times) < 3:
+        return found
+    left, middle, right = times[:-2], times[1:-1], times[2:]
+    agree = np.maximum(left, right) < AGREE * np.minimum(left, right)
+    far = (middle > JUMP * np.maximum(left, right)) | (middle * JUMP < np.minimum(left, right))
+    found[1:-1] = agree & far
+    return found
