@@ -15,6 +15,7 @@ import click
 
 from sim import __version__
 from sim.errors import InputError, OutputError, SimrunError
+from sim.live.commands import COMMANDS
 from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
 
 if TYPE_CHECKING:
@@ -200,6 +201,10 @@ def gpus_command() -> int:
         )
     click.echo("* a round example of on-demand list prices, not a quote")
     return EXIT_DONE
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def _guarded(action: Callable[[], Any]) -> int:

@@ -17,7 +17,11 @@ QUIET_S = 1.0
 class ProgressBar:
     """Call it with (ended, submitted, now_ns); it draws itself when that is worth while."""
 
-    def __init__(self, file: TextIO | None = None, quiet_s: float = QUIET_S) -> None:
+    def __init__(
+        self, file: TextIO | None = None, quiet_s: float = QUIET_S, words: tuple[str, str] = ("simulating", "simulated")
+    ) -> None:
+        self._words = words
+        """What is being done, and what has been done for the time shown."""
         self._file = file or sys.stderr
         self._quiet_s = quiet_s
         self._started_s = time.monotonic()
@@ -52,10 +56,10 @@ class ProgressBar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("simulating"),
+            TextColumn(self._words[0]),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("requests, {task.fields[simulated]} simulated"),
+            TextColumn(f"requests, {{task.fields[simulated]}} {self._words[1]}"),
             TimeRemainingColumn(compact=True),
             console=Console(file=self._file),
             transient=True,

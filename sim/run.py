@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
+    from sim.workload.table import RequestTable
 
 
 def run(
@@ -20,8 +21,11 @@ def run(
     *,
     decisions: TextIO | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    workload: RequestTable | None = None,
 ) -> Results:
     """Check ``loaded`` against models, traces and policies, simulate it, and return the results.
+
+    ``workload`` takes the place of the scenario's own requests.
 
     Raises:
         InputError: the scenario cannot be run; every problem at once.
@@ -34,7 +38,7 @@ def run(
 
     check_all(loaded)
     started_s = time.perf_counter()
-    record = simulate_cluster(loaded, decisions=decisions, progress=progress)
+    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload)
     record.notes += traffic_notes(loaded.scenario.engine, record.workload)
     return Results(record, _context(loaded, time.perf_counter() - started_s))
 

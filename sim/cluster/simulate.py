@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 
 def simulate_cluster(
-    loaded: LoadedScenario, *, decisions: TextIO | None = None, progress: Progress | None = None
+    loaded: LoadedScenario,
+    *,
+    decisions: TextIO | None = None,
+    progress: Progress | None = None,
+    workload: RequestTable | None = None,
 ) -> RunRecord:
-    """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step.
+    """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
+    of the scenario's.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
-    workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
+    if workload is None:
+        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)

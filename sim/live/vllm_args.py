@@ -1,0 +1,302 @@
+"""The ``vllm serve`` command line of a scenario.
+
+Every engine setting that decides something is written out, those that agree with vLLM's defaults too: its
+defaults for ``max_num_seqs``, ``max_num_batched_tokens``, ``async_scheduling`` and others depend on the GPU that it
+finds and move from version to version, and the command is to say what was simulated. What vLLM has no setting for
+is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from sim.scenario.loader import LoadedScenario
+    from sim.scenario.schema import EngineConfig, NamedSpec
+
+VLLM_VERSION = "0.32.0"
+"""The version whose argument parser the flags were checked against (``tests/live/test_http_vllm_args.py``)."""
+SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
+"""What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
+SCHEDULER_CLS_ASYNC = "policies.vllm_plugin.AsyncPolicyScheduler"
+POLICY_VARIABLE = "SIMRUN_POLICY"
+PREDICTOR_VARIABLE = "SIMRUN_PREDICTOR"
+
+REPOSITORIES: Mapping[str, str] = MappingProxyType(
+    {
+        "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+        "llama-2-13b": "meta-llama/Llama-2-13b-hf",
+        "llama-2-70b": "meta-llama/Llama-2-70b-hf",
+        "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+        "llama-3-70b": "meta-llama/Meta-Llama-3-70B",
+        "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+        "llama-3.1-70b": "meta-llama/Llama-3.1-70B",
+        "llama-3.1-405b": "meta-llama/Llama-3.1-405B",
+        "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
+        "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+        "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+        "codellama-34b": "codellama/CodeLlama-34b-hf",
+        "qwen2.5-7b": "Qwen/Qwen2.5-7B",
+        "qwen2.5-14b": "Qwen/Qwen2.5-14B",
+        "qwen2.5-32b": "Qwen/Qwen2.5-32B",
+        "qwen2.5-72b": "Qwen/Qwen2.5-72B",
+        "qwen3-8b": "Qwen/Qwen3-8B",
+        "qwen3-14b": "Qwen/Qwen3-14B",
+        "qwen3-32b": "Qwen/Qwen3-32B",
+        "mistral-7b": "mistralai/Mistral-7B-v0.1",
+        "mistral-7b-v0.3": "mistralai/Mistral-7B-v0.3",
+        "mistral-nemo-12b": "mistralai/Mistral-Nemo-Base-2407",
+        "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
+        "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
+        "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
+    }
+)
+"""Model preset -> its repository on Hugging Face. Tuned variants of the same shape go by ``--model``."""
+
+PLAIN_VALUES: Mapping[str, str] = MappingProxyType(
+    {
+        "max_model_len": "--max-model-len",
+        "max_num_seqs": "--max-num-seqs",
+        "max_num_batched_tokens": "--max-num-batched-tokens",
+        "block_size": "--block-size",
+        "gpu_memory_utilization": "--gpu-memory-utilization",
+        "num_gpu_blocks_override": "--num-gpu-blocks-override",
+        "tensor_parallel_size": "--tensor-parallel-size",
+        "pipeline_parallel_size": "--pipeline-parallel-size",
+        "long_prefill_token_threshold": "--long-prefill-token-threshold",
+        "watermark": "--watermark",
+    }
+)
+"""Settings whose value vLLM takes as it is; null is left out."""
+SWITCHES: Mapping[str, str] = MappingProxyType(
+    {
+        "enable_chunked_prefill": "enable-chunked-prefill",
+        "enable_prefix_caching": "enable-prefix-caching",
+        "scheduler_reserve_full_isl": "scheduler-reserve-full-isl",
+        "long_prefill_token_threshold_adaptive": "long-prefill-token-threshold-adaptive",
+        "enforce_eager": "enforce-eager",
+    }
+)
+"""Settings that are ``--NAME`` or ``--no-NAME``."""
+SPECIAL = frozenset({"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor"})
+"""Settings that become something else, each by its own function."""
+NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s"})
+"""Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused."""
+REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "preemption": ("recompute", "vLLM's V1 engine preempts by recomputation only"),
+        "kv": ("paged", "vLLM's KV cache is paged"),
+        "batching": ("continuous", "vLLM batches continuously"),
+        "max_prefill_tokens_per_step": (
+            None,
+            "vLLM has no cap on the prefill tokens of a step; max_num_batched_tokens bounds them, and "
+            "long_prefill_token_threshold those of one request",
+        ),
+    }
+)
+"""Settings that vLLM lacks: the only value it can express, and why no other."""
+
+ONLINE_QUANTIZATION: Mapping[str, str] = MappingProxyType({"fp8": "fp8", "int8": "int8_per_channel_weight_only"})
+"""Weights that vLLM makes smaller itself while it loads a 16-bit checkpoint."""
+KV_DTYPES: Mapping[str, str] = MappingProxyType(
+    {"auto": "auto", "float16": "float16", "bfloat16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
+)
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+
+
+@dataclass(slots=True)
+class ServeCommand:
+    """A command line: environment, words, and what to know about it."""
+
+    arguments: list[list[str]]
+    """After ``vllm serve``: the model, then a flag and its value each."""
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def argv(self) -> list[str]:
+        """All words."""
+        return ["vllm", "serve", *(word for group in self.arguments for word in group)]
+
+    def shell(self) -> str:
+        """A command for a POSIX shell, a flag a line, under its notes as comments."""
+        lines = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        first, *flags = self.arguments
+        lines.append(shlex.join(["vllm", "serve", *first]))
+        lines += [f"  {shlex.join(group)}" for group in flags]
+        comments = "".join(f"# {note}\n" for note in self.notes)
+        return comments + " \\\n".join(lines) + "\n"
+
+    def to_json(self) -> str:
+        """The same for a program."""
+        document = {"environment": self.environment, "argv": self.argv, "notes": self.notes}
+        return json.dumps(document, indent=2) + "\n"
+
+
+def serve_command(loaded: LoadedScenario, model: str | None = None) -> ServeCommand:
+    """What starts a vLLM server with the engine of ``loaded``, which has passed its checks.
+
+    ``model`` takes the place of the repository or folder that the scenario's model stands for.
+
+    Raises InputError with everything that vLLM cannot express.
+    """
+    engine = loaded.scenario.engine
+    command = ServeCommand([])
+    problems = [*_refusals(loaded), *_policy_refusals(loaded)]
+    command.arguments.append([_model(loaded, model, command, problems)])
+    command.arguments += _dtype_flags(loaded, model, command, problems)
+    for key, flag in PLAIN_VALUES.items():
+        value = getattr(engine, key)
+        if value is not None:
+            command.arguments.append([flag, str(value)])
+    command.arguments += [[_switch(flag, getattr(engine, key))] for key, flag in SWITCHES.items()]
+    command.arguments += _policy_flags(engine, command)
+    if problems:
+        raise InputError(problems)
+    _add_notes(loaded, command)
+    return command
+
+
+def _switch(flag: str, on: bool) -> str:
+    return f"--{flag}" if on else f"--no-{flag}"
+
+
+def _refusals(loaded: LoadedScenario) -> Iterator[Problem]:
+    engine = loaded.scenario.engine
+    for key, (only, why) in REFUSED.items():
+        value = getattr(engine, key)
+        if value != only:
+            remedy = "remove it" if only is None else f"set it to {only}"
+            yield loaded.problem(("engine", key), f"vLLM cannot do `engine.{key}: {value}`: {why}; {remedy}")
+    placed = {*PLAIN_VALUES, *SWITCHES, *SPECIAL, *NOT_THE_ENGINES, *REFUSED}
+    for key, about in type(engine).model_fields.items():
+        if key not in placed and getattr(engine, key) != about.get_default(call_default_factory=True):
+            yield loaded.problem(("engine", key), f"`engine.{key}`: this command does not know its vLLM counterpart")
+    if not engine.enable_chunked_prefill and engine.max_num_batched_tokens < engine.max_model_len:
+        yield loaded.problem(
+            ("engine", "enable_chunked_prefill"),
+            f"without chunked prefill vLLM refuses max_num_batched_tokens ({engine.max_num_batched_tokens}) below "
+            f"max_model_len ({engine.max_model_len}); raise the first or lower the second",
+        )
+
+
+def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, problems: list[Problem]) -> str:
+    engine = loaded.scenario.engine
+    if given is not None:
+        return given
+    name = engine.model.lower()
+    if name in REPOSITORIES:
+        return REPOSITORIES[name]
+    path = loaded.base_dir / Path(engine.model).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        problems.append(
+            loaded.problem(("engine", "model"), f"no repository is known for `{engine.model}`; give one by --model")
+        )
+    elif not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+        command.notes.append(
+            f"{folder} holds no weights: vLLM is told to make some up; --model names a folder that does"
+        )
+    return str(folder)
+
+
+def _dtype_flags(
+    loaded: LoadedScenario, model: str | None, command: ServeCommand, problems: list[Problem]
+) -> Iterator[list[str]]:
+    engine = loaded.scenario.engine
+    if any("holds no weights" in note for note in command.notes):
+        yield ["--load-format", "dummy"]
+    is_float = engine.dtype in ("float32", "float16", "bfloat16")
+    yield ["--dtype", engine.dtype if is_float else "auto"]
+    if engine.dtype in ONLINE_QUANTIZATION and model is None:
+        yield ["--quantization", ONLINE_QUANTIZATION[engine.dtype]]
+        command.notes.append(f"dtype {engine.dtype}: vLLM quantises a 16-bit checkpoint as it loads it")
+    elif engine.dtype in (*ONLINE_QUANTIZATION, "int4") and model is not None:
+        command.notes.append(f"dtype {engine.dtype}: taken to be what {model} is stored in; vLLM reads that from it")
+    elif engine.dtype == "int4":
+        problems.append(
+            loaded.problem(
+                ("engine", "dtype"),
+                "vLLM makes no int4 weights (AWQ, GPTQ) from a 16-bit checkpoint; name a quantised one by --model",
+            )
+        )
+    activations = engine.dtype if is_float else "bfloat16"
+    kv = engine.kv_cache_dtype
+    if kv not in KV_DTYPES and kv != activations:
+        problems.append(
+            loaded.problem(
+                ("engine", "kv_cache_dtype"),
+                f"vLLM keeps a {kv} KV cache only for a model that runs in {kv}, and this one runs in {activations}; "
+                "choose auto",
+            )
+        )
+    yield ["--kv-cache-dtype", KV_DTYPES.get(kv, "auto")]
+    if kv == "int8":
+        command.notes.append("int8 KV: vLLM adds a scale per token and head, so that a little fewer blocks fit")
+
+
+def _named(spec: str | NamedSpec) -> tuple[str, dict[str, Any]]:
+    return (spec, {}) if isinstance(spec, str) else (spec.name, spec.params)
+
+
+def _policy_refusals(loaded: LoadedScenario) -> Iterator[Problem]:
+    from policies.base import PolicyError
+    from policies.predictors import MaxTokens
+    from policies.registry import build_policy
+
+    name, params = _named(loaded.scenario.engine.policy)
+    try:
+        refusal = build_policy(name, params, MaxTokens()).live_refusal()
+    except PolicyError as error:
+        refusal = str(error)
+    if refusal is not None:
+        yield loaded.problem(("engine", "policy"), f"vLLM cannot run the policy {name}: {refusal}")
+
+
+def _policy_flags(engine: EngineConfig, command: ServeCommand) -> Iterator[list[str]]:
+    from sim.cluster.simulate import is_asynchronous
+
+    asynchronous = is_asynchronous(engine)
+    name, params = _named(engine.policy)
+    if name in ("fcfs", "priority"):
+        yield ["--scheduling-policy", name]
+    else:
+        yield ["--scheduling-policy", "priority"]
+        yield ["--scheduler-cls", SCHEDULER_CLS_ASYNC if asynchronous else SCHEDULER_CLS]
+        command.environment[POLICY_VARIABLE] = _spec_text(name, params)
+        command.environment[PREDICTOR_VARIABLE] = _spec_text(*_named(engine.predictor))
+        command.notes.append("this package has to be installed where the server runs: it imports policies.vllm_plugin")
+    yield [_switch("async-scheduling", asynchronous)]
+
+
+def _spec_text(name: str, params: Mapping[str, Any]) -> str:
+    """A name, or a name with parameters as JSON."""
+    return json.dumps({"name": name, **params}) if params else name
+
+
+def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
+    from sim.latency.memory import plan_memory
+
+    scenario, engine = loaded.scenario, loaded.scenario.engine
+    notes = [f"{scenario.name}: {engine.gpu}, for vLLM {VLLM_VERSION}"]
+    if engine.num_gpu_blocks_override is None:
+        blocks = plan_memory(engine, loaded.base_dir).num_gpu_blocks
+        notes.append(
+            f"KV blocks: simulated with {blocks:,}, an estimate; vLLM measures its own and logs `GPU KV cache size`"
+        )
+    replicas = scenario.cluster.replicas
+    if replicas > 1:
+        router, _ = _named(scenario.cluster.router)
+        notes.append(
+            f"{replicas} replicas: start {replicas} of these, each on its own GPUs and --port, behind a router that "
+            f"does `{router}`; vLLM's own --data-parallel-size balances by queue lengths instead"
+        )
+    command.notes[:0] = notes
