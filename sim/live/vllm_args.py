@@ -20,15 +20,12 @@ from sim.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
-    from sim.scenario.schema import EngineConfig, NamedSpec
+    from sim.scenario.schema import NamedSpec
 
 VLLM_VERSION = "0.32.0"
 """The version whose argument parser the flags were checked against (``tests/live/test_http_vllm_args.py``)."""
 SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
 """What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
-SCHEDULER_CLS_ASYNC = "policies.vllm_plugin.AsyncPolicyScheduler"
-POLICY_VARIABLE = "SIMRUN_POLICY"
-PREDICTOR_VARIABLE = "SIMRUN_PREDICTOR"
 
 REPOSITORIES: Mapping[str, str] = MappingProxyType(
     {
@@ -150,7 +147,7 @@ def serve_command(loaded: LoadedScenario, model: str | None = None) -> ServeComm
     """
     engine = loaded.scenario.engine
     command = ServeCommand([])
-    problems = [*_refusals(loaded), *_policy_refusals(loaded)]
+    problems = [*_refusals(loaded)]
     command.arguments.append([_model(loaded, model, command, problems)])
     command.arguments += _dtype_flags(loaded, model, command, problems)
     for key, flag in PLAIN_VALUES.items():
@@ -158,7 +155,7 @@ def serve_command(loaded: LoadedScenario, model: str | None = None) -> ServeComm
         if value is not None:
             command.arguments.append([flag, str(value)])
     command.arguments += [[_switch(flag, getattr(engine, key))] for key, flag in SWITCHES.items()]
-    command.arguments += _policy_flags(engine, command)
+    command.arguments += _policy_flags(loaded, command, problems)
     if problems:
         raise InputError(problems)
     _add_notes(loaded, command)
@@ -247,38 +244,70 @@ def _named(spec: str | NamedSpec) -> tuple[str, dict[str, Any]]:
     return (spec, {}) if isinstance(spec, str) else (spec.name, spec.params)
 
 
-def _policy_refusals(loaded: LoadedScenario) -> Iterator[Problem]:
+def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:
     from policies.base import PolicyError
     from policies.predictors import MaxTokens
     from policies.registry import build_policy
+    from policies.vllm_settings import why_not_live
+    from sim.cluster.simulate import is_asynchronous
 
-    name, params = _named(loaded.scenario.engine.policy)
+    engine = loaded.scenario.engine
+    name, params = _named(engine.policy)
     try:
-        refusal = build_policy(name, params, MaxTokens()).live_refusal()
+        policy = build_policy(name, params, MaxTokens())
+        refusal = why_not_live(policy)
     except PolicyError as error:
         refusal = str(error)
     if refusal is not None:
-        yield loaded.problem(("engine", "policy"), f"vLLM cannot run the policy {name}: {refusal}")
-
-
-def _policy_flags(engine: EngineConfig, command: ServeCommand) -> Iterator[list[str]]:
-    from sim.cluster.simulate import is_asynchronous
-
-    asynchronous = is_asynchronous(engine)
-    name, params = _named(engine.policy)
-    if name in ("fcfs", "priority"):
-        yield ["--scheduling-policy", name]
+        problems.append(loaded.problem(("engine", "policy"), f"vLLM cannot run the policy {name}: {refusal}"))
+        return
+    if policy.stock_mode is not None:
+        yield ["--scheduling-policy", policy.stock_mode]
     else:
         yield ["--scheduling-policy", "priority"]
-        yield ["--scheduler-cls", SCHEDULER_CLS_ASYNC if asynchronous else SCHEDULER_CLS]
-        command.environment[POLICY_VARIABLE] = _spec_text(name, params)
-        command.environment[PREDICTOR_VARIABLE] = _spec_text(*_named(engine.predictor))
-        command.notes.append("this package has to be installed where the server runs: it imports policies.vllm_plugin")
-    yield [_switch("async-scheduling", asynchronous)]
+        yield ["--scheduler-cls", SCHEDULER_CLS]
+        _policy_environment(loaded, command, name, params, policy.uses_predictor)
+    yield [_switch("async-scheduling", is_asynchronous(engine))]
+
+
+def _policy_environment(
+    loaded: LoadedScenario, command: ServeCommand, name: str, params: dict[str, Any], uses_predictor: bool
+) -> None:
+    """What the plugin reads: the policy, and its predictor with all that it knows beforehand."""
+    from policies import vllm_settings
+
+    command.notes.append("simrun-llm has to be installed where the server runs: it imports policies.vllm_plugin")
+    command.environment[vllm_settings.POLICY] = _spec_text(name, params)
+    if not uses_predictor:
+        return
+    predictor, known = _named(loaded.scenario.engine.predictor)
+    if predictor == "class_mean":
+        known = {**known, "means": {**_class_means(loaded), **known.get("means", {})}}
+    command.environment[vllm_settings.PREDICTOR] = _spec_text(predictor, known)
+    if predictor == "noisy":
+        command.environment[vllm_settings.SEED] = str(loaded.scenario.seed)
+    if predictor in ("exact", "noisy"):
+        command.notes.append(
+            f"predictor {predictor}: no server knows a request's true length; it takes the client's hint "
+            "(vllm_xargs: expected_output_tokens), else max_tokens"
+        )
+    command.notes.append(
+        "clients name tenant, tier, class_name and deadline_s of a request in vllm_xargs, as `simrun observe` does"
+    )
+
+
+def _class_means(loaded: LoadedScenario) -> dict[str, float]:
+    """Mean output of each class of the scenario's workload, as the simulator's predictor has it."""
+    from sim.workload.build import build_workload
+
+    told = loaded.scenario
+    table = build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)
+    outputs = {info.name: table.output_tokens[table.class_index == k] for k, info in enumerate(table.classes)}
+    return {name: round(float(values.mean()), 3) for name, values in outputs.items() if len(values)}
 
 
 def _spec_text(name: str, params: Mapping[str, Any]) -> str:
-    """A name, or a name with parameters as JSON."""
+    """A name, or a name with parameters as JSON (which is YAML)."""
     return json.dumps({"name": name, **params}) if params else name
 
 
