@@ -157,11 +157,13 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
             logger.warning("%s has no effect: policy %s uses no predictor", PREDICTOR, policy.name)
 
     def use_policy(self, policy: Policy) -> None:
-        """Schedule by ``policy`` from the first request on.
+        """Schedule by ``policy`` from the next request on; nobody may be here.
 
         Raises:
-            PolicyError: the policy cannot work within the engine's limits.
+            PolicyError: the policy cannot work within the engine's limits, or requests are here.
         """
+        if self.requests:
+            raise PolicyError(f"{len(self.requests)} requests are here: a policy can only change while there are none")
         self.ranks_by = policy
         pool = self.kv_cache_manager.block_pool
         policy.bind(

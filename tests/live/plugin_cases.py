@@ -1,4 +1,4 @@
-"""Random workloads with what policies go by (tenants, tiers, hints, deadlines), and random parameters of the policies."""
+"""Random workloads with what policies go by (tenants, tiers, hints, deadlines), and random policies."""
 
 from __future__ import annotations
 
