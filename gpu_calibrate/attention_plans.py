@@ -21,7 +21,6 @@ from gpu_calibrate.plan_types import (
     positive,
 )
 
-QUERIES_PER_BLOCK = 64
 PREFILL_TOKENS_PER_STAGE = 32
 SMALL_BLOCK = 128
 """Threads of the lower rungs' blocks (at head size 256 the naive one has 256)."""
@@ -67,15 +66,20 @@ class PagedCache:
 
 
 def merge_bytes(warps: int, head_size: int) -> int:
-    """Shared memory in which a block merges its warps' results: (head_size + 2) floats per warp and head of a tile."""
-    return warps * HEADS_PER_TILE * (head_size + 2) * 4
+    """Shared memory in which a block merges its warps' results: (head_size + 3) floats per warp and head of a tile."""
+    return warps * HEADS_PER_TILE * (head_size + 3) * 4
 
 
-def default_warps(op: str, head_size: int) -> int:
-    """Warps per block of the matrix-instruction kernels."""
-    if op == "paged_attention_gqa":
-        return 8 if head_size <= 128 else 4
-    return 4
+def _warps(op: str, head_size: int, chosen: int | None, defines: dict[str, int]) -> int:
+    """Warps per block of a matrix-instruction kernel; another number than the source's own becomes a macro."""
+    gqa = op == "paged_attention_gqa"
+    default = 8 if gqa and head_size <= 128 else 4
+    warps = chosen or default
+    if not 1 <= warps <= 32:
+        raise KernelError(f"num_warps must lie in 1 ... 32, is {warps}")
+    if warps != default:
+        defines["GQA_THREADS" if gqa else "SPLIT_THREADS"] = WARP * warps
+    return warps
 
 
 SPLIT_OVERHEAD_TOKENS = 64
@@ -164,8 +168,7 @@ def plan_decode(
     inputs = ("query", "k_cache", "v_cache", *place, np.float32(k_scale), np.float32(v_scale))
     calls: tuple[KernelCall, ...]
     if op in ("paged_attention_split_kv", "contiguous_attention"):
-        warps = num_warps or default_warps(op, head_size)
-        defines["NUM_WARPS"] = warps
+        warps = _warps(op, head_size, num_warps, defines)
         blocks = num_kv_heads * heads.head_tiles
         resident = max(1, (12 if head_size <= 128 else 8) // warps)
         chunk = tokens_per_split or choose_split(lens.tolist(), blocks, sm_count, resident, 16 * warps)
@@ -197,8 +200,7 @@ def plan_decode(
         )
         calls = (first, merge) if splits > 1 else (first,)
     elif op == "paged_attention_gqa":
-        warps = num_warps or default_warps(op, head_size)
-        defines["NUM_WARPS"] = warps
+        warps = _warps(op, head_size, num_warps, defines)
         grid = (num_kv_heads * heads.head_tiles, seqs, 1)
         calls = (KernelCall(op, grid, (WARP * warps, 1, 1), merge_bytes(warps, head_size), ("out", *inputs)),)
     else:
@@ -273,7 +275,8 @@ def plan_prefill(
         np.float32(k_scale),
         np.float32(v_scale),
     )
-    grid = (-(-int(queries.max()) // QUERIES_PER_BLOCK), num_q_heads, len(lens))
+    queries_per_block = 64 if head_size <= 128 else 32
+    grid = (-(-int(queries.max()) // queries_per_block), num_q_heads, len(lens))
     q, c = queries.astype(np.int64), lens.astype(np.int64)
     pairs = int((q * (c - q) + q * (q + 1) // 2).sum())
     bytes_moved = int(c.sum()) * heads.kv_bytes_per_token + 2 * rows * num_q_heads * head_size * 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ class KernelFile:
     name: str
     entries: tuple[str, ...]
     defines: tuple[str, ...]
-    """Macros it must be given, a subset of HEAD_SIZE, BLOCK_SIZE, DTYPE_BF16, KV_FP8, NUM_WARPS, ROTARY_DIM."""
+    """Macros it must be given, a subset of HEAD_SIZE, BLOCK_SIZE, DTYPE_BF16, KV_FP8, ROTARY_DIM."""
 
 
 _ATTENTION = ("HEAD_SIZE", "BLOCK_SIZE", "DTYPE_BF16", "KV_FP8")
@@ -48,16 +48,16 @@ FILES: dict[str, KernelFile] = {
         KernelFile("paged_attention_uncoalesced", ("paged_attention_uncoalesced",), _ATTENTION),
         KernelFile("paged_attention_shared", ("paged_attention_shared",), _ATTENTION),
         KernelFile("paged_attention_vectorised", ("paged_attention_vectorised",), _ATTENTION),
-        KernelFile("paged_attention_gqa", ("paged_attention_gqa",), (*_ATTENTION, "NUM_WARPS")),
+        KernelFile("paged_attention_gqa", ("paged_attention_gqa",), _ATTENTION),
         KernelFile(
             "paged_attention_split_kv",
             ("paged_attention_split_kv", "merge_splits"),
-            (*_ATTENTION, "NUM_WARPS"),
+            _ATTENTION,
         ),
         KernelFile(
             "contiguous_attention",
             ("contiguous_attention", "merge_splits"),
-            (*_ATTENTION, "NUM_WARPS"),
+            _ATTENTION,
         ),
         KernelFile("paged_prefill", ("paged_prefill",), _ATTENTION),
         KernelFile("reshape_and_cache", ("reshape_and_cache",), _ATTENTION),
@@ -106,17 +106,29 @@ def _inlined(path: Path, folder: Path, target: Target, seen: set[Path]) -> str:
     return "\n".join(lines)
 
 
-@lru_cache(maxsize=64)
-def source(name: str, target: Target = "cuda") -> Source:
-    """The text of kernel file ``name`` (a key of ``FILES``) with its includes, for NVRTC or for the CPU.
+def text_of(names: Sequence[str], target: Target = "cuda") -> str:
+    """The texts of kernel files one after the other, every included file once.
 
     Raises:
         KernelError: there is no such kernel.
     """
-    if name not in FILES:
-        raise KernelError(f"unknown kernel {name!r}: there are {', '.join(FILES)}")
-    folder = kernels_dir()
-    text = _inlined(folder / f"{name}.cu", folder, target, set()) + "\n"
+    folder, seen = kernels_dir(), set[Path]()
+    parts = []
+    for name in names:
+        if name not in FILES:
+            raise KernelError(f"unknown kernel {name!r}: there are {', '.join(FILES)}")
+        parts.append(_inlined(folder / f"{name}.cu", folder, target, seen) + "\n")
+    return "".join(parts)
+
+
+@lru_cache(maxsize=64)
+def source(name: str) -> Source:
+    """Text and hash of kernel file ``name`` (a key of ``FILES``), as NVRTC gets it.
+
+    Raises:
+        KernelError: there is no such kernel.
+    """
+    text = text_of([name])
     return Source(name, text, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
@@ -136,7 +148,7 @@ def nvrtc_options(arch: str, defines: Defines) -> tuple[str, ...]:
         raise KernelError(f"architecture {arch!r}: name it as sm_80, sm_90 ...")
     if int(match[1]) < 80:
         raise KernelError(f"architecture {arch}: the kernels need sm_80 (A100) or newer")
-    return ("-std=c++17", f"--gpu-architecture={arch}", "-default-device", *define_flags(defines))
+    return ("-std=c++17", f"--gpu-architecture={arch}", *define_flags(defines))
 
 
 _MODULES: dict[tuple[str, str, tuple[str, ...]], Any] = {}

@@ -24,7 +24,7 @@ Scalar = np.int32 | np.int64 | np.float32
 class ArraySpec:
     """An array of a launch, in C order.
 
-    ``dtype``: ``float16``, ``bfloat16`` (held as bits, uint16), ``fp8`` (bits, uint8), ``float32``, ``int32``, ``int64``.
+    ``dtype``: ``float16``, ``bfloat16`` (as bits, uint16), ``fp8`` (bits, uint8), ``float32``, ``int32`` or ``int64``.
     ``values`` holds what integers must be; floating inputs are random, ``output`` and ``scratch`` need no content.
     """
 
