@@ -61,6 +61,8 @@ class RoundRobin(Router):
 
     name: ClassVar[str] = "round_robin"
     summary: ClassVar[str] = "one after the other"
+    takes_turns: ClassVar[bool] = True
+    """Request i of a fixed fleet of n goes to position i % n: the simulator need not ask."""
 
     _next: int = field(init=False, repr=False, default=0)
 

@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from simpy import Event
 
 from policies.base import Router
 from sim.engine.clock import ARRIVAL_TURN, At, Clock
+from sim.engine.decode_sums import DecodeSums
+from sim.engine.fast_forward import FastReplica
+from sim.engine.feed import NO_MORE, Feed, machine_integers
 from sim.engine.replica import Replica, request_row
 from sim.engine.request import Content, Request
 from sim.errors import SimulationError
@@ -71,6 +75,7 @@ class Gateway:
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
         self.acts_on_ends = concurrency is not None or bool(self._child_of)
         """Whether the end of a request makes another one arrive."""
+        self._is_dealt_out = False
         env.process(self._arrivals())
 
     def on_end(self, request: Request) -> None:
@@ -82,16 +87,63 @@ class Gateway:
         if self._next_released < len(self.workload):
             row, self._next_released = self._next_released, self._next_released + 1
             self._release(row)
-        if self._progress is not None and self.num_ended % PROGRESS_EVERY == 0:
+        if self.num_ended % PROGRESS_EVERY == 0:
+            self._report_progress()
+
+    def on_ends(self, count: int) -> None:
+        """``count`` requests have ended that nothing waits for."""
+        before, self.num_ended = self.num_ended, self.num_ended + count
+        if before // PROGRESS_EVERY != self.num_ended // PROGRESS_EVERY:
+            self._report_progress()
+
+    def _report_progress(self) -> None:
+        if self._progress is not None:
             now = time.perf_counter()
             if now - self._last_progress >= PROGRESS_INTERVAL_S:
                 self._last_progress = now
                 self._progress(self.num_ended, len(self.workload), self.env.now)
 
+    # --- dealing out -------------------------------------------------------------------------
+
+    def deal_out(self, sums: DecodeSums) -> None:
+        """Give each replica all its requests before the run, where nothing that happens can change who gets which."""
+        replicas = [replica for replica in self.replicas if isinstance(replica, FastReplica)]
+        takes_turns = getattr(self.router, "takes_turns", False) and len(replicas) == len(self.replicas)
+        if self.acts_on_ends or not takes_turns:
+            return
+        self._is_dealt_out = True
+        table = self.workload
+        arrival_ns = np.maximum.accumulate(table.arrival_ns)
+        most = np.minimum(table.max_tokens, self.max_model_len - table.input_tokens)
+        output_tokens = np.minimum(table.output_tokens, most)
+        is_plain = not len(table.segment_content_id) and bool((output_tokens == most).all())
+        at_end = table.input_tokens + output_tokens - 1
+        for index, replica in enumerate(replicas):
+            rows = np.arange(index, len(table), len(replicas))
+            longest = replica.scheduler.kv.longest_request_tokens
+            never = (table.input_tokens[rows] >= self.max_model_len) | (at_end[rows] > longest)
+            for row in rows[never].tolist():
+                request = self._make_request(next(self._rows(row, row + 1)), int(arrival_ns[row]))
+                self._reject(request, replica, replica.scheduler.why_never(request) or "it can never run here")
+            rows = rows[~never]
+            feed = Feed(
+                rows=machine_integers(rows),
+                arrival_ns=machine_integers(np.append(arrival_ns[rows], NO_MORE)),
+                prompt_tokens=machine_integers(table.input_tokens[rows]),
+                output_tokens=machine_integers(output_tokens[rows]),
+                make=lambda row, at_ns: self._make_request(next(self._rows(row, row + 1)), at_ns),
+                name=table.request_id,
+                on_ends=self.on_ends,
+                is_plain=is_plain,
+            )
+            replica.take_feed(feed, sums)
+
     # --- arrivals ----------------------------------------------------------------------------
 
     def _arrivals(self) -> Generator[Event, Any, None]:
         """Requests that arrive by themselves, in order of their rows."""
+        if self._is_dealt_out:
+            return
         env = self.env
         end = self._next_released if self.workload.closed_loop_concurrency is not None else len(self.workload)
         for first in range(0, end, ROWS_AT_ONCE):
@@ -120,7 +172,7 @@ class Gateway:
         arrival.callbacks.append(lambda _: self._arrive(next(self._rows(row, row + 1))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
-        request = self._make_request(fields)
+        request = self._make_request(fields, self.env.now)
         position = self.router.choose(request, self.replicas, request.arrival_ns)
         if not 0 <= position < len(self.replicas):
             raise SimulationError(
@@ -132,10 +184,13 @@ class Gateway:
         if objection is None:
             replica.submit(request)
             return
+        self._reject(request, replica, objection)
+
+    def _reject(self, request: Request, replica: Replica, objection: str) -> None:
         self.recorder.reject(request_row(request, Status.REJECTED, replica.index), objection)
         self.on_end(request)
 
-    def _make_request(self, fields: tuple[int, ...]) -> Request:
+    def _make_request(self, fields: tuple[int, ...], arrival_ns: int) -> Request:
         (
             row,
             _,
@@ -153,7 +208,6 @@ class Gateway:
         ) = fields
         table = self.workload
         info = table.classes[class_index]
-        arrival_ns = self.env.now
         request_id = str(row) if table.request_ids is None else table.request_ids[row]
         in_session = session != NO_GROUP
         # Own content is numbered after all shared content: conversations first, then single requests.

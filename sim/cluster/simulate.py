@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
-import numpy as np
-
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.batch import SchedulerSettings
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
+from sim.engine.decode_sums import DecodeSums
 from sim.engine.fast_forward import FastReplica
 from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.replica import Replica
@@ -61,9 +60,12 @@ def simulate_cluster(
         _build_replica(loaded, index, gateway, settings, cost, log) for index in range(scenario.cluster.replicas)
     ]
     try:
+        sums = DecodeSums(cost, recorder)
+        gateway.deal_out(sums)
         env.run()
         for replica in gateway.replicas:
             replica.finish()
+        sums.record_gaps()
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -196,14 +198,12 @@ def _check_nothing_lost(gateway: Gateway) -> None:
 
 def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
     engine, recorder = loaded.scenario.engine, gateway.recorder
-    requests = recorder.requests.columns()
     itl_ns, itl_weight = recorder.itl_columns()
-    order = np.argsort(requests["row"], kind="stable")
     replicas = gateway.replicas
     return RunRecord(
         workload=gateway.workload,
-        requests={name: column[order] for name, column in requests.items()},
-        steps=recorder.steps.columns(),
+        requests=recorder.request_columns(gateway.workload, gateway.max_model_len),
+        steps=recorder.step_columns(),
         itl_ns=itl_ns,
         itl_weight=itl_weight,
         reasons=recorder.reject_reasons,

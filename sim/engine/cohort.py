@@ -37,9 +37,15 @@ class Cohort:
         knows beforehand which token is the last one, and schedules no step beyond it; otherwise, one
         more step may be scheduled before the end is seen (an EOS under asynchronous scheduling).
         """
-        joined = self.latest
-        request.joined_at = joined
         request.base_computed = request.num_computed_tokens
+        self.enter(request, self.latest, base_output=base_output, is_known_to_end=is_known_to_end)
+
+    def enter(self, request: Request, joined: int, *, base_output: int, is_known_to_end: bool) -> None:
+        """``add`` for a request that joined with an earlier batch and has been in all of them since.
+
+        ``base_computed``: what it had computed with that batch (``num_computed_tokens`` then).
+        """
+        request.joined_at = joined
         request.base_output = base_output
         request.ends_at = joined + request._stop_at_output_tokens - base_output - 1
         request.last_batch = request.ends_at if is_known_to_end else request.ends_at + 1
@@ -49,6 +55,13 @@ class Cohort:
         heapq.heappush(self._end_batches, request.ends_at)
         if is_known_to_end:
             self._leaves.setdefault(request.last_batch + 1, []).append((request, joined))
+
+    def restart(self, latest: int) -> None:
+        """No members, and ``latest`` is the last batch scheduled."""
+        self.latest = latest
+        self.size = self.context_tokens = 0
+        self.growth = [0] * self.block_size
+        self._ends, self._leaves, self._end_batches = {}, {}, []
 
     def remove(self, request: Request) -> None:
         """``request`` is no member any more; its counters must have been written back first."""

@@ -18,9 +18,12 @@ from simpy import Event
 from sim.engine.batch import Batch
 from sim.engine.clock import ARRIVAL_TURN, START_TURN, At, Clock
 from sim.engine.decisions import DecisionLog
+from sim.engine.decode_sums import DecodeSums
 from sim.engine.fast_scheduler import FastScheduler
+from sim.engine.feed import Feed
 from sim.engine.replica import Replica
-from sim.engine.request import Request
+from sim.engine.request import Request, State
+from sim.engine.steady import SteadyLoop, is_steady_kind
 from sim.latency.base import StepCost, StepShape
 from sim.results.record import Recorder
 
@@ -87,6 +90,8 @@ class FastReplica(Replica):
         self._must_complete = False
         """A step scheduled nothing: the oldest batch in flight has to end before the next one."""
         self._shape = StepShape()
+        self._feed: Feed | None = None
+        self._steady: SteadyLoop | None = None
         super().__init__(env, index, model, scheduler, cost, depth, recorder, on_end, static_batch_wait_ns, decisions)
 
     def _start(self) -> None:
@@ -124,7 +129,11 @@ class FastReplica(Replica):
     # --- events ------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        now_ns = self.env.now
+        self._accept(request, self.env.now)
+        if self.is_watched:
+            self._set_timer()
+
+    def _accept(self, request: Request, now_ns: int) -> None:
         if self._wake_ns <= now_ns:
             self.advance(now_ns, ARRIVAL_TURN)
         if self._jump is not None:
@@ -132,8 +141,6 @@ class FastReplica(Replica):
         self.scheduler.add_request(request, now_ns)
         if self._wake_ns == NOT_PLANNED or self._is_gathering:
             self._wake_ns, self._wake_turn = now_ns, START_TURN
-        if self.is_watched:
-            self._set_timer()
 
     def advance(self, until_ns: int, until_turn: int) -> None:
         """Everything that happens here before a turn of an instant."""
@@ -174,8 +181,11 @@ class FastReplica(Replica):
         if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(now_ns)) > 0:
             self._wake_ns, self._is_gathering = now_ns + gathering_ns, True
             return
-        if len(in_flight) == self.depth - 1 and self._try_jump(now_ns, until_ns):
-            return
+        if len(in_flight) == self.depth - 1:
+            if self._steady is not None and in_flight and self._steady.start_busy(now_ns):
+                return
+            if self._try_jump(now_ns, until_ns):
+                return
         batch = scheduler.schedule(now_ns)
         self._check_progress(batch, now_ns)
         if batch.is_empty:
@@ -189,8 +199,41 @@ class FastReplica(Replica):
         elif host_ns:
             self._wake_ns, self._wake_turn = now_ns + host_ns, 0
 
+    # --- arrivals known beforehand -----------------------------------------------------------
+
+    def take_feed(self, feed: Feed, sums: DecodeSums) -> None:
+        """All requests that will ever come here: ``finish`` runs them. Nobody may ask the replica anything before."""
+        self._feed = feed
+        if feed.is_plain and self.depth == 2 and is_steady_kind(self.scheduler):
+            self._steady = SteadyLoop(self, feed, sums)
+
     def finish(self) -> None:
+        feed = self._feed
+        while feed is not None and (position := feed.position) < len(feed.rows):
+            arrival_ns = feed.arrival_ns[position]
+            if self._steady is not None and self._wake_ns == NOT_PLANNED:
+                self._steady.start_idle()
+            else:
+                self.advance(arrival_ns, ARRIVAL_TURN)
+            if feed.position != position:
+                continue
+            feed.position += 1
+            self._accept(feed.make(feed.rows[position], arrival_ns), arrival_ns)
         self.advance(NOT_PLANNED, 0)
+
+    def resume(self, now_ns: int, busy_ns: int) -> None:
+        """The steady loop hands over: the next step is to be formed now; ``busy_ns`` ends the one in flight."""
+        self._host_free_ns = now_ns
+        self._stage_free_ns[0] = max(busy_ns, now_ns)
+        self._num_fruitless_steps = 0
+        self._wake_ns, self._wake_turn = now_ns, START_TURN
+
+    def record_end_at(self, request: Request, first_token_ns: int, now_ns: int) -> None:
+        """A request that the scheduler had begun ended in the steady loop."""
+        request.state = State.FINISHED
+        request.first_token_ns, request.last_token_ns = first_token_ns, now_ns
+        request.num_output_tokens = request._stop_at_output_tokens
+        self._record_end(request)
 
     def _set_timer(self) -> None:
         """A SimPy event at the next instant at which something happens here."""

@@ -472,6 +472,21 @@ class FastScheduler(Scheduler):
                     steps //= 2
         return steps
 
+    def is_all_steady(self) -> bool:
+        """Whether all that is here decodes in step, with one batch in flight and nobody waiting."""
+        if not self.is_fast or self.waiting.entries or self._prefilling or self._talkers or len(self.in_flight) != 1:
+            return False
+        return not self.in_flight[0].stale and all(r.joined_at != NOT_A_MEMBER for r in self.running)
+
+    def resume(self, num_updated: int, now_ns: int) -> None:
+        """``running``, cohort and batches in flight have been set from outside; the tokens of ``num_updated``
+        batches are known, the last ones since now."""
+        self.num_updated = num_updated
+        self.last_update_ns = now_ns
+        self._prefilling = []
+        self.is_fast = True
+        self._is_blocked = False
+
     def _is_head_stuck(self) -> bool:
         """Whether nobody waiting can be admitted, or evict anybody, before something changes."""
         return self._is_blocked and not self.policy.preempts and not self._ranks_move_with_others and not self._talkers

@@ -84,6 +84,26 @@ class KVCache:
         self.num_free_blocks += request.num_blocks
         self._forget(request)
 
+    @property
+    def longest_request_tokens(self) -> int:
+        """Most tokens that one request can ever hold here."""
+        return self.num_usable_blocks * self.block_size if self.blocks_for(0) <= self.num_usable_blocks else 0
+
+    def forget_order(self) -> bool:
+        """Whether free blocks may be taken in any order from now on, because none of them can be found again."""
+        return True
+
+    def set_free(self, num_blocks: int) -> None:
+        """So many blocks are free, after ``forget_order``."""
+        self.num_free_blocks = num_blocks
+
+    def restore(self, request: Request, num_tokens: int) -> None:
+        """``request`` holds the blocks of its first ``num_tokens``, which ``set_free`` has left out."""
+        request.num_blocks = self.blocks_for(num_tokens)
+        request.num_slots = request.num_blocks * self.block_size
+        request.next_cacheable_tokens = NO_CACHING
+        self.holders[request.request_id] = request
+
     def check_empty(self) -> None:
         """Raise SimulationError, naming the holder, unless every block is free."""
         if self.holders or self.num_free_blocks != self.num_usable_blocks:

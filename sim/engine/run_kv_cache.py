@@ -194,6 +194,21 @@ class RunKVCache(KVCache):
         request.num_cached_blocks = num_full
         request.next_cacheable_tokens = (num_full + 1) * self.block_size
 
+    def forget_order(self) -> bool:
+        if self._runs_of or self._shared_by_key:
+            return False
+        self._evictable.clear()
+        self._num_blank = self.num_free_blocks
+        return True
+
+    def set_free(self, num_blocks: int) -> None:
+        self.num_free_blocks = self._num_blank = num_blocks
+
+    def restore(self, request: Request, num_tokens: int) -> None:
+        super().restore(request, num_tokens)
+        request.next_cacheable_tokens = self.block_size
+        self.cache_blocks(request, num_tokens)
+
     def free(self, request: Request) -> None:
         num_shared, num_cached = len(request.shared_blocks), request.num_cached_blocks
         self._num_blank += request.num_blocks - num_cached

@@ -76,6 +76,29 @@ REQUEST_COLUMNS = (
 )
 
 
+STEADY_STEP_COLUMNS = (
+    "replica",
+    "scheduled_ns",
+    "start_ns",
+    "gpu_ns",
+    "num_steps",
+    "num_running",
+    "num_prefills",
+    "num_prefill_tokens",
+    "prefill_attention_pairs",
+    "num_decodes",
+    "decode_context_tokens",
+    "host_ns",
+    "free_blocks",
+    "last_scheduled_ns",
+    "free_block_ns",
+)
+"""What is known of steps without waiting, preemption or gaps on the accelerator; ``STEP_COLUMNS`` follow from it."""
+
+STEADY_REQUEST_COLUMNS = ("row", "replica", "scheduled_ns", "first_token_ns", "finish_ns")
+"""What is known of a completed request, never preempted, that found nothing cached; the rest is the workload's."""
+
+
 class ColumnWriter:
     """Rows in, integer columns out, kept as flat machine integers so that a long run stays small."""
 
@@ -84,6 +107,9 @@ class ColumnWriter:
         self._flat = array("q")
         self.append = self._flat.extend
         """One row, in the order of ``names``."""
+
+    def __len__(self) -> int:
+        return len(self._flat) // len(self.names)
 
     def columns(self) -> dict[str, IntColumn]:
         """All rows so far, by column name; no row may be added afterwards (the columns are views)."""
@@ -97,6 +123,9 @@ class Recorder:
     def __init__(self) -> None:
         self.steps = ColumnWriter(STEP_COLUMNS)
         self.requests = ColumnWriter(REQUEST_COLUMNS)
+        self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
+        self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
+        self._steady_starts: list[tuple[int, int]] = []
         self._itl_ns = array("q")
         self._itl_weight = array("q")
         self._runs: list[IntColumn] = []
@@ -117,6 +146,10 @@ class Recorder:
         self._run_weights.append(weight)
         if len(self._runs) >= FLUSH_RUNS:
             self._flush_runs()
+
+    def itl_weighted(self, gaps_ns: IntColumn, weights: IntColumn) -> None:
+        """Distinct gaps, each with its own weight. The arrays are kept."""
+        self._merged.append((gaps_ns, weights))
 
     def _flush_runs(self) -> None:
         """Equal gaps become one: the same batch takes the same time wherever and whenever it runs."""
@@ -142,20 +175,78 @@ class Recorder:
         self._flush_runs()
         return self._merge()
 
+    # --- rows of both kinds ------------------------------------------------------------------
+
+    def start_steady(self) -> None:
+        """Rows of ``steady_steps`` from now on come after the rows of ``steps`` so far, and before later ones."""
+        self._steady_starts.append((len(self.steps), len(self.steady_steps)))
+
+    def step_columns(self) -> dict[str, IntColumn]:
+        """All steps, those of one replica in order."""
+        steady = _all_step_columns(self.steady_steps.columns())
+        others = self.steps.columns()
+        num_steady, num_others = len(steady["replica"]), len(others["replica"])
+        if not num_others:
+            return steady
+        if not num_steady:
+            return others
+        before, starts = (np.array(column) for column in zip(*self._steady_starts, strict=True))
+        place = np.concatenate([np.repeat(before, np.diff(starts, append=num_steady)), np.arange(num_others)])
+        order = np.argsort(place, kind="stable")
+        return {name: np.concatenate([steady[name], others[name]])[order] for name in STEP_COLUMNS}
+
+    def request_columns(self, workload: RequestTable, max_model_len: int) -> dict[str, IntColumn]:
+        """All requests that ended, by row."""
+        steady, others = self.steady_requests.columns(), self.requests.columns()
+        row = steady["row"]
+        input_tokens = workload.input_tokens[row]
+        most = np.minimum(workload.max_tokens[row], max_model_len - input_tokens)
+        nothing = np.broadcast_to(np.int64(0), len(row))
+        all_steady = {
+            **steady,
+            "status": np.broadcast_to(np.int64(Status.COMPLETED), len(row)),
+            "arrival_ns": np.maximum.accumulate(workload.arrival_ns)[row],
+            "output_tokens": np.minimum(workload.output_tokens[row], most),
+            "num_preemptions": nothing,
+            "num_cached_tokens": nothing,
+            "num_recomputed_tokens": nothing,
+            "priority": workload.priority[row],
+            "class_index": workload.class_index[row],
+            "input_tokens": input_tokens,
+        }
+        order = np.argsort(np.concatenate([row, others["row"]]), kind="stable")
+        return {name: np.concatenate([all_steady[name], others[name]])[order] for name in REQUEST_COLUMNS}
+
     def reject(self, row: tuple[int, ...], reason: str) -> None:
         """A request that ends without running; ``row`` as for ``requests``."""
         self.requests.append(row)
         self.reject_reasons[row[0]] = reason
 
 
+def _all_step_columns(known: dict[str, IntColumn]) -> dict[str, IntColumn]:
+    """``STEP_COLUMNS`` from ``STEADY_STEP_COLUMNS``."""
+    nothing = np.broadcast_to(np.int64(0), len(known["replica"]))
+    every = {
+        **known,
+        "end_ns": known["start_ns"] + known["gpu_ns"],
+        "num_waiting": nothing,
+        "prefill_context_tokens": known["num_prefill_tokens"],
+        "num_sampled": known["num_prefills"] + known["num_decodes"],
+        "num_preempted": nothing,
+        "num_seats": known["num_running"],
+    }
+    return {name: every[name] for name in STEP_COLUMNS}
+
+
 def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
-    """Distinct ``values``, ascending, each with the sum of its ``weights``."""
+    """Distinct ``values``, ascending, each with the sum of its ``weights``; none where that is 0."""
     if not len(values):
         return values, weights
     order = np.argsort(values)
     values, weights = values[order], weights[order]
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-    return values[starts], np.add.reduceat(weights, starts)
+    values, weights = values[starts], np.add.reduceat(weights, starts)
+    return (values, weights) if weights.all() else (values[weights != 0], weights[weights != 0])
 
 
 @dataclass(slots=True)

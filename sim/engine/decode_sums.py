@@ -1,0 +1,72 @@
+"""What steady decode steps take, as running sums: the time of any number of them is one subtraction.
+
+Steps of the same requests differ only in the context, which grows by the number of requests with each step.
+So steps fall into series (same size, same remainder of the context), and each series is summed up once.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+
+from sim.latency.base import StepCost, StepShape
+from sim.results.record import Recorder
+
+LENGTH = 512
+"""Steps in a stretch of a series; a power of two."""
+MOST_STRETCHES = 4096
+"""Kept at a time: 8 kB each."""
+
+
+class Stretch:
+    """``LENGTH`` consecutive steps of one series."""
+
+    __slots__ = ("counts", "least_ns", "sums")
+
+    def __init__(self, sums: array[int], least_ns: int) -> None:
+        self.sums = sums
+        """``sums[k]``: nanoseconds on the accelerator of the first k steps, ``LENGTH + 1`` elements."""
+        self.least_ns = least_ns
+        """The shortest step."""
+        self.counts = [0] * (LENGTH + 1)
+        """Step i was taken ``counts[0] + ... + counts[i]`` times."""
+
+
+class DecodeSums:
+    """All stretches in use under one cost model; replicas share it."""
+
+    def __init__(self, cost: StepCost, recorder: Recorder) -> None:
+        self._cost = cost
+        self._recorder = recorder
+        self._host_ns: dict[int, int] = {}
+        self.stretches: dict[tuple[int, int], Stretch] = {}
+        """By (size, context of the first step)."""
+
+    def host_ns(self, size: int) -> int:
+        """Host time of a step of ``size`` decodes."""
+        known = self._host_ns.get(size)
+        if known is None:
+            known = self._host_ns[size] = self._cost.host_ns(StepShape(num_decodes=size, num_sampled=size))
+        return known
+
+    def make(self, size: int, first_context: int) -> Stretch:
+        """Steps of ``size`` decodes, the first with ``first_context`` tokens of context."""
+        if len(self.stretches) >= MOST_STRETCHES:
+            self.record_gaps()
+            self.stretches.clear()
+        run = self._cost.decode_run_ns(size, first_context, LENGTH)
+        sums = array("q", [0])
+        sums.frombytes(run.cumsum(dtype=np.int64).tobytes())
+        stretch = self.stretches[size, first_context] = Stretch(sums, int(run.min()))
+        return stretch
+
+    def record_gaps(self) -> None:
+        """Tell the recorder of the gaps between tokens since the last time: a step's length, once per request."""
+        for (size, _), stretch in self.stretches.items():
+            taken = np.array(stretch.counts, dtype=np.int64).cumsum()[:-1]
+            chosen = np.flatnonzero(taken)
+            if len(chosen):
+                sums = np.frombuffer(stretch.sums, dtype=np.int64)
+                self._recorder.itl_weighted((sums[1:] - sums[:-1])[chosen], taken[chosen] * size)
+                stretch.counts = [0] * (LENGTH + 1)
