@@ -1,0 +1,204 @@
+"""``simrun vllm-args``: what it says, and what it refuses. That vLLM takes the flags: ``tests/live``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim.cli import main
+from sim.latency.models import MODELS
+from sim.live import vllm_args
+from sim.scenario.schema import EngineConfig
+
+SCENARIO = """\
+name: served
+workload:
+  requests: 10
+  arrival: {process: poisson, rate: 1.0}
+  input_tokens: {dist: fixed, value: 100}
+  output_tokens: {dist: fixed, value: 10}
+engine:
+  model: llama-3.1-8b
+  gpu: h100-sxm
+"""
+
+
+def simrun(*argv: str) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> str:
+    path = tmp_path / "served.yaml"
+    path.write_text(SCENARIO)
+    return str(path)
+
+
+def command(scenario: str, capsys: pytest.CaptureFixture[str], *overrides: str, model: str | None = None) -> Any:
+    argv = [word for each in overrides for word in ("--set", each)]
+    argv += [] if model is None else ["--model", model]
+    assert simrun("vllm-args", scenario, "--json", *argv) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def flags(document: Any) -> dict[str, str | None]:
+    """Flag -> value, None for a switch."""
+    found: dict[str, str | None] = {}
+    name = ""
+    for word in document["argv"][3:]:
+        if word.startswith("--"):
+            name = word
+            found[name] = None
+        else:
+            found[name] = word
+    return found
+
+
+def test_every_engine_setting_has_a_place() -> None:
+    """A new key of ``engine`` is given a flag, or a reason why it has none, in ``sim/live/vllm_args.py``."""
+    places = [
+        *(vllm_args.PLAIN_VALUES, vllm_args.SWITCHES, vllm_args.SPECIAL),
+        *(vllm_args.NOT_THE_ENGINES, vllm_args.REFUSED),
+    ]
+    placed = [key for place in places for key in place]
+    assert sorted(placed) == sorted(EngineConfig.model_fields)
+
+
+def test_every_preset_has_a_repository() -> None:
+    assert set(vllm_args.REPOSITORIES) == set(MODELS)
+
+
+def test_settings_carry_over(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(
+        *(scenario, capsys, "engine.max_num_seqs=17", "engine.watermark=0.05", "engine.enable_prefix_caching=false"),
+        *("engine.tensor_parallel_size=2", "engine.num_gpu_blocks_override=999", "engine.policy=priority"),
+    )
+    assert document["argv"][:3] == ["vllm", "serve", "meta-llama/Llama-3.1-8B"]
+    found = flags(document)
+    assert found["--max-num-seqs"] == "17"
+    assert found["--watermark"] == "0.05"
+    assert found["--tensor-parallel-size"] == "2"
+    assert found["--num-gpu-blocks-override"] == "999"
+    assert found["--scheduling-policy"] == "priority"
+    assert {"--no-enable-prefix-caching", "--async-scheduling", "--enable-chunked-prefill"} <= set(found)
+    assert "--scheduler-cls" not in found
+    assert document["environment"] == {}
+
+
+def test_the_text_is_the_same_command_for_a_shell(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = "engine.policy={name: hybrid, latency_weight: 0.25}"
+    document = command(scenario, capsys, policy)
+    assert simrun("vllm-args", scenario, "--set", policy) == 0
+    words = shlex.split(capsys.readouterr().out.replace("\\\n", " "), comments=True)
+    environment = [f"{name}={value}" for name, value in document["environment"].items()]
+    assert words == [*environment, *document["argv"]]
+
+
+def test_policies_go_to_the_plugin(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(scenario, capsys, "engine.policy={name: hybrid, latency_weight: 0.25}")
+    found = flags(document)
+    assert found["--scheduling-policy"] == "priority"
+    assert found["--scheduler-cls"] == "policies.vllm_plugin.PolicyScheduler"
+    assert json.loads(document["environment"]["SIMRUN_POLICY"]) == {"name": "hybrid", "latency_weight": 0.25}
+    assert document["environment"]["SIMRUN_PREDICTOR"] == "exact"
+    assert any("true length" in note for note in document["notes"])
+
+
+def test_class_means_go_along(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(scenario, capsys, "engine.policy=sjf", "engine.predictor=class_mean")
+    assert json.loads(document["environment"]["SIMRUN_PREDICTOR"]) == {"name": "class_mean", "means": {"default": 10.0}}
+
+
+def test_a_policy_without_predictor_gets_none(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(command(scenario, capsys, "engine.policy=adaptive")["environment"]) == {"SIMRUN_POLICY"}
+
+
+def test_the_seed_goes_with_what_is_drawn(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(scenario, capsys, "seed=7", "engine.policy=sjf", "engine.predictor={name: noisy, sigma: 0.3}")
+    assert document["environment"]["SIMRUN_SEED"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("engine.preemption=swap", "engine.preemption: swap"),
+        ("engine.kv=contiguous", "engine.kv: contiguous"),
+        ("engine.batching=static", "engine.batching: static"),
+        ("engine.max_prefill_tokens_per_step=512", "max_prefill_tokens_per_step: 512"),
+        ("engine.policy=packed", "vLLM cannot run the policy packed"),
+        ("engine.policy={name: fair, shares: true}", "vLLM cannot run the policy fair"),
+        ("engine.dtype=int4", "name a quantised one by --model"),
+        ("engine.kv_cache_dtype=float32", "runs in bfloat16"),
+        ("engine.enable_chunked_prefill=false", "vLLM refuses max_num_batched_tokens (2048) below"),
+    ],
+)
+def test_what_vllm_lacks_is_refused_by_name(
+    scenario: str, capsys: pytest.CaptureFixture[str], override: str, expected: str
+) -> None:
+    assert simrun("vllm-args", scenario, "--set", override) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.out == ""
+
+
+def test_every_refusal_at_once_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "served.yaml"
+    path.write_text(SCENARIO + "  preemption: swap\n  policy: packed\n")
+    assert simrun("vllm-args", str(path)) == 2
+    error = capsys.readouterr().err
+    assert f"{path}:10:15: vLLM cannot do `engine.preemption: swap`" in error
+    assert f"{path}:11:11: vLLM cannot run the policy packed" in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "model", "expected"),
+    [
+        (["engine.dtype=fp8"], None, {"--dtype": "auto", "--quantization": "fp8"}),
+        (["engine.dtype=int4"], "x/Llama-AWQ", {"--dtype": "auto"}),
+        (
+            ["engine.dtype=float16", "engine.kv_cache_dtype=fp8"],
+            None,
+            {"--dtype": "float16", "--kv-cache-dtype": "fp8"},
+        ),
+        (["engine.kv_cache_dtype=int8"], None, {"--kv-cache-dtype": "int8_per_token_head"}),
+        (["engine.dtype=float32", "engine.kv_cache_dtype=float32"], None, {"--kv-cache-dtype": "auto"}),
+    ],
+)
+def test_number_formats(
+    scenario: str, capsys: pytest.CaptureFixture[str], overrides: list[str], model: str | None, expected: dict[str, str]
+) -> None:
+    document = command(scenario, capsys, *overrides, model=model)
+    assert expected.items() <= flags(document).items()
+    assert ("--quantization" in flags(document)) == ("--quantization" in expected)
+    if model is not None:
+        assert document["argv"][2] == model
+
+
+def test_pipelines_and_baselines_schedule_synchronously(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--no-async-scheduling" in flags(command(scenario, capsys, "engine.pipeline_parallel_size=2"))
+
+
+def test_replicas_are_told_not_hidden(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(scenario, capsys, "cluster.replicas=4", "cluster.router=least_kv")
+    assert any("start 4 of these" in note and "least_kv" in note for note in document["notes"])
+
+
+def test_a_folder_without_weights_gets_made_up_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text((root / "scenarios/data/tiny-llama/config.json").read_text())
+    path = tmp_path / "served.yaml"
+    path.write_text(SCENARIO.replace("llama-3.1-8b", "model/config.json"))
+    document = command(str(path), capsys, "engine.max_model_len=1024")
+    assert document["argv"][2] == str(folder)
+    assert flags(document)["--load-format"] == "dummy"
+    (folder / "model.safetensors").write_bytes(b"")
+    assert "--load-format" not in flags(command(str(path), capsys, "engine.max_model_len=1024"))
