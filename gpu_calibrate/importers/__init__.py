@@ -12,7 +12,7 @@ from pathlib import Path
 from sim.errors import InputError
 from sim.latency.profile.file import Profile
 
-SOURCES = ("aiconfigurator",)
+SOURCES = ("aiconfigurator", "vidur", "llmservingsim")
 """What ``import_profile`` reads from."""
 
 
@@ -32,17 +32,17 @@ def import_profile(
     ``gpu`` is a preset's name or the source's own (``a100_sxm``). ``engine`` and ``version`` choose among an
     aiconfigurator's tables, None the newest version. ``path`` is a folder (aiconfigurator: of the unpacked package,
     None the installed one; the others: of their files, or one file). ``add`` names further (source, path) whose
-    operators are taken where the first has none. ``command`` is kept in the file: what the user typed.
+    curves are taken where the first has none. ``command`` is kept in the file: what the user typed.
 
     Raises InputError for an unknown source, GPU, engine or version, for tables that are missing, known to be wrong or
     not in the layout, each with what to do.
     """
-    from gpu_calibrate.importers.combine import add_operators
+    from gpu_calibrate.importers.combine import add_curves
 
     profile = _import_one(source, gpu=gpu, engine=engine, version=version, path=path, name=name, command=command)
     for other, other_path in add:
         extra = _import_one(other, gpu=gpu, engine=engine, version=None, path=other_path, name=name, command=command)
-        profile = add_operators(profile, extra)
+        profile = add_curves(profile, extra)
     return profile
 
 
@@ -53,4 +53,12 @@ def _import_one(
         from gpu_calibrate.importers.aiconfigurator import import_aiconfigurator
 
         return import_aiconfigurator(gpu, engine=engine, version=version, path=path, name=name, command=command)
+    if source == "vidur":
+        from gpu_calibrate.importers.vidur import import_vidur
+
+        return import_vidur(gpu, path=path, name=name, command=command)
+    if source == "llmservingsim":
+        from gpu_calibrate.importers.llmservingsim import import_llmservingsim
+
+        return import_llmservingsim(gpu, path=path, name=name, command=command)
     raise InputError(f"unknown source {source!r} to import from; known are {', '.join(SOURCES)}")
