@@ -20,9 +20,6 @@ from gpu_calibrate.timing import Failure, Measurement, Watch, quantile, spoiled
 from sim.latency.profile.file import Curve, Device, Error, Host, Operator, Profile, Source
 from sim.latency.profile.predict import Predictor
 
-HELD_OUT_SHARE = 10
-"""One matrix in this many is left out, in turn of its hash, to find ``held_out_curves``."""
-
 
 @dataclass(slots=True)
 class Results:
@@ -47,17 +44,11 @@ def usable(measurements: Iterable[Measurement]) -> list[Measurement]:
 
 def relative_error(pairs: Sequence[tuple[float, float]]) -> Error | None:
     """Of (predicted, measured) times; None without any."""
-    if not pairs:
-        return None
-    signed = [predicted / measured - 1.0 for predicted, measured in pairs]
-    sizes = sorted(abs(value) for value in signed)
-    return Error(
-        median=quantile(sizes, 0.5),
-        p90=quantile(sizes, 0.9),
-        mean=sum(sizes) / len(sizes),
-        bias=sum(signed) / len(signed),
-        num_points=len(sizes),
-    )
+    import numpy as np
+
+    from gpu_calibrate.held_out import error_of
+
+    return error_of(np.array([predicted / measured for predicted, measured in pairs])) if pairs else None
 
 
 def curves_of(measurements: Iterable[Measurement]) -> dict[str, Operator]:
@@ -171,30 +162,10 @@ def repeat_errors(measured: Sequence[Measurement]) -> dict[str, Error]:
     return {name: error for name, values in sorted(pairs.items()) if (error := relative_error(values)) is not None}
 
 
-def held_out_curve_error(profile: Profile, operator: str = "gemm") -> Error | None:
-    """Curves that the others predict: those of every tenth key are taken out, tenth by tenth, by a hash of the key."""
-    from gpu_calibrate.points import Point
-
-    measured = profile.operators.get(operator)
-    if measured is None or len(measured.curves) < 2:
-        return None
-    groups: dict[int, list[Curve]] = {}
-    for curve in measured.curves:
-        groups.setdefault(Point(operator, curve.key, 1).number % HELD_OUT_SHARE, []).append(curve)
-    pairs: list[tuple[float, float]] = []
-    for out in groups.values():
-        gone = {curve.key for curve in out}
-        rest = measured.model_copy(update={"curves": tuple(c for c in measured.curves if c.key not in gone)})
-        predictor = Predictor(profile.model_copy(update={"operators": {operator: rest}}))
-        for curve in out:
-            if predictor.has(operator, curve.key):
-                told = [predictor.time_ns(operator, curve.key, at) for at in curve.at]
-                pairs += list(zip(told, curve.time_ns, strict=True))
-    return relative_error(pairs)
-
-
 def all_errors(profile: Profile, measured: Sequence[Measurement], extras: Mapping[str, Any]) -> Mapping[str, Any]:
     """By operator and kind, as the profile file has them."""
+    from gpu_calibrate.held_out import held_out_errors
+
     predictor = Predictor(profile)
     errors: dict[str, dict[str, Error]] = {}
     for kind, by_operator in (
@@ -204,17 +175,16 @@ def all_errors(profile: Profile, measured: Sequence[Measurement], extras: Mappin
     ):
         for operator, error in by_operator.items():
             errors.setdefault(operator, {})[kind] = error
-    for operator in ("gemm", "decode_attention", "prefill_attention"):
-        error_or_none = held_out_curve_error(profile, operator)
-        if error_or_none is not None:
-            errors.setdefault(operator, {})["held_out_curves"] = error_or_none
+    for operator, kinds in held_out_errors(profile).items():
+        if "held_out_curves" in kinds:
+            errors.setdefault(operator, {})["held_out_curves"] = kinds["held_out_curves"]
     mixed = extras.get("mixed")
     if mixed:
         from gpu_calibrate.mixed import step_error
 
-        error_or_none = step_error(profile, mixed)
-        if error_or_none is not None:
-            errors["mixed_steps"] = {"layers": error_or_none}
+        mixed_error = step_error(profile, mixed)
+        if mixed_error is not None:
+            errors["mixed_steps"] = {"layers": mixed_error}
     return errors
 
 

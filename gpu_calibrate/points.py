@@ -105,8 +105,12 @@ def _decode_work(point: Point) -> Work:
 def _prefill_work(point: Point) -> Work:
     fields = point.fields
     batch, prior, chunk = int(fields["batch"]), int(fields["prior_tokens"]), point.at
-    pairs = chunk * prior + chunk * (chunk + 1) // 2
-    return _attention_work(fields, batch * chunk, batch * (prior + chunk), batch * pairs)
+    window = int(fields["window"]) or prior + chunk
+    # Queries that see less than the window: each one token more than the one before.
+    growing = max(0, min(chunk, window - prior))
+    pairs = growing * prior + growing * (growing + 1) // 2 + (chunk - growing) * window
+    context = min(prior + chunk, window + chunk)
+    return _attention_work(fields, batch * chunk, batch * context, batch * pairs)
 
 
 def _gemm_work(point: Point) -> Work:

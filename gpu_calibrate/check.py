@@ -1,0 +1,78 @@
+"""Whether a profile can be relied on: its gates, and its held-out errors against what a calibration must reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sim.latency.profile.file import Error, Gate, Profile
+
+BARS: Mapping[str, Mapping[tuple[str, str], float]] = {
+    "measured": {
+        ("gemm", "random_points"): 0.04,
+        ("decode_attention", "random_points"): 0.04,
+        ("mixed_steps", "layers"): 0.05,
+        ("gemm", "repeat"): 0.01,
+    },
+    "imported": {("gemm", "random_points"): 0.08, ("decode_attention", "random_points"): 0.08},
+}
+"""Largest median (``mixed_steps``: mean) error by the profile's kind. Tables that others collected at different times
+differ among themselves by 4-7 %, so an imported profile is held to less."""
+MEANS = ("mixed_steps",)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One error against its bar; ``value`` None = not stated."""
+
+    operator: str
+    kind: str
+    value: float | None
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the error is known and small enough."""
+        return self.value is not None and self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What ``check`` finds."""
+
+    errors: Mapping[str, Mapping[str, Error]]
+    gates: tuple[Gate, ...]
+    bars: tuple[Bar, ...]
+
+    @property
+    def passed(self) -> bool:
+        """No gate failed, no stated error is over its bar."""
+        return all(gate.passed for gate in self.gates) and all(bar.met or bar.value is None for bar in self.bars)
+
+
+def errors_of(profile: Profile) -> Mapping[str, Mapping[str, Error]]:
+    """Held-out errors: computed anew from the measurements that the file keeps; else as stated, where it was thinned
+    after they were found; else by leaving parts of it out."""
+    records: Any = profile.details.get("measurements")
+    if not isinstance(records, list):
+        from gpu_calibrate.held_out import held_out_errors
+
+        return profile.errors or held_out_errors(profile)
+    from gpu_calibrate.fit import all_errors, usable
+    from gpu_calibrate.store import read_measurement
+
+    measured = usable(read_measurement(record) for record in records)
+    extras = profile.details.get("extras")
+    return all_errors(profile, measured, extras if isinstance(extras, dict) else {})
+
+
+def check(profile: Profile) -> Verdict:
+    """Gates as the file has them, errors as they are."""
+    errors = errors_of(profile)
+    bars = []
+    for (operator, kind), limit in BARS[profile.source.kind].items():
+        error = errors.get(operator, {}).get(kind)
+        value = None if error is None else error.mean if operator in MEANS else error.median
+        bars.append(Bar(operator, kind, value, limit))
+    return Verdict(errors, profile.gates, tuple(bars))

@@ -1,0 +1,349 @@
+"""One command that fills the table of what the kit must reach on a GPU: kernels, ladder, two calibrations, errors.
+
+Each part writes one JSON file; the table is made of whatever parts are there, so that a long self-test can be taken
+in pieces. Calibrations run as processes of their own: that is what repeatability is about, and a GPU that fails in one
+does not end the others.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from gpu_calibrate.compare import compare, predicted_rows
+from gpu_calibrate.device import DeviceError, PointError
+from gpu_calibrate.ladder import best_share, ladder_table, time_ladder
+from sim.errors import InputError
+from sim.latency.profile.file import Profile, load_profile
+
+PARTS = ("kernels", "ladder", "calibrate", "repeat")
+FIRST, SECOND = "calibration.json.gz", "calibration-again.json.gz"
+REPEAT_BUDGET_S = 45
+KERNELS_LIMIT_S = 90.0
+ATTEMPTS = 3
+"""A calibration that ends with a failed GPU is taken up again this often."""
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; ``met`` None = not yet measured."""
+
+    what: str
+    bar: str
+    value: str
+    met: bool | None
+
+
+def write_part(folder: Path, part: str, record: Mapping[str, Any]) -> None:
+    """Keep a part's result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{part}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def read_part(folder: Path, part: str) -> dict[str, Any] | None:
+    """A part's result, if it has been run."""
+    path = folder / f"{part}.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record if isinstance(record, dict) else None
+
+
+def kernel_shapes() -> list[tuple[str, dict[str, Any]]]:
+    """Every kernel: the charged ones in every head size and format, the lower rungs in a few; lengths that do not fill
+    their last block, an empty one, one beyond 2,048 tokens. The most important come first."""
+    from gpu_calibrate.plans import DECODE_LADDER
+
+    lengths = [1, 17, 300, 33, 2500]
+    shapes: list[tuple[str, dict[str, Any]]] = []
+    formats = [("bfloat16", "auto"), ("bfloat16", "fp8"), ("float16", "auto")]
+
+    def attention(op: str, head_size: int, dtype: str, kv_dtype: str, block_size: int) -> None:
+        shape: dict[str, Any] = {"num_q_heads": 8, "num_kv_heads": 2, "head_size": head_size, "dtype": dtype}
+        shape |= {"kv_dtype": kv_dtype, "block_size": block_size, "context_lens": lengths}
+        if op == "paged_prefill":
+            shape["query_lens"] = [1, 17, 70, 5, 100]
+        shapes.append((op, shape))
+
+    for op in ("paged_attention_split_kv", *DECODE_LADDER[:-1], "contiguous_attention", "paged_prefill"):
+        attention(op, 128, "bfloat16", "auto", 16)
+    for name, extra in (
+        ("rms_norm", {"hidden_size": 4096}),
+        ("rotary", {"num_q_heads": 8, "num_kv_heads": 2, "head_size": 128}),
+        ("silu_and_mul", {"intermediate_size": 14336}),
+        ("reshape_and_cache", {"num_kv_heads": 8, "head_size": 128}),
+    ):
+        shapes += [(name, {"num_tokens": tokens, "dtype": "bfloat16", **extra}) for tokens in (1, 77)]
+    for head_size, (dtype, kv_dtype), block_size in product((64, 80, 96, 128, 256), formats, (16, 32)):
+        attention("paged_attention_split_kv", head_size, dtype, kv_dtype, block_size)
+    for op, head_size in product(DECODE_LADDER[:-1], (80, 256)):
+        attention(op, head_size, "float16", "fp8", 32)
+    for head_size in (64, 80, 96, 256):
+        attention("paged_attention_gqa", head_size, "bfloat16", "auto", 16)
+        attention("paged_prefill", head_size, "bfloat16", "auto", 16)
+    return shapes
+
+
+def check_kernels(limit_s: float = KERNELS_LIMIT_S, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+    """Each kernel once against float64: the largest error in units of what is tolerated, and what went wrong."""
+    from gpu_calibrate import launch, reference
+
+    started, checked, wrong, skipped = clock(), [], [], 0
+    for op, shape in kernel_shapes():
+        if clock() - started > limit_s:
+            skipped += 1
+            continue
+        try:
+            error = reference.check(launch.prepare(op, **shape))
+            checked.append({"op": op, "shape": {**shape}, "error": error})
+        except Exception as error:
+            wrong.append({"op": op, "shape": {**shape}, "reason": f"{type(error).__name__}: {error}"})
+    return {"checked": checked, "wrong": wrong, "skipped": skipped, "seconds": round(clock() - started, 1)}
+
+
+def run_calibration(out: Path, options: Sequence[str], echo: Echo) -> dict[str, Any]:
+    """``gpu-calibrate run`` in a process of its own, taken up again after a failed GPU."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "gpu_calibrate.cli", "run", "--out", str(out), *options]
+    done = subprocess.CompletedProcess[str](command, 1)
+    out.unlink(missing_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        fresh = ["--fresh"] if attempt == 1 else []
+        done = subprocess.run([*command, *fresh], check=False, text=True, capture_output=True)
+        if done.returncode != 1 or out.is_file():
+            break
+        echo(f"calibration attempt {attempt}: {done.stderr.strip().splitlines()[-1:] or 'no message'}")
+    return {
+        "returncode": done.returncode,
+        "seconds": round(time.monotonic() - started, 1),
+        "messages": done.stderr.strip().splitlines()[-6:],
+    }
+
+
+def run_parts(parts: Sequence[str], folder: Path, gpu: str | None, echo: Echo) -> None:
+    """One part here, several in a process each: what one holds on the GPU, or breaks, is not the others' business."""
+    for part in parts:
+        begin = time.monotonic()
+        if len(parts) == 1:
+            try:
+                run_part(part, folder, gpu, echo)
+            except (DeviceError, PointError) as error:
+                echo(f"{part}: {error}")
+        else:
+            options = ["--part", part, "--out", str(folder), *([] if gpu is None else ["--gpu", gpu])]
+            command = [sys.executable, "-m", "gpu_calibrate.cli", "selftest", *options]
+            done = subprocess.run(command, check=False, text=True, capture_output=True)
+            for line in done.stderr.strip().splitlines()[-4:]:
+                echo(line)
+        echo(f"{part}: {time.monotonic() - begin:.0f} s")
+
+
+def run_part(part: str, folder: Path, gpu: str | None, echo: Echo) -> None:
+    """Run one part and write its file. Raises InputError where there is no GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [] if gpu is None else ["--gpu", gpu]
+    if part in ("kernels", "ladder"):
+        from gpu_calibrate.cuda import open_device
+
+        device = open_device(gpu)
+        record = check_kernels() if part == "kernels" else time_ladder(device)
+        write_part(folder, part, {**record, "device": device.facts.name})
+        return
+    before = settings_of_card()
+    if part == "calibrate":
+        record = run_calibration(folder / FIRST, options, echo)
+    else:
+        record = run_calibration(folder / SECOND, [*options, "--budget", str(REPEAT_BUDGET_S)], echo)
+    write_part(folder, part, {**record, "settings_before": before, "settings_after": settings_of_card()})
+
+
+SETTINGS_FIELDS = (
+    "power.limit",
+    "clocks.applications.graphics",
+    "compute_mode",
+    "mig.mode.current",
+    "persistence_mode",
+)
+
+
+def settings_of_card() -> str | None:
+    """What a user can set on a card, as the driver prints it."""
+    from gpu_calibrate.state import run_smi
+
+    out = run_smi([f"--query-gpu={','.join(SETTINGS_FIELDS)}", "--format=csv,noheader"])
+    return None if out is None else out.strip()
+
+
+def _profile(folder: Path, name: str) -> Profile | None:
+    try:
+        return load_profile(folder / name, allow_failed_gates=True)
+    except InputError:
+        return None
+
+
+def table(folder: Path) -> list[Row]:
+    """Every row of the table, from the parts in ``folder``."""
+    kernels, ladder = read_part(folder, "kernels"), read_part(folder, "ladder")
+    calibrated, first, second = read_part(folder, "calibrate"), _profile(folder, FIRST), _profile(folder, SECOND)
+    return [
+        _kernels_row(kernels),
+        *_ladder_rows(ladder),
+        _prefill_row(first),
+        _repeat_row(first, second),
+        *_error_rows(first),
+        *_run_rows(first, calibrated),
+    ]
+
+
+def _unknown(what: str, bar: str) -> Row:
+    return Row(what, bar, "not yet measured", None)
+
+
+def _kernels_row(record: Mapping[str, Any] | None) -> Row:
+    what, bar = "kernels against float64 on the GPU", "all right"
+    if record is None:
+        return _unknown(what, bar)
+    wrong, checked = record["wrong"], record["checked"]
+    worst = max((float(each["error"]) for each in checked), default=0.0)
+    value = f"{len(checked)} of {len(checked) + len(wrong)} right, worst {worst:.2f} of the tolerance"
+    value += f", {record['skipped']} left out for time" if record["skipped"] else ""
+    if wrong:
+        value += f"; {wrong[0]['op']}: {wrong[0]['reason']}"
+    return Row(what, bar, value, not wrong and bool(checked))
+
+
+def _ladder_rows(record: Mapping[str, Any] | None) -> list[Row]:
+    what = "`split_kv`/`gqa` decode, 32q/8kv heads of 128, bf16"
+    rows = []
+    for size, low, high, bar in (
+        ("more than 256 MB of KV", 256_000_000, 1 << 62, 0.80),
+        ("30-130 MB", 30_000_000, 135_000_000, 0.60),
+    ):
+        label, limit = f"{what}, {size}", f"{bar:.0%} of the copy bandwidth"
+        if record is None:
+            rows.append(_unknown(label, limit))
+            continue
+        from gpu_calibrate.ladder import read_rungs
+
+        share = best_share(read_rungs(record), float(record["copy_bytes_per_s"]), low, high)
+        value = "no shape could be timed" if share is None else f"{share:.1%} at its worst shape"
+        rows.append(Row(label, limit, value, share is not None and share >= bar))
+    value = "not yet measured" if record is None else "below this table"
+    rows.append(Row("each rung against the one below", "printed", value, None if record is None else True))
+    return rows
+
+
+def _prefill_row(first: Profile | None) -> Row:
+    what, bar = "prefill attention that is charged", "the kernel that engines run, named"
+    operator = None if first is None else first.operators.get("prefill_attention")
+    if operator is None:
+        return _unknown(what, bar)
+    return Row(what, bar, operator.kernel, "flash" in operator.kernel.lower())
+
+
+def _repeat_row(first: Profile | None, second: Profile | None) -> Row:
+    what, bar = "two calibrations, two processes", "median difference under 1 %, p90 under 3 %"
+    if first is None or second is None:
+        return _unknown(what, bar)
+    row = compare(first, second)[-1]
+    value = f"median {row.median_difference:.2%}, p90 {row.p90_difference:.2%} over {row.num_points:,} points"
+    return Row(what, bar, value, row.median_difference < 0.01 and row.p90_difference < 0.03)
+
+
+def _error_rows(first: Profile | None) -> list[Row]:
+    rows = []
+    for what, bar, operator, kind in (
+        ("held-out error of GEMM", 0.04, "gemm", "random_points"),
+        ("held-out error of decode attention", 0.04, "decode_attention", "random_points"),
+        ("mixed whole-layer steps", 0.05, "mixed_steps", "layers"),
+    ):
+        measure = "MAPE" if kind == "layers" else "median"
+        limit = f"{measure} under {bar:.0%}"
+        error = None if first is None else first.errors.get(operator, {}).get(kind)
+        if error is None:
+            rows.append(_unknown(what, limit))
+            continue
+        value = error.mean if kind == "layers" else error.median
+        text = f"{measure} {value:.1%}, p90 {error.p90:.1%} over {error.num_points} points"
+        rows.append(Row(what, limit, text, value < bar))
+    return rows
+
+
+def _run_rows(first: Profile | None, calibrated: Mapping[str, Any] | None) -> list[Row]:
+    bars = (
+        ("whole default run", "under 5 minutes"),
+        ("its GPU memory", "under 40 GB"),
+        ("settings of the card", "unchanged"),
+        ("sanity gates", "all passed"),
+    )
+    if first is None or calibrated is None:
+        return [_unknown(what, bar) for what, bar in bars]
+    seconds, memory = float(calibrated["seconds"]), int(str(first.details.get("peak_memory_bytes", 0)))
+    same = calibrated["settings_before"] == calibrated["settings_after"]
+    failed = [gate.name for gate in first.failed_gates]
+    values = (
+        (f"{seconds:.0f} s, {first.details.get('left_out')} points of the grid left out", seconds < 300),
+        (f"{memory / 1e9:.1f} GB", memory < 40e9),
+        (str(calibrated["settings_after"] or "not told by the driver"), same),
+        (f"failed: {', '.join(failed)}" if failed else "all passed", not failed),
+    )
+    return [Row(what, bar, value, met) for (what, bar), (value, met) in zip(bars, values, strict=True)]
+
+
+def against_tables(folder: Path) -> list[str]:
+    """The built-in profile of the same GPU at the places that were measured here: ratio of medians per operator."""
+    from sim.latency.profile.library import BUILTIN
+
+    first = _profile(folder, FIRST)
+    path = None if first is None else BUILTIN / f"{first.device.gpu}.json.gz"
+    if first is None or path is None or not path.is_file():
+        return []
+    public = load_profile(path, allow_failed_gates=True)
+    try:
+        rows = predicted_rows(first, public)
+    except InputError:
+        return []
+    lines = [
+        f"Against {public.source.origin}:",
+        "",
+        "| operator | points | theirs over ours | p90 |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [f"| {r.operator} | {r.num_points:,} | {r.median_ratio:.3f} | {r.p90_difference:.1%} |" for r in rows]
+    return lines
+
+
+def markdown(folder: Path, command: str) -> str:
+    """The table for ``docs/calibration.md``, the ladder, and the comparison with public tables."""
+    first = _profile(folder, FIRST)
+    where = (
+        "no calibration yet" if first is None else f"{first.device.name}, driver {first.software.get('driver', '?')}"
+    )
+    lines = [
+        f"{where}; {datetime.now(UTC):%Y-%m-%d}; `{command}`",
+        "",
+        "| what | at least | measured | |",
+        "|---|---|---|---|",
+    ]
+    marks = {True: "reached", False: "**missed**", None: ""}
+    lines += [f"| {row.what} | {row.bar} | {row.value} | {marks[row.met]} |" for row in table(folder)]
+    ladder = read_part(folder, "ladder")
+    if ladder is not None and ladder["rungs"]:
+        lines += ["", *ladder_table(ladder)]
+    others = against_tables(folder)
+    return "\n".join([*lines, *(["", *others] if others else [])]) + "\n"
+
+
+def as_json(folder: Path) -> dict[str, Any]:
+    """The same as data."""
+    rows = [{"what": row.what, "bar": row.bar, "value": row.value, "met": row.met} for row in table(folder)]
+    return {"rows": rows, "parts": [part for part in PARTS if (folder / f"{part}.json").is_file()]}
