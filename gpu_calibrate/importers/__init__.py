@@ -25,7 +25,7 @@ def import_profile(
     path: Path | None = None,
     name: str | None = None,
     command: str = "",
-    add: Sequence[tuple[str, Path]] = (),
+    add: Sequence[tuple[str, Path | None]] = (),
 ) -> Profile:
     """The profile of ``gpu`` in the tables of ``source``, cleaned, without stated errors (``held_out`` finds those).
 

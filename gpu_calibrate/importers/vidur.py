@@ -1,7 +1,7 @@
 """Operator tables in Vidur's layout (microsoft/vidur, MIT), which a user has: ``mlp`` and all-reduce CSVs.
 
 Two forms: as in its repository (``data/profiling/compute/<gpu>/<model>/mlp.csv``, columns
-``time_stats.<op>.median``) and joined (columns ``gpu``, ``model``, ``tp``, ``<op>_ms``). Milliseconds of one layer on one
+``time_stats.<op>.median``) and joined (columns ``gpu``, ``tp``, ``<op>_ms``). Milliseconds of one layer on one
 GPU of a tensor-parallel group, in steps of 1 us. The kernels are Sarathi-Serve's: addition and norm are two, and the
 activation takes twice what its bytes need, so no built-in profile has them.
 """
