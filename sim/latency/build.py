@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError
 from sim.latency.base import StepCost
 from sim.latency.constant import ConstantCost
+from sim.latency.kind import latency_kind
 from sim.latency.memory import load_model_and_gpu
+from sim.latency.profile.library import find_profile
 from sim.latency.roofline import RooflineCost
 from sim.latency.work import WorkModel
 
@@ -19,24 +21,26 @@ if TYPE_CHECKING:
 def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> StepCost:
     """The latency model that the scenario asks for.
 
-    Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM
-    refuses, and for ``profile``, which this version does not read.
+    Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM refuses, and a
+    profile that is not there, cannot be used, or is of another GPU.
     """
-    if latency.kind == "constant":
+    kind = latency_kind(engine.gpu, latency)
+    if kind == "constant":
         if latency.step_s is None:
             raise InputError("latency.step_s: kind constant needs the time of a step, for example step_s: 0.05")
         return ConstantCost(round(latency.step_s * 1e9))
-    if latency.kind == "profile":
-        raise InputError(
-            "latency.kind: this version reads no measured profiles; use roofline (an estimate) or constant"
-        )
     model, gpu = load_model_and_gpu(engine, base_dir)
-    return RooflineCost(model, gpu, engine, host_overhead_ms=latency.host_overhead_ms)
+    if kind == "roofline":
+        return RooflineCost(model, gpu, engine, host_overhead_ms=latency.host_overhead_ms)
+    from sim.latency.profile.cost import ProfileCost
+
+    found = find_profile(latency.profile, gpu, base_dir)
+    return ProfileCost(found, model, gpu, engine, host_overhead_ms=latency.host_overhead_ms)
 
 
 def build_work_model(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> WorkModel | None:
     """FLOPs and bytes of steps, for MFU and bandwidth use; None where step times say nothing of a GPU."""
-    if latency.kind == "constant":
+    if latency_kind(engine.gpu, latency) == "constant":
         return None
     model, gpu = load_model_and_gpu(engine, base_dir)
     return WorkModel(model, gpu, engine)

@@ -71,6 +71,7 @@ def surroundings_problems(parts: Parts, document: Document, notes: list[str]) ->
     findings = Findings(document, notes=notes)
     _check_names(parts, findings)
     _check_memory(parts, findings)
+    _check_profile(parts, findings)
     if parts.workload is not None:
         check_workload(parts.workload, parts.base_dir, findings)
     return findings.problems
@@ -106,6 +107,18 @@ def _check_memory(parts: Parts, findings: Findings) -> None:
     engine = parts.engine
     if engine is not None:
         collect(findings, lambda: plan_memory(engine, parts.base_dir), ("engine", "model"))
+
+
+def _check_profile(parts: Parts, findings: Findings) -> None:
+    from sim.latency.gpus import GPUS
+    from sim.latency.kind import latency_kind
+    from sim.latency.profile.library import check_profile
+
+    engine, latency = parts.engine, parts.latency
+    if engine is None or latency is None or engine.gpu not in GPUS or latency_kind(engine.gpu, latency) != "profile":
+        return
+    gpu = GPUS[engine.gpu]
+    collect(findings, lambda: check_profile(latency.profile, gpu, parts.base_dir), ("latency",))
 
 
 def _check_names(parts: Parts, findings: Findings) -> None:

@@ -6,10 +6,14 @@ The engine's are those of vLLM's ``SchedulerConfig.verify_max_model_len`` (``vll
 
 from __future__ import annotations
 
+from sim.latency.kind import latency_kind
 from sim.scenario.checks import Findings
 from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig
 
 _ENGINE = ("engine",)
+
+LATENCY_KEYS = {"step_s": ("constant",), "profile": ("profile",), "host_overhead_ms": ("roofline", "profile")}
+"""Keys of ``latency`` and the kinds that read them."""
 
 
 def check_engine_settings(engine: EngineConfig, findings: Findings) -> None:
@@ -97,11 +101,6 @@ def check_cluster(cluster: ClusterConfig, findings: Findings) -> None:
 def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings: Findings) -> None:
     """Everything about ``latency``, and about ``engine`` where it asks for what that latency cannot tell."""
     path = ("latency",)
-    if latency.kind == "profile":
-        findings.problem(
-            (*path, "kind"),
-            "`latency.kind` is profile, but no measured profile is available yet; use `kind: roofline`, an estimate",
-        )
     if latency.kind == "constant" and latency.step_s is None:
         findings.problem(
             path, "`latency.kind: constant` needs `step_s`, the seconds a step takes; add for example `step_s: 0.02`"
@@ -112,9 +111,12 @@ def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings:
             f"`latency.step_s` is {latency.step_s:g} s, below the nanosecond that time is counted in; steps of a "
             "model take milliseconds, such as 0.02",
         )
-    for key, kind in (("step_s", "constant"), ("profile", "profile"), ("host_overhead_ms", "roofline")):
-        if latency.kind != kind:
-            findings.unused(latency, path, key, f"it belongs to `kind: {kind}`, and this is `kind: {latency.kind}`")
+    kind = latency_kind(engine.gpu, latency) if engine is not None else latency.kind
+    if kind is not None:
+        for key, kinds in LATENCY_KEYS.items():
+            if kind not in kinds:
+                belongs = " or ".join(kinds)
+                findings.unused(latency, path, key, f"it belongs to `kind: {belongs}`, and this is `kind: {kind}`")
     if latency.kind == "constant" and engine is not None and engine.pipeline_parallel_size > 1:
         stages = engine.pipeline_parallel_size
         findings.note(

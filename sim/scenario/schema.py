@@ -308,14 +308,15 @@ class EngineConfig(Strict):
 class LatencyConfig(Strict):
     """Where step times come from."""
 
-    kind: Literal["roofline", "constant", "profile"] = "roofline"
-    """``roofline``: an estimate from model and GPU figures; ``constant``; ``profile``: measured on a GPU."""
+    kind: Literal["roofline", "constant", "profile"] | None = None
+    """``profile``: measured on a GPU; ``roofline``: an estimate from model and GPU figures; ``constant``; null = a
+    profile where one is named here or comes with the GPU, else roofline."""
     step_s: PositiveFloat | None = None
     """``constant``: every step takes this long."""
     profile: Text | None = None
-    """``profile``: a built-in profile's name or a profile file."""
+    """``profile``: a built-in profile's name or a profile file; null = the one that comes with the GPU."""
     host_overhead_ms: NonNegativeFloat | None = None
-    """``roofline``: host time per step; null = the model's stated default."""
+    """``roofline`` and ``profile``: host time per step; null = the model's stated default."""
 
 
 class OutputsConfig(Strict):

@@ -23,16 +23,32 @@ def test_constant_without_its_time_is_refused() -> None:
         build_step_cost(ENGINE, LatencyConfig(kind="constant"))
 
 
-def test_roofline_is_the_default() -> None:
+def test_a_profile_is_the_default_where_the_gpu_has_one() -> None:
     cost = build_step_cost(ENGINE, LatencyConfig(host_overhead_ms=3.0))
-    assert cost.kind == "roofline"
+    assert (cost.kind, cost.describe()["profile"]) == ("profile", "a100-80gb-sxm")
     assert cost.host_ns(StepShape(num_decodes=7)) == 3_000_000
     assert build_work_model(ENGINE, LatencyConfig()) is not None
 
 
-def test_profiles_are_refused_with_what_to_use() -> None:
-    with pytest.raises(InputError, match="use roofline"):
-        build_step_cost(ENGINE, LatencyConfig(kind="profile", profile="a100-80gb-sxm"))
+def test_roofline_is_the_default_elsewhere() -> None:
+    assert build_step_cost(ENGINE.model_copy(update={"gpu": "rtx-4090"}), LatencyConfig()).kind == "roofline"
+    assert build_step_cost(ENGINE, LatencyConfig(kind="roofline")).kind == "roofline"
+
+
+def test_the_smaller_a100_uses_the_larger_ones_curves_at_its_own_bandwidth() -> None:
+    small = build_step_cost(ENGINE.model_copy(update={"gpu": "a100-40gb-sxm"}), LatencyConfig())
+    shape = StepShape(num_decodes=1, num_sampled=1, decode_context_tokens=100)
+    ratio = small.gpu_ns(shape) / build_step_cost(ENGINE, LatencyConfig()).gpu_ns(shape)
+    assert 1.2 < ratio < 2039 / 1555
+
+
+def test_profiles_that_are_not_there_or_of_another_gpu_are_refused() -> None:
+    with pytest.raises(InputError, match="no built-in profile for rtx-4090"):
+        build_step_cost(ENGINE.model_copy(update={"gpu": "rtx-4090"}), LatencyConfig(kind="profile"))
+    with pytest.raises(InputError, match="did you mean 'h100-sxm'"):
+        build_step_cost(ENGINE, LatencyConfig(profile="h100_sxm"))
+    with pytest.raises(InputError, match=r"measured on h100-sxm, but engine\.gpu is a100-80gb-sxm"):
+        build_step_cost(ENGINE, LatencyConfig(profile="h100-sxm"))
 
 
 def test_names_and_splits_are_checked() -> None:

@@ -50,7 +50,7 @@ def problems(*overrides: str) -> list[str]:
         (["cluster.router=least_kv"], "`cluster.router` has no effect: there is one replica"),
         (["latency.step_s=1"], "`latency.step_s` has no effect: it belongs to `kind: constant`"),
         (["latency={kind: constant, step_s: 1, host_overhead_ms: 1}"], "`latency.host_overhead_ms` has no effect"),
-        (["latency.profile=a"], "`latency.profile` has no effect"),
+        (["latency={kind: roofline, profile: a100-80gb-sxm}"], "`latency.profile` has no effect"),
         (["engine.preemption=swap"], "preemption: swap runs without asynchronous scheduling"),
         (["engine.preemption=swap", "engine.batching=static"], "preemption: swap and batching: static run without"),
         (
@@ -101,7 +101,10 @@ def test_no_note_without_reason(overrides: Sequence[str]) -> None:
         ),
         (["latency.kind=constant"], "`latency.kind: constant` needs `step_s`"),
         (["latency={kind: constant, step_s: 1e-10}"], "`latency.step_s` is 1e-10 s, below the nanosecond"),
-        (["latency.kind=profile"], "`latency.kind` is profile, but no measured profile"),
+        (["latency.profile=a100-80gb"], "`latency.profile`: no profile 'a100-80gb'; did you mean 'a100-80gb-sxm'?"),
+        (["latency.profile=mine.json"], "`latency.profile`: no profile file 'mine.json'"),
+        (["latency.profile=h100-sxm"], "`latency.profile`: h100-sxm was measured on h100-sxm, but engine.gpu is"),
+        (["engine.gpu=rtx-4090", "latency.kind=profile"], "`latency.kind`: there is no built-in profile for rtx-4090"),
         (["workload.input_tokens.value=4096"], "`workload.input_tokens` is at least 4096"),
         (["workload.input_tokens={dist: uniform, low: 5000, high: 6000}"], "`workload.input_tokens` is at least 5000"),
         (

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
-from sim.latency.profile.file import Curve, Key, Operator, Profile
+from sim.latency.profile.file import Curve, Device, Key, Operator, Profile
 from sim.latency.profile.layout import OPERATORS
 from sim.latency.profile.speed_of_light import bound_ns
 
 Floats = npt.NDArray[np.float64]
 
-EXACT_FIELDS = frozenset({"dtype", "kv_dtype", "head_size", "window", "implementation", "name", "direction"})
+EXACT_FIELDS = frozenset({"dtype", "kv_dtype", "window", "implementation", "name", "direction"})
 """Parts of a key that are matched, never interpolated."""
 
 
@@ -35,10 +35,14 @@ class _Line:
 
 
 class Predictor:
-    """Times of single operators from one profile. Curves are prepared when they are first asked for."""
+    """Times of single operators from one profile. Curves are prepared when they are first asked for.
 
-    def __init__(self, profile: Profile) -> None:
+    With ``device``, the multiples measured on the profile's GPU are those of another one's speed of light.
+    """
+
+    def __init__(self, profile: Profile, device: Device | None = None) -> None:
         self.profile = profile
+        self.device = device or profile.device
         self._operators: dict[str, _Curves] = {}
 
     def has(self, operator: str, key: Key) -> bool:
@@ -49,18 +53,20 @@ class Predictor:
         """One launch at one place of the axis, nanoseconds."""
         return float(self.times_ns(operator, key, np.array([float(at)]))[0])
 
-    def times_ns(self, operator: str, key: Key, at: Floats) -> Floats:
+    def times_ns(self, operator: str, key: Key, at: Floats, *, like: Key | None = None) -> Floats:
         """One launch at each place of the axis (any positive numbers), nanoseconds, shape as ``at``.
 
-        Raises InputError where the profile holds nothing of this operator with these number formats.
+        With ``like``, the curves of that key are followed and scaled by the speed of light of ``key``. Raises
+        InputError where the profile holds nothing of this operator with these number formats.
         """
+        followed = like or key
         curves = self._curves(operator)
-        tree = None if curves is None else self._exactly(operator, key)
+        tree = None if curves is None else self._exactly(operator, followed)
         if curves is None or tree is None:
-            raise InputError(f"profile {self.profile.name}: no curve of {operator} like {list(key)}")
-        multiple = curves.log_multiple(tree, curves.numbers(key), np.log(at))
+            raise InputError(f"profile {self.profile.name}: no curve of {operator} like {list(followed)}")
+        multiple = curves.log_multiple(tree, curves.numbers(followed), np.log(at))
         fields = dict(zip(OPERATORS[operator].key, key, strict=True))
-        times: Floats = np.exp(multiple) * bound_ns(operator, self.profile.device, fields, at)
+        times: Floats = np.exp(multiple) * bound_ns(operator, self.device, fields, at)
         return times
 
     def _exactly(self, operator: str, key: Key) -> _Tree | None:

@@ -1,0 +1,284 @@
+"""What each part of a step takes on one GPU, from a profile: which operators a model's layers are made of.
+
+Token counts are arrays, answers nanoseconds of one launch or one layer as said. Where a profile lacks a number format,
+the curves of a near one are used as multiples of this one's own speed of light; where it lacks an operator, a bound
+with a stated efficiency stands in. ``stand_ins`` says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.latency.models import ModelSpec
+from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
+from sim.latency.precision import Precision
+from sim.latency.profile.file import Device, Key, Profile
+from sim.latency.profile.predict import Predictor
+from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
+
+Floats = npt.NDArray[np.float64]
+
+NEAR_DTYPES = {
+    "float16": ("bfloat16",),
+    "float32": ("bfloat16",),
+    "fp8": ("fp8_block", "int8", "bfloat16"),
+    "fp8_block": ("fp8", "bfloat16"),
+    "int8": ("fp8", "bfloat16"),
+    "int4": ("bfloat16",),
+}
+"""Whose curves stand in for a number format that was not measured, nearest first."""
+
+ELEMENTWISE_EFFICIENCY = 0.7
+"""Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
+ELEMENTWISE_START_NS = 1000.0
+"""Of their time beyond ``LAUNCH_NS``: the smallest take 2-3 us in published traces."""
+SAMPLER_NS = 50_000.0
+"""The sampler's dozen small kernels, where it was not measured."""
+SAMPLER_BYTES_PER_LOGIT = 24.0
+ROUTER_KERNELS = 2
+"""Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
+
+
+@dataclass(slots=True)
+class ProfiledOperators:
+    """One model on one of ``tp`` * ``pp`` GPUs ``device``, of the chip that ``profile`` was measured on."""
+
+    profile: Profile
+    device: Device
+    model: ModelSpec
+    precision: Precision
+    tp: int
+    pp: int
+    ep: int = 1
+    """GPUs that experts are spread over whole; 1 = each expert is split over the ``tp`` GPUs."""
+    stand_ins: dict[str, str] = field(default_factory=dict)
+    """Operator -> what was used in place of a measurement, as far as anything asked for it."""
+    predictor: Predictor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.predictor = Predictor(self.profile, self.device)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads on one GPU."""
+        return kv_heads_per_gpu(self.model.num_kv_heads, self.tp)
+
+    @property
+    def heads(self) -> int:
+        """Query heads on one GPU."""
+        return self.model.num_attention_heads // self.tp
+
+    def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
+        """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
+        for candidate in _near_keys(key, dtype_places):
+            if self.predictor.has(operator, candidate):
+                if candidate != key:
+                    used = "/".join(str(candidate[place]) for place in dtype_places)
+                    asked = "/".join(str(key[place]) for place in dtype_places)
+                    self.stand_ins[operator] = f"{asked}: curves of {used}, scaled by the speed of light"
+                return self.predictor.times_ns(operator, key, at, like=candidate)
+        return None
+
+    # -- matrices ---------------------------------------------------------------------------------
+
+    def linear_ns(self, tokens: Floats, n: int, k: int, dtype: str | None = None) -> Floats:
+        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens."""
+        key = (dtype or self.precision.weights, n, k)
+        times = self._times("gemm", key, (0,), np.maximum(tokens, 1.0))
+        if times is None:
+            raise LookupError(f"profile {self.profile.name} has no gemm")
+        return np.where(tokens > 0, times, 0.0)
+
+    def attention_projections_ns(self, tokens: Floats) -> Floats:
+        """QKV and output projection of one layer."""
+        model = self.model
+        qkv = (self.heads + 2 * self.kv_heads) * model.head_size
+        return self.linear_ns(tokens, qkv, model.hidden_size) + self.linear_ns(
+            tokens, model.hidden_size, self.heads * model.head_size
+        )
+
+    def mlp_ns(self, tokens: Floats, width: int) -> Floats:
+        """Gate and up, and down, of an MLP ``width`` wide over all GPUs."""
+        hidden, share = self.model.hidden_size, width // self.tp
+        ups = self.model.mlp_matrices - 1
+        return self.linear_ns(tokens, ups * share, hidden) + self.linear_ns(tokens, hidden, share)
+
+    def experts_ns(self, tokens: Floats) -> Floats:
+        """Router, routed and shared experts of one layer."""
+        model = self.model
+        split = (1, self.ep) if self.ep > 1 else (self.tp, 1)
+        shape = (model.hidden_size, model.moe_intermediate_size, model.num_experts, model.experts_per_token)
+        routed = self._times("moe", (self.precision.weights, *shape, *split), (0,), np.maximum(tokens, 1.0))
+        if routed is None:
+            self.stand_ins["moe"] = "two linear layers over the rows of the experts that are touched"
+            routed = self._experts_as_linear_ns(tokens)
+        router = self.linear_ns(tokens, model.num_experts, model.hidden_size, self.precision.activations)
+        shared = model.shared_expert_intermediate_size
+        total = np.where(tokens > 0, routed, 0.0) + router + self.small_kernels_ns(tokens, ROUTER_KERNELS)
+        return total + self.mlp_ns(tokens, shared) if shared else total
+
+    def _experts_as_linear_ns(self, tokens: Floats) -> Floats:
+        model = self.model
+        local, width = model.num_experts / self.ep, model.moe_intermediate_size // (1 if self.ep > 1 else self.tp)
+        touched = local * (1.0 - (1.0 - model.experts_per_token / model.num_experts) ** np.maximum(tokens, 1.0))
+        rows = np.maximum(tokens, 1.0) * model.experts_per_token / self.ep / touched
+        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size)
+        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width)
+        return touched * (up + down - 2.0 * LAUNCH_NS) + 2.0 * LAUNCH_NS
+
+    # -- element-wise -----------------------------------------------------------------------------
+
+    def _elementwise_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
+        key: Key = (name, width)
+        at = np.maximum(tokens, 1.0)
+        if self.predictor.has("elementwise", key):
+            times = self.predictor.times_ns("elementwise", key, at)
+        else:
+            least_us = (LAUNCH_NS + ELEMENTWISE_START_NS) / 1e3
+            self.stand_ins["elementwise"] = f"{ELEMENTWISE_EFFICIENCY:.0%} of the bandwidth, {least_us:g} us at least"
+            bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
+            times = LAUNCH_NS + ELEMENTWISE_START_NS + at * width * bytes_per_element / bandwidth * 1e9
+        return np.where(tokens > 0, times, 0.0)
+
+    def small_kernels_ns(self, tokens: Floats, count: int) -> Floats:
+        """Kernels that do next to nothing but start."""
+        return np.where(tokens > 0, count * (LAUNCH_NS + ELEMENTWISE_START_NS), 0.0)
+
+    def elementwise_ns(self, tokens: Floats, width: int) -> Floats:
+        """Two norms with residual, rotary embedding, KV write, activation of one layer ``width`` wide over all GPUs."""
+        model, size = self.model, self.precision.activation_bytes
+        rotary = (self.heads + self.kv_heads) * model.head_size
+        total = 2.0 * self._elementwise_ns("rms_norm", model.hidden_size, tokens, 4.0 * size)
+        total += self._elementwise_ns("rotary", rotary, tokens, 2.0 * size)
+        total += self._elementwise_ns("reshape_and_cache", 2 * self.kv_heads * model.head_size, tokens, 2.0 * size)
+        total += self._elementwise_ns("silu_and_mul", max(1, width // self.tp), tokens, model.mlp_matrices * size)
+        if model.qk_norm:
+            total += self._elementwise_ns("rms_norm", rotary, tokens, 2.0 * size)
+        return total
+
+    # -- between GPUs -----------------------------------------------------------------------------
+
+    def all_reduce_ns(self, tokens: Floats) -> Floats:
+        """One all-reduce of the hidden state over the ``tp`` GPUs."""
+        if self.tp == 1:
+            return np.zeros_like(tokens)
+        payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
+        return np.where(tokens > 0, self.collective_ns("all_reduce", payload), 0.0)
+
+    def collective_ns(self, operator: str, payload: Floats) -> Floats:
+        """A collective over the ``tp`` GPUs: vLLM's own where it was measured, else NCCL, else the link's bandwidth."""
+        known = [
+            self.predictor.times_ns(operator, (implementation, self.tp), payload)
+            for implementation in ("custom", "nccl")
+            if self.predictor.has(operator, (implementation, self.tp))
+        ]
+        if known:
+            return known[0]
+        self.stand_ins[operator] = "70% of the link's bandwidth, 10 us at least"
+        link = self.device.link_bandwidth_bytes_per_s or 32e9
+        return ring_all_reduce_s(1.0, self.tp, 0.7 * link) * payload * 1e9 + 10_000.0
+
+    def send_receive_ns(self, tokens: Floats) -> Floats:
+        """Hidden state and residual from one pipeline stage to the next; each GPU sends its share."""
+        if self.pp == 1:
+            return np.zeros_like(tokens)
+        payload = 2.0 * tokens * (self.model.hidden_size * self.precision.activation_bytes) / self.tp
+        link = self.device.link_bandwidth_bytes_per_s or 32e9
+        self.stand_ins["send_receive"] = "70% of the link's bandwidth, 20 us at least"
+        return np.where(tokens > 0, payload / (0.7 * link) * 1e9 + 20_000.0, 0.0)
+
+    # -- outside the layers -----------------------------------------------------------------------
+
+    def embedding_ns(self, tokens: Floats) -> Floats:
+        """Row lookup, and its all-reduce under tensor parallelism."""
+        lookup = self._elementwise_ns(
+            "embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes
+        )
+        return lookup + self.all_reduce_ns(tokens)
+
+    def head_ns(self, rows: Floats) -> Floats:
+        """Final norm, LM head, gathering of logits and sampler for that many rows."""
+        model = self.model
+        head = self.linear_ns(rows, model.vocab_size // self.tp, model.hidden_size, self.precision.activations)
+        norm = self._elementwise_ns("rms_norm", model.hidden_size, rows, 4.0 * self.precision.activation_bytes)
+        return np.where(rows > 0, head + norm + self._sampler_ns(rows) + self._gather_ns(rows), 0.0)
+
+    def _sampler_ns(self, rows: Floats) -> Floats:
+        key: Key = (self.model.vocab_size,)
+        at = np.maximum(rows, 1.0)
+        if self.predictor.has("sampling", key):
+            return self.predictor.times_ns("sampling", key, at)
+        self.stand_ins["sampling"] = f"{SAMPLER_NS / 1e3:g} us and six passes over 32-bit logits"
+        bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
+        return SAMPLER_NS + at * (self.model.vocab_size * SAMPLER_BYTES_PER_LOGIT) / bandwidth * 1e9
+
+    def _gather_ns(self, rows: Floats) -> Floats:
+        if self.tp == 1:
+            return np.zeros_like(rows)
+        payload = np.maximum(rows, 1.0) * (self.model.vocab_size * self.precision.activation_bytes)
+        if any(self.predictor.has("all_gather", (each, self.tp)) for each in ("custom", "nccl")):
+            return self.collective_ns("all_gather", payload)
+        return 0.5 * self.collective_ns("all_reduce", payload)
+
+    # -- attention --------------------------------------------------------------------------------
+
+    def _attention_key(self) -> Key:
+        model, precision = self.model, self.precision
+        activations = "bfloat16" if precision.activations == "float16" else precision.activations
+        kv = "bfloat16" if precision.kv == "float16" else precision.kv
+        return (activations, kv, self.heads, self.kv_heads, model.head_size, 0)
+
+    def decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
+        """One layer's attention of ``batch`` decodes of this many tokens of KV each (any positive numbers)."""
+        times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
+        if times is None:
+            raise LookupError(
+                f"profile {self.profile.name} has no decode attention of head size {self.model.head_size}"
+            )
+        return times
+
+    def prefill_multiple(self, batch: int, chunk: float) -> float:
+        """How much longer than its speed of light the attention of ``batch`` prompts of ``chunk`` tokens takes."""
+        key: Key = (*self._attention_key(), batch, 0)
+        at = np.array([chunk])
+        times = self._times("prefill_attention", key, (0, 1), at)
+        if times is None:
+            raise LookupError(
+                f"profile {self.profile.name} has no prefill attention of head size {self.model.head_size}"
+            )
+        pairs = float(causal_pairs(at, 0.0)[0]) * batch
+        context = batch * chunk
+        return float(times[0]) / self.prefill_bound_ns(pairs, context, context)
+
+    def pair_ns(self) -> float:
+        """Speed of light of one query-key pair of one layer."""
+        return 4.0 * self.heads * self.model.head_size / self.precision.plain_flops * 1e9
+
+    def context_ns(self) -> float:
+        """Speed of light of reading one token's keys and values in one layer."""
+        traffic = 2.0 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
+        return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
+
+    def query_ns(self) -> float:
+        """Speed of light of reading one token's query and writing its result in one layer."""
+        traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
+        return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
+
+    def prefill_bound_ns(self, pairs: float, context_tokens: float, tokens: float) -> float:
+        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from a step's sums."""
+        return max(pairs * self.pair_ns(), context_tokens * self.context_ns() + tokens * self.query_ns()) + LAUNCH_NS
+
+
+def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:
+    """The key itself, then with nearer and farther number formats at ``places``."""
+    keys = [key]
+    for place in places:
+        keys += [
+            (*near[:place], dtype, *near[place + 1 :])
+            for near in list(keys)
+            for dtype in NEAR_DTYPES.get(str(near[place]), ())
+        ]
+    return keys
