@@ -74,10 +74,20 @@ class Segments:
 
     def run(self, first: int, stride: int, length: int) -> npt.NDArray[np.int64]:
         """Values at ``first``, ``first + stride``, ...: element for element the same integers as ``at``."""
-        counts = first + stride * np.arange(length, dtype=np.int64)
-        places = np.maximum(np.searchsorted(self.knots, counts, side="right") - 1, 0)
-        knots, slopes = np.array(self.knots)[places], np.array(self.slopes)[places]
-        values: npt.NDArray[np.int64] = np.array(self.values)[places] + ((counts - knots) * slopes >> SLOPE_BITS)
+        counts = np.arange(first, first + stride * length, stride, dtype=np.int64)
+        knots = self.knots
+        left = max(0, bisect_right(knots, first) - 1)
+        right = max(0, bisect_right(knots, first + stride * (length - 1)) - 1)
+        values = np.empty(length, dtype=np.int64)
+        begin = 0
+        for place in range(left, right + 1):
+            end = length if place == right else -((first - knots[place + 1]) // stride)
+            stretch = counts[begin:end] - knots[place]
+            stretch *= self.slopes[place]
+            stretch >>= SLOPE_BITS
+            stretch += self.values[place]
+            values[begin:end] = stretch
+            begin = end
         return values
 
 
