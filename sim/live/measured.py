@@ -175,8 +175,8 @@ def reasons(observations: list[Observation]) -> Counter[str]:
 
 
 def bundled_share(measured: Measured) -> float:
-    """Share of output tokens that came in one event with another: of those no gap was seen."""
+    """Share of output tokens that came together with the one before: in one event, or in events read at once."""
     done = measured.completed
     tokens = sum(each.output_tokens for each in done)
-    events = sum(len(each.token_ns) for each in done)
-    return max(0, tokens - events) / tokens if tokens else 0.0
+    instants = sum(len(set(each.token_ns)) for each in done)
+    return max(0, tokens - instants) / tokens if tokens else 0.0

@@ -192,6 +192,7 @@ def _notes(measured: Measured, results: Results) -> list[str]:
     share = bundled_share(measured)
     if share > MUCH_BUNDLED:
         notes.append(
-            f"{share:.0%} of the tokens came in one event with others: measured ITL is between events, not tokens"
+            f"{share:.0%} of the tokens came together with the one before, which the server or a late client makes of "
+            "a stream: measured ITL is between events; TPOT is the figure to compare"
         )
     return [*notes, *results.summary["run"]["notes"]]

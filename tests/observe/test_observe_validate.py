@@ -209,7 +209,10 @@ def test_bundled_tokens_are_told(scenario: str, tmp_path: Path, capsys: pytest.C
         each.token_ns = [each.token_ns[0], each.token_ns[-1]]
     measured = write(tmp_path / "measured.jsonl", observations)
     assert simrun("validate", measured, "--scenario", scenario, "--json") == 0
-    assert any("came in one event with others" in note for note in json.loads(capsys.readouterr().out)["notes"])
+    assert any(
+        "of the tokens came together with the one before" in note
+        for note in json.loads(capsys.readouterr().out)["notes"]
+    )
 
 
 # --- vllm bench serve ------------------------------------------------------------------------
