@@ -72,6 +72,20 @@ class RunFailed(Exception):
 
 
 @contextmanager
+def with_bytecode() -> Iterator[None]:
+    """Child processes keep and find compiled modules, as those of an installed command do, whatever is set here."""
+    before = dict(os.environ)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
 def pinned() -> Iterator[None]:
     """This process, and so every child of it, on one core, where the system can."""
     if not hasattr(os, "sched_setaffinity"):
@@ -321,7 +335,7 @@ def _print_table(chosen: Sequence[Workload], options: argparse.Namespace) -> boo
     checks: list[Check] = []
     notes: list[str] = []
     all_met = True
-    start, _ = measure_best("start-up (one request)", scenario_of(workloads()[0], 1e-9, None), options.repeat)
+    start, _ = measure_best("start-up (one request)", scenario_of(workloads()[0], 1e-9, None), max(options.repeat, 2))
     start_s = start.cpu_s
     for workload in chosen:
         try:
@@ -354,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skipped = [workload for workload in chosen if "trace" in workload.scenario["workload"] and options.trace is None]
     chosen = [workload for workload in chosen if workload not in skipped]
     try:
-        with pinned():
+        with pinned(), with_bytecode():
             good = _print_profiles(chosen, options) if options.profile else _print_table(chosen, options)
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -18,10 +18,13 @@ from sim.engine.replica import Replica, request_row
 from sim.engine.request import Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
-from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, RequestTable
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, IntColumn, RequestTable
 
 ROWS_AT_ONCE = 4096
 """Rows turned into Python integers at a time, so that a long workload stays in its columns."""
+
+REQUESTS_AT_ONCE = 32
+"""Requests made together where a replica makes its own."""
 
 ROW_FIELDS = (
     "arrival_ns",
@@ -44,6 +47,22 @@ PROGRESS_INTERVAL_S = 0.05
 
 Progress = Callable[[int, int, int], None]
 """Called with (ended, submitted so far or in all, now in ns)."""
+
+
+class RequestMaker:
+    """Requests by position among ``rows``, made a few at a time: mostly they are asked for in order."""
+
+    def __init__(self, make: Callable[[IntColumn], Iterator[Request]], rows: IntColumn) -> None:
+        self._make = make
+        self._rows = rows
+        self._made: dict[int, Request] = {}
+
+    def __call__(self, position: int) -> Request:
+        """The request at ``position``, a new one each time."""
+        if position not in self._made:
+            some = self._make(self._rows[position : position + REQUESTS_AT_ONCE])
+            self._made = dict(enumerate(some, position))
+        return self._made.pop(position)
 
 
 class Gateway:
@@ -88,15 +107,16 @@ class Gateway:
             row, self._next_released = self._next_released, self._next_released + 1
             self._release(row)
         if self.num_ended % PROGRESS_EVERY == 0:
-            self._report_progress()
+            self._look_up()
 
     def on_ends(self, count: int) -> None:
         """``count`` requests have ended that nothing waits for."""
         before, self.num_ended = self.num_ended, self.num_ended + count
         if before // PROGRESS_EVERY != self.num_ended // PROGRESS_EVERY:
-            self._report_progress()
+            self._look_up()
 
-    def _report_progress(self) -> None:
+    def _look_up(self) -> None:
+        self.recorder.trim()
         if self._progress is not None:
             now = time.perf_counter()
             if now - self._last_progress >= PROGRESS_INTERVAL_S:
@@ -122,8 +142,7 @@ class Gateway:
             rows = np.arange(index, len(table), len(replicas))
             longest = replica.scheduler.kv.longest_request_tokens
             never = (table.input_tokens[rows] >= self.max_model_len) | (at_end[rows] > longest)
-            for row in rows[never].tolist():
-                request = self._make_request(next(self._rows(row, row + 1)), int(arrival_ns[row]))
+            for request in self._requests(rows[never], arrival_ns):
                 self._reject(request, replica, replica.scheduler.why_never(request) or "it can never run here")
             rows = rows[~never]
             feed = Feed(
@@ -131,12 +150,16 @@ class Gateway:
                 arrival_ns=machine_integers(np.append(arrival_ns[rows], NO_MORE)),
                 prompt_tokens=machine_integers(table.input_tokens[rows]),
                 output_tokens=machine_integers(output_tokens[rows]),
-                make=lambda row, at_ns: self._make_request(next(self._rows(row, row + 1)), at_ns),
+                make=RequestMaker(lambda rows: self._requests(rows, arrival_ns), rows),
                 name=table.request_id,
                 on_ends=self.on_ends,
                 is_plain=is_plain,
             )
             replica.take_feed(feed, sums)
+
+    def _requests(self, rows: IntColumn, arrival_ns: IntColumn) -> Iterator[Request]:
+        for fields, at_ns in zip(self._rows(rows), arrival_ns[rows].tolist(), strict=True):
+            yield self._make_request(fields, at_ns)
 
     # --- arrivals ----------------------------------------------------------------------------
 
@@ -147,7 +170,7 @@ class Gateway:
         env = self.env
         end = self._next_released if self.workload.closed_loop_concurrency is not None else len(self.workload)
         for first in range(0, end, ROWS_AT_ONCE):
-            for fields in self._rows(first, min(first + ROWS_AT_ONCE, end)):
+            for fields in self._rows(np.arange(first, min(first + ROWS_AT_ONCE, end))):
                 if fields[2] != NO_PARENT:
                     continue
                 arrival_ns = fields[1]
@@ -155,12 +178,12 @@ class Gateway:
                     yield At(env, arrival_ns - env.now, ARRIVAL_TURN)
                 self._arrive(fields)
 
-    def _rows(self, first: int, stop: int) -> Iterator[tuple[int, ...]]:
+    def _rows(self, rows: IntColumn) -> Iterator[tuple[int, ...]]:
         """Rows of the workload as Python integers: the row itself, then ``ROW_FIELDS``, then its segments' range."""
         table = self.workload
-        columns = [getattr(table, name)[first:stop].tolist() for name in ROW_FIELDS]
-        offsets = table.segment_offsets[first : stop + 1].tolist()
-        return zip(range(first, stop), *columns, offsets[:-1], offsets[1:], strict=True)
+        columns = [getattr(table, name)[rows].tolist() for name in ROW_FIELDS]
+        offsets = table.segment_offsets
+        return zip(rows.tolist(), *columns, offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
 
     def _release(self, row: int) -> None:
         """A request whose arrival follows another's end, after its think time."""
@@ -169,7 +192,7 @@ class Gateway:
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
         arrival = At(self.env, think_ns, ARRIVAL_TURN + 1 + row)
-        arrival.callbacks.append(lambda _: self._arrive(next(self._rows(row, row + 1))))
+        arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)

@@ -218,7 +218,7 @@ class FastReplica(Replica):
             if feed.position != position:
                 continue
             feed.position += 1
-            self._accept(feed.make(feed.rows[position], arrival_ns), arrival_ns)
+            self._accept(feed.make(position), arrival_ns)
         self.advance(NOT_PLANNED, 0)
 
     def resume(self, now_ns: int, busy_ns: int) -> None:

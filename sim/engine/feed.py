@@ -26,8 +26,8 @@ class Feed:
     prompt_tokens: Sequence[int]
     output_tokens: Sequence[int]
     """Where the engine stops: the true length within ``max_tokens`` and the model's length."""
-    make: Callable[[int, int], Request]
-    """The request of a row, arriving at an instant."""
+    make: Callable[[int], Request]
+    """The request at a position."""
     name: Callable[[int], str]
     """The id of a row."""
     on_ends: Callable[[int], None]

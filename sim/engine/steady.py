@@ -341,8 +341,7 @@ class SteadyLoop:
     def _request(self, member: Member) -> Request:
         if member[8] is not None:
             return member[8]
-        feed, row = self._feed, member[2]
-        return feed.make(row, feed.arrival_ns[bisect_left(feed.rows, row)])
+        return self._feed.make(bisect_left(self._feed.rows, member[2]))
 
     def _restore(self, request: Request, member: Member, joined: int, *, is_in_flight: bool) -> None:
         """A running request as the scheduler keeps it; its counters are those of a member of the cohort."""

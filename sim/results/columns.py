@@ -90,9 +90,9 @@ def _reasons(record: RunRecord) -> Named:
     return Named(codes, names)
 
 
-def step_columns(record: RunRecord) -> dict[str, AnyColumn]:
-    """One row per run of identical steps, in the order recorded, instants in seconds and times in ms."""
-    steps = record.steps
+def step_columns(record: RunRecord, rows: slice = slice(None)) -> dict[str, AnyColumn]:
+    """One row per run of identical steps, those of a replica in order, instants in seconds and times in ms."""
+    steps = {name: column[rows] for name, column in record.steps.items()}
     result: dict[str, AnyColumn] = {}
     for name in STEP_COLUMNS:
         if name in ("gpu_ns", "host_ns"):

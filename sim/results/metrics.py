@@ -32,10 +32,12 @@ _CHUNK_ROWS = 1 << 20
 
 
 def exact_dot(a: IntColumn, b: IntColumn) -> int:
-    """Sum of ``a * b`` as a Python integer, without the overflow that 64 bits would have.
+    """Sum of ``a * b`` as a Python integer, whatever its size.
 
-    Values are cut into three limbs of 21 bits; a product of two limbs has 42, so a chunk of 2**20 rows fits.
+    Where 64 bits could be too few, values are cut into three limbs of 21; a product of two has 42, so 2**20 rows fit.
     """
+    if _largest(a) * _largest(b) * len(a) < 2**63:
+        return int(np.dot(a, b))
     total = 0
     for start in range(0, len(a), _CHUNK_ROWS):
         limbs_a, limbs_b = (_limbs(column[start : start + _CHUNK_ROWS]) for column in (a, b))
@@ -47,8 +49,15 @@ def exact_dot(a: IntColumn, b: IntColumn) -> int:
 
 def exact_sum(values: IntColumn) -> int:
     """Sum of a column as a Python integer."""
+    if _largest(values) * len(values) < 2**63:
+        return int(np.sum(values))
     low, high = int(np.sum(values & 0xFFFFFFFF)), int(np.sum(values >> 32))
     return (high << 32) + low
+
+
+def _largest(values: IntColumn) -> int:
+    """The largest magnitude."""
+    return max(-int(values.min(initial=0)), int(values.max(initial=0)))
 
 
 def _exact_second_moment(values: IntColumn, weights: IntColumn) -> int:

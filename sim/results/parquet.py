@@ -5,7 +5,7 @@ Arrays are made from buffers: ``pyarrow.array`` would import pandas, which takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from sim.results.columns import AnyColumn, Named, request_columns, step_columns
 from sim.results.record import RunRecord
+
+ROWS_AT_ONCE = 1 << 19
+"""Rows of a row group; a long run is written group by group."""
 
 
 def _numbers(column: AnyColumn, valid: npt.NDArray[np.bool_] | None = None) -> Any:
@@ -52,19 +55,39 @@ def _array(name: str, column: AnyColumn | Named | list[str]) -> Any:
     return _numbers(column, column >= 0 if name == "replica" else None)
 
 
-def _write(path: Path, columns: Mapping[str, AnyColumn | Named | list[str]]) -> None:
+def _write(path: Path, tables: Iterable[Mapping[str, AnyColumn | Named | list[str]]]) -> None:
+    """One row group for each of ``tables``, which have the same columns; at least one."""
     import pyarrow as pa
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    arrays = [_array(name, column) for name, column in columns.items()]
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), path, compression="zstd")
+    writer = None
+    try:
+        for columns in tables:
+            arrays = [_array(name, column) for name, column in columns.items()]
+            table = pa.Table.from_arrays(arrays, names=list(columns))
+            if writer is None:
+                # Instants and ids hardly repeat: looking for repetitions takes longer than compressing them.
+                repeated = [name for name, array in zip(columns, arrays, strict=True) if _repeats(name, array.type)]
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=repeated)
+            writer.write_table(table, row_group_size=ROWS_AT_ONCE)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _repeats(name: str, kind: Any) -> bool:
+    import pyarrow as pa
+
+    return not pa.types.is_floating(kind) and name not in ("request_id", "decode_context_tokens", "free_blocks")
 
 
 def write_requests(path: Path, record: RunRecord) -> None:
     """``requests.parquet``: one row per request."""
-    _write(path, request_columns(record))
+    _write(path, [request_columns(record)])
 
 
 def write_steps(path: Path, record: RunRecord) -> None:
     """``steps.parquet``: one row per run of identical steps."""
-    _write(path, step_columns(record))
+    num_rows = len(record.steps["replica"])
+    starts = range(0, max(num_rows, 1), ROWS_AT_ONCE)
+    _write(path, (step_columns(record, slice(start, start + ROWS_AT_ONCE)) for start in starts))

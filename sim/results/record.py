@@ -18,6 +18,8 @@ NOT_YET = -1
 
 FLUSH_RUNS = 4096
 """Runs of gaps kept before equal gaps are merged."""
+TRIM_ROWS = 8192
+"""Rows of steps or requests kept as Python integers before they are packed."""
 FLUSH_GAPS = 1 << 17
 """The same for gaps that came one by one."""
 MERGE_VALUES = 1 << 20
@@ -100,21 +102,39 @@ STEADY_REQUEST_COLUMNS = ("row", "replica", "scheduled_ns", "first_token_ns", "f
 
 
 class ColumnWriter:
-    """Rows in, integer columns out, kept as flat machine integers so that a long run stays small."""
+    """Rows in, integer columns out. ``trim`` now and then turns rows into machine integers: a long run stays small."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self._flat = array("q")
-        self.append = self._flat.extend
+        self._rows: list[int] = []
+        self._chunks: list[npt.NDArray[np.int64]] = []
+        self._num_in_chunks = 0
+        self.append = self._rows.extend
         """One row, in the order of ``names``."""
 
     def __len__(self) -> int:
-        return len(self._flat) // len(self.names)
+        return self._num_in_chunks + len(self._rows) // len(self.names)
 
-    def columns(self) -> dict[str, IntColumn]:
-        """All rows so far, by column name; no row may be added afterwards (the columns are views)."""
-        table = np.frombuffer(self._flat, dtype=np.int64).reshape(-1, len(self.names))
-        return {name: table[:, i] for i, name in enumerate(self.names)}
+    def trim(self, least_rows: int = TRIM_ROWS) -> None:
+        """Pack the rows added since the last time, if there are enough of them."""
+        num_rows = len(self._rows) // len(self.names)
+        if num_rows >= max(least_rows, 1):
+            packed = np.fromiter(self._rows, dtype=np.int64, count=len(self._rows))
+            self._chunks.append(np.ascontiguousarray(packed.reshape(num_rows, -1).T))
+            self._num_in_chunks += num_rows
+            self._rows.clear()
+
+    def take_columns(self) -> dict[str, IntColumn]:
+        """All rows, by column name; the writer is empty afterwards."""
+        self.trim(0)
+        table = np.empty((len(self.names), self._num_in_chunks), dtype=np.int64)
+        stop = self._num_in_chunks
+        while self._chunks:
+            chunk = self._chunks.pop()
+            table[:, stop - chunk.shape[1] : stop] = chunk
+            stop -= chunk.shape[1]
+        self._num_in_chunks = 0
+        return dict(zip(self.names, table, strict=True))
 
 
 class Recorder:
@@ -132,6 +152,11 @@ class Recorder:
         self._run_weights: list[int] = []
         self._merged: list[tuple[IntColumn, IntColumn]] = []
         self.reject_reasons: dict[int, str] = {}
+
+    def trim(self) -> None:
+        """To be called now and then: keeps a long run small."""
+        for writer in (self.steps, self.requests, self.steady_steps, self.steady_requests):
+            writer.trim()
 
     def itl(self, gap_ns: int, weight: int) -> None:
         """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
@@ -182,9 +207,9 @@ class Recorder:
         self._steady_starts.append((len(self.steps), len(self.steady_steps)))
 
     def step_columns(self) -> dict[str, IntColumn]:
-        """All steps, those of one replica in order."""
-        steady = _all_step_columns(self.steady_steps.columns())
-        others = self.steps.columns()
+        """All steps, those of one replica in order; once, at the end."""
+        steady = _all_step_columns(self.steady_steps.take_columns())
+        others = self.steps.take_columns()
         num_steady, num_others = len(steady["replica"]), len(others["replica"])
         if not num_others:
             return steady
@@ -196,8 +221,8 @@ class Recorder:
         return {name: np.concatenate([steady[name], others[name]])[order] for name in STEP_COLUMNS}
 
     def request_columns(self, workload: RequestTable, max_model_len: int) -> dict[str, IntColumn]:
-        """All requests that ended, by row."""
-        steady, others = self.steady_requests.columns(), self.requests.columns()
+        """All requests that ended, by row; once, at the end."""
+        steady, others = self.steady_requests.take_columns(), self.requests.take_columns()
         row = steady["row"]
         input_tokens = workload.input_tokens[row]
         most = np.minimum(workload.max_tokens[row], max_model_len - input_tokens)
