@@ -18,6 +18,7 @@ from gpu_calibrate.plan_types import (
     KernelCall,
     Plan,
     Scalar,
+    one_of,
     positive,
 )
 
@@ -135,11 +136,16 @@ def plan_decode(
     sm_count: int = 132,
     tokens_per_split: int | None = None,
     num_warps: int | None = None,
+    merge: str = "last_block",
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     seed: int = 0,
 ) -> Plan:
-    """Attention of one new token per sequence over its ``context_lens`` tokens of KV (the new one included)."""
+    """Attention of one new token per sequence over its ``context_lens`` tokens of KV (the new one included).
+
+    ``tokens_per_split``, ``num_warps`` and ``merge`` (who merges the splits: the ``last_block`` or a second
+    ``kernel``) tune ``paged_attention_split_kv`` and its contiguous twin.
+    """
     heads = Heads(num_q_heads, num_kv_heads, head_size, dtype, kv_dtype, block_size)
     lens = _lengths("context_lens", context_lens, 0)
     seqs = len(lens)
@@ -183,22 +189,24 @@ def plan_decode(
         arrays["partial_out"] = ArraySpec((*partial, head_size) if splits > 1 else (1,), "float32", "scratch")
         arrays["partial_max"] = ArraySpec(partial if splits > 1 else (1,), "float32", "scratch")
         arrays["partial_sum"] = ArraySpec(partial if splits > 1 else (1,), "float32", "scratch")
-        parts = ("partial_out", "partial_max", "partial_sum")
+        arrays["arrivals"] = ArraySpec((seqs, blocks), "int32", "counter")
+        parts = ("partial_out", "partial_max", "partial_sum", "arrivals")
+        one_of("merge", merge, ("last_block", "kernel"))
         first = KernelCall(
             op,
             (blocks, splits, seqs),
             (WARP * warps, 1, 1),
             merge_bytes(warps, head_size),
-            ("out", *parts, *inputs, np.int32(chunk)),
+            ("out", *parts, *inputs, np.int32(chunk), np.int32(merge == "last_block")),
         )
-        merge = KernelCall(
+        second = KernelCall(
             "merge_splits",
             (num_q_heads, seqs, 1),
             (SMALL_BLOCK, 1, 1),
             0,
-            ("out", *parts, "context_lens", np.int32(chunk), np.int32(splits)),
+            ("out", *parts[:3], "context_lens", np.int32(chunk), np.int32(splits)),
         )
-        calls = (first, merge) if splits > 1 else (first,)
+        calls = (first, second) if splits > 1 and merge == "kernel" else (first,)
     elif op == "paged_attention_gqa":
         warps = _warps(op, head_size, num_warps, defines)
         grid = (num_kv_heads * heads.head_tiles, seqs, 1)

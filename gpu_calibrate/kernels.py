@@ -96,7 +96,8 @@ def _inlined(path: Path, folder: Path, target: Target, seen: set[Path]) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         match = _INCLUDE.match(line)
         if match is None:
-            lines.append(line)
+            if line != "#pragma once":  # this function sees to that
+                lines.append(line)
             continue
         # The one file with two bodies: what the hardware offers, and its stand-in on the CPU.
         inner = folder / ("cpu/device.cuh" if target == "cpu" and match[1] == "device.cuh" else match[1])

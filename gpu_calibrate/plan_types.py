@@ -25,7 +25,8 @@ class ArraySpec:
     """An array of a launch, in C order.
 
     ``dtype``: ``float16``, ``bfloat16`` (as bits, uint16), ``fp8`` (bits, uint8), ``float32``, ``int32`` or ``int64``.
-    ``values`` holds what integers must be; floating inputs are random, ``output`` and ``scratch`` need no content.
+    ``values`` holds what integers must be; floating inputs are random, ``output`` and ``scratch`` need no content,
+    a ``counter`` must be 0 before the first launch and is left so.
     """
 
     shape: tuple[int, ...]

@@ -6,14 +6,14 @@
 #include "split_kv.cuh"
 
 extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, SPLIT_BLOCKS)
-    contiguous_attention(Element* __restrict__ out, float* __restrict__ partial_out, float* __restrict__ partial_max,
-                         float* __restrict__ partial_sum, const Element* __restrict__ query,
-                         const KvElement* __restrict__ k_cache, const KvElement* __restrict__ v_cache,
-                         const int* __restrict__ context_lens, int num_q_heads, int num_kv_heads, long long seq_stride,
-                         float k_scale, float v_scale, int tokens_per_split) {
+    contiguous_attention(Element* __restrict__ out, float* partial_out, float* partial_max, float* partial_sum,
+                         int* arrivals, const Element* __restrict__ query, const KvElement* __restrict__ k_cache,
+                         const KvElement* __restrict__ v_cache, const int* __restrict__ context_lens, int num_q_heads,
+                         int num_kv_heads, long long seq_stride, float k_scale, float v_scale, int tokens_per_split,
+                         int last_merges) {
     const int seq = blockIdx.z;
     const decode::HeadTile heads(num_q_heads, num_kv_heads);
     const ContiguousCache cache(seq, seq_stride, num_kv_heads, heads.kv_head);
-    attend_split(out, partial_out, partial_max, partial_sum, query, k_cache, v_cache, cache, heads, context_lens[seq],
-                 num_q_heads, tokens_per_split, k_scale, v_scale);
+    attend_split(out, partial_out, partial_max, partial_sum, arrivals, query, k_cache, v_cache, cache, heads,
+                 context_lens[seq], num_q_heads, tokens_per_split, last_merges, k_scale, v_scale);
 }

@@ -28,26 +28,30 @@ struct HeadTile {
     }
 };
 
-// Tokens [begin, end) of the sequence; begin is a multiple of 16.
+// Tokens [begin, end) of the sequence; begin is a multiple of 16. The first two entries of the block table are asked for
+// before `end` is known to cover them: the sequence's length, itself just being loaded, is not waited for first.
 template <class Cache>
 DEVICE void attend(tile::Results<1>& results, const tile::Queries<1>& queries, const KvElement* k_cache,
                    const KvElement* v_cache, const Cache& cache, int begin, int end, float scale) {
     const int step = static_cast<int>(blockDim.x) / 32 * tile::TOKENS;
     int token = begin + static_cast<int>(threadIdx.x) / 32 * tile::TOKENS;
+    int block = cache.look_up(token), next_block = cache.look_up(token + step);
     if (token >= end) return;
     tile::Keys keys;
     tile::Values values;
-    long long at = cache.offset(token), next_at = token + step < end ? cache.offset(token + step) : 0;
     if (AHEAD) {
+        const long long at = cache.offset_in(block, token);
         tile::load_keys(keys, k_cache + at, cache.token_stride, end - token - 1);
         tile::load_values(values, v_cache + at, cache.token_stride, end - token - 1);
     }
     for (; token < end; token += step) {
         const int last = end - token - 1, next = token + step;
         if (!AHEAD) {
+            const long long at = cache.offset_in(block, token);
             tile::load_keys(keys, k_cache + at, cache.token_stride, last);
             tile::load_values(values, v_cache + at, cache.token_stride, last);
         }
+        const long long next_at = cache.offset_in(next_block, next);
         float scores[1][4];
         tile::multiply_keys(scores, keys, queries);
         if (AHEAD && next < end) tile::load_keys(keys, k_cache + next_at, cache.token_stride, end - next - 1);
@@ -55,9 +59,8 @@ DEVICE void attend(tile::Results<1>& results, const tile::Queries<1>& queries, c
         tile::take_scores(weights, scores, results, scale, [last](int t, int) { return t <= last; });
         tile::multiply_values(results, values, weights);
         if (AHEAD && next < end) tile::load_values(values, v_cache + next_at, cache.token_stride, end - next - 1);
-        at = next_at;
-        // The table's entry for the tile after next, long before it is needed.
-        if (next + step < end) next_at = cache.offset(next + step);
+        block = next_block;
+        next_block = cache.look_up(next + step);  // long before it is needed
     }
 }
 

@@ -11,7 +11,7 @@
 #include "paged_kv.cuh"
 #include "running_softmax.cuh"
 
-extern "C" __global__ void __launch_bounds__(SCORE_TILE)
+extern "C" __global__ void __launch_bounds__(SCORE_TILE, 8)
     paged_attention_uncoalesced(Element* __restrict__ out, const Element* __restrict__ query,
                                 const KvElement* __restrict__ k_cache, const KvElement* __restrict__ v_cache,
                                 const int* __restrict__ block_tables, const int* __restrict__ context_lens,

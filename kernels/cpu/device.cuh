@@ -351,6 +351,14 @@ inline T __shfl_xor_sync(unsigned mask, T value, int lanes) {
     return value;
 }
 
+// Blocks run one after another, and so do the threads of a block.
+inline void __threadfence() {}
+inline int atomicAdd(int* address, int value) {
+    const int before = *address;
+    *address += value;
+    return before;
+}
+
 inline int min(int a, int b) { return a < b ? a : b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 using std::fmaxf;
