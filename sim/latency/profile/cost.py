@@ -129,6 +129,7 @@ class ProfileCost:
         self._tokens = Table(lambda n: self._tokens_ns(n) / 1e9, engine.max_num_batched_tokens, least_ns=1)
         self._rows = Table(lambda n: ops.head_ns(n) / pp / 1e9, engine.max_num_seqs, least_ns=0)
         self._decode: dict[int, Segments] = {}
+        self._mixed: dict[int, Segments] = {}
         self._prefill: dict[int, Segments] = {}
         self._pair = Rate(ops.pair_ns() * self._layers)
         self._context = Rate(ops.context_ns() * self._layers)
@@ -165,6 +166,16 @@ class ProfileCost:
             known = self._decode[batch] = Segments([batch * knot for knot in knots], rising)
         return known
 
+    def _mixed_segments(self, batch: int) -> Segments:
+        """As ``_decode_segments``, for steps that hold prefill chunks too."""
+        known = self._mixed.get(batch)
+        if known is None:
+            knots = context_knots(self._longest)
+            times = self.operators.mixed_decode_attention_ns(batch, np.array(knots, dtype=np.float64))
+            rising = np.maximum.accumulate(times) * self._layers
+            known = self._mixed[batch] = Segments([batch * knot for knot in knots], rising)
+        return known
+
     def _prefill_segments(self, batch: int) -> Segments:
         """Multiple of the speed of light of ``batch`` chunks, in 2**-SLOPE_BITS, by the size of one."""
         known = self._prefill.get(batch)
@@ -190,7 +201,8 @@ class ProfileCost:
         num_decodes = shape.num_decodes
         ns = self._tokens.ns(shape.num_prefill_tokens + num_decodes) + self._rows.ns(shape.num_prefills + num_decodes)
         if num_decodes:
-            ns += self._decode_segments(num_decodes).at(shape.decode_context_tokens)
+            segments = self._mixed_segments if shape.num_prefills else self._decode_segments
+            ns += segments(num_decodes).at(shape.decode_context_tokens)
         if shape.num_prefills:
             ns += self._prefill_attention_ns(shape)
         if shape.swap_bytes:

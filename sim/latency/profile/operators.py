@@ -16,6 +16,7 @@ from sim.latency.models import ModelSpec
 from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.file import Device, Key, Profile
+from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
 
@@ -38,6 +39,12 @@ ELEMENTWISE_START_NS = 1000.0
 SAMPLER_NS = 50_000.0
 """The sampler's dozen small kernels, where it was not measured."""
 SAMPLER_BYTES_PER_LOGIT = 24.0
+L2_SHARE = 1.2
+"""KV of this many times the L2 cache's size comes from memory however often a benchmark repeats."""
+MIXED_CHUNK = 512
+"""Size of the prefill chunk beside which decodes are looked up."""
+LEAST_MIXED = 0.05
+"""Of their time alone, that decodes cost in a mixed batch at least."""
 ROUTER_KERNELS = 2
 """Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
 
@@ -232,13 +239,36 @@ class ProfiledOperators:
         return (activations, kv, self.heads, self.kv_heads, model.head_size, 0)
 
     def decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
-        """One layer's attention of ``batch`` decodes of this many tokens of KV each (any positive numbers)."""
+        """One layer's attention of ``batch`` decodes of this many tokens of KV each; ``contexts`` rise.
+
+        Times are of a KV cache that comes from memory. Benchmarks that repeat one launch find a small one in the L2
+        cache, where no engine finds it after a layer's weights went through; so times below the L2's size are at least
+        those of the straight line from the shortest context to the first that is well beyond it.
+        """
         times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
         if times is None:
-            raise LookupError(
-                f"profile {self.profile.name} has no decode attention of head size {self.model.head_size}"
-            )
+            raise LookupError(f"profile {self.profile.name} has no decode attention")
+        cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
+        beyond = int(np.argmin(cached)) if not cached.all() else len(contexts) - 1
+        if cached[0] and beyond > 0:
+            share = (contexts - contexts[0]) / (contexts[beyond] - contexts[0])
+            cold = times[0] + share * (times[beyond] - times[0])
+            times = np.where(np.arange(len(contexts)) < beyond, np.maximum(times, cold), times)
         return times
+
+    def mixed_decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
+        """What these decodes add to one layer's attention of a batch that holds chunks too; ``contexts`` rise."""
+        alone = self.decode_attention_ns(batch, contexts)
+        key = self._attention_key()
+        mixed = self._times("mixed_attention", (*key, MIXED_CHUNK, 0, batch), (0, 1), np.maximum(contexts, 1.0))
+        if mixed is not None:
+            chunk = self._times("prefill_attention", (*key, 1, 0), (0, 1), np.array([float(MIXED_CHUNK)]))
+            if chunk is not None:
+                return np.maximum(mixed - chunk, LEAST_MIXED * alone)
+        if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
+            self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
+            return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+        return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
     def prefill_multiple(self, batch: int, chunk: float) -> float:
         """How much longer than its speed of light the attention of ``batch`` prompts of ``chunk`` tokens takes."""
@@ -257,10 +287,13 @@ class ProfiledOperators:
         """Speed of light of one query-key pair of one layer."""
         return 4.0 * self.heads * self.model.head_size / self.precision.plain_flops * 1e9
 
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token in one layer, on one GPU."""
+        return 2.0 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
+
     def context_ns(self) -> float:
         """Speed of light of reading one token's keys and values in one layer."""
-        traffic = 2.0 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
-        return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
+        return self.kv_bytes_per_token() / self.device.memory_bandwidth_bytes_per_s * 1e9
 
     def query_ns(self) -> float:
         """Speed of light of reading one token's query and writing its result in one layer."""
