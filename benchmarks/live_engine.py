@@ -1,7 +1,7 @@
 """A live vLLM engine on CPU, driven step by step in this process; for ``benchmarks.live_policies`` and ``tests/live``.
 
-The model is the tiny Llama of ``tests/live/tiny_llama.py`` with made-up weights: what it says means nothing, but it says
-the same for the same prompt, whatever runs beside it.
+The model is the tiny Llama of ``tests/live/tiny_llama.py`` with made-up weights: what it says means nothing, but it
+says the same for the same prompt, whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
-"""Set before vllm is imported. One process, so that the scheduler can be reached; one thread, or CPU steps take long."""
+"""Set before vllm is imported. One process, to reach the scheduler; one thread, or CPU steps take long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.live_policies [--seed N] [--only srtf,tiered]
 
-in an environment with vLLM (``make live-venv``). Time is counted in engine steps, so the figures depend on decisions alone
-and are the same on every machine. Prints a Markdown table; exit code 1 if a policy changed a request's tokens.
+in an environment with vLLM (``make live-venv``). Time is counted in engine steps, so the figures depend on decisions
+alone and are the same on every machine. Prints a Markdown table; exit code 1 if a policy changed a request's tokens.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def p95(values: Sequence[float]) -> float:
 def table(rows: list[tuple[str, LiveRun, dict[str, float], int]], stock: LiveRun) -> str:
     """Markdown: a line per policy and metric."""
     lines = [
-        "| policy | metric | stock vLLM (fcfs) | plugin | simulated | preemptions, plugin / simulated | requests that end"
-        " at another step than simulated |",
+        "| policy | metric | stock vLLM (fcfs) | plugin | simulated | preemptions, plugin / simulated"
+        " | requests that end at another step than simulated |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, live, predicted, preemptions in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from policies.base import DecodeRanks, EngineLimits, EngineState, RankChanges, RequestView
@@ -65,13 +65,14 @@ class Srtf(PredictingPolicy):
         if limits is None or has_room(head, limits, state):
             return ()
         own = self.remaining_work(head) + self._weight * self.preemption_margin_tokens
-        by_end = sorted(
-            ((self.remaining_work(request), request.arrival_ns, position) for position, request in enumerate(running))
-        )
-        if by_end[-1][0] <= own:
+        by_end: list[tuple[int, int, int]] = []
+        if work_until_room(head, self._ending_by(own, running, by_end), limits, state) is not None:
+            return ()  # found without an order, mostly among the first few: most steps end here
+        if max(by_end)[0] <= own:
             return ()
+        by_end.sort()
         room_in = work_until_room(head, ((work, running[position]) for work, _, position in by_end), limits, state)
-        if room_in is None or room_in <= own:
+        if room_in is None:
             return ()
         longer = (
             running[position]
@@ -80,3 +81,13 @@ class Srtf(PredictingPolicy):
         )
         victims = evict_until_room(head, longer, limits, state)
         return victims if own + sum(victim.num_computed_tokens for victim in victims) < room_in else ()
+
+    def _ending_by(
+        self, work_left: int, running: Sequence[RequestView], looked_at: list[tuple[int, int, int]]
+    ) -> Iterator[tuple[int, RequestView]]:
+        """Those with no more than ``work_left``; (work left, arrival, position) of all goes to ``looked_at``."""
+        for position, request in enumerate(running):
+            work = self.remaining_work(request)
+            looked_at.append((work, request.arrival_ns, position))
+            if work <= work_left:
+                yield work, request

@@ -155,7 +155,10 @@ class Tiered(PredictingPolicy):
         if has_room(head, limits, state):
             return ()
         floor = max(at_risk + 1, self.level(head, now_ns))
-        lower = [request for request in running if self.level(request, now_ns) > floor]
+        # Ageing only takes a request up: those whose own tier is not below are out without asking.
+        own_tiers, last = self._index, len(self.tiers) - 1
+        below = [request for request in running if own_tiers.get(request.tier, last) >= floor]
+        lower = [request for request in below if self.level(request, now_ns) > floor]
         lower.sort(key=lambda request: (self.rank(request, now_ns), request.arrival_ns), reverse=True)
         return evict_until_room(head, lower, limits, state)
 

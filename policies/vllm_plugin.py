@@ -243,16 +243,18 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
     # --- ranks -------------------------------------------------------------------------------
 
     def rank_now(self, request: Any) -> float:
-        """The rank of a running request in this step; vLLM asks for it when it looks for a victim."""
-        rank = self.waiting.ask(request.view)
-        request.__dict__["priority"] = rank
-        if not self._ranks_stay:
-            self._ranked_running.append(request)
-        return rank
+        """The rank of ``request`` in this step. vLLM asks when it looks for a victim, so all that run get theirs."""
+        rank, now_ns = self.waiting.rank, self.now_ns
+        self._ranked_running += self.running
+        for each in self.running:
+            each.__dict__["priority"] = rank(each.view, now_ns)
+        own: float = self.waiting.ask(request.view)
+        return own
 
     def _forget_ranks(self) -> None:
-        for request in self._ranked_running:
-            request.__dict__.pop("priority", None)
+        if not self._ranks_stay:
+            for request in self._ranked_running:
+                request.__dict__.pop("priority", None)
         self._ranked_running.clear()
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:

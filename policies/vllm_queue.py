@@ -26,7 +26,7 @@ class RankedHeap:
 
     def __init__(self, policy: Policy, rank: Rank, view: Callable[[Any], RequestView]) -> None:
         self._policy = policy
-        self._rank = rank
+        self.rank = rank
         self._view = view
         changes = policy.rank_changes
         self._moves_with_others = RankChanges.OTHERS in changes
@@ -123,7 +123,7 @@ class RankedHeap:
         Raises:
             PolicyError: the policy's answer is NaN: there is no order with it.
         """
-        rank = self._rank(view, self._now_ns)
+        rank = self.rank(view, self._now_ns)
         if rank != rank:
             raise PolicyError(f"policy {self._policy.name} ranked request {view.request_id} NaN: no order with it")
         return rank
