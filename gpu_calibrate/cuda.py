@@ -114,19 +114,22 @@ def _uuid(properties: Any) -> str | None:
 
 
 class CudaDevice:
-    """The first visible GPU. ``torch`` and ``cupy`` are the modules, or stand-ins in tests."""
+    """The first visible GPU. ``torch`` and ``cupy`` are the modules, or stand-ins in tests, which have another
+    ``device`` and smaller pools."""
 
-    def __init__(self, torch: Any, cupy: Any, facts: DeviceFacts, *, pool_scale: float = 1.0) -> None:
+    def __init__(
+        self, torch: Any, cupy: Any, facts: DeviceFacts, *, device: str = "cuda", pool_scale: float = 1.0
+    ) -> None:
         from gpu_calibrate import own_kernels
 
         self._torch, self._cupy, self._facts = torch, cupy, facts
         self._stream = torch.cuda.Stream()
         self._cupy_stream = cupy_stream(cupy, self._stream.cuda_stream)
-        self._buffers = Buffers(torch, "cuda", pool_scale)
+        self._buffers = Buffers(torch, device, pool_scale)
         major, _, minor = facts.compute_capability.partition(".")
         self._operations = Operations(
             torch,
-            "cuda",
+            device,
             self._buffers,
             facts.l2_bytes,
             find_flash(torch, (int(major), int(minor or 0))),

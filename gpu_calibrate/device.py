@@ -95,16 +95,28 @@ class Device(Protocol):
 
 
 NAMES = (
-    # Part of the driver's name, least and greatest memory in GB, preset.
-    ("H200", 130, 150, "h200-sxm"),
-    ("H100 80GB HBM3", 75, 90, "h100-sxm"),
-    ("A100-SXM4-80GB", 75, 90, "a100-80gb-sxm"),
-    ("A100-SXM4-40GB", 35, 45, "a100-40gb-sxm"),
-    ("B200", 170, 200, "b200-sxm"),
-    ("L40S", 40, 50, "l40s"),
-    ("RTX PRO 6000", 90, 105, "rtx-pro-6000"),
-    ("RTX 4090", 22, 26, "rtx-4090"),
+    ("H200", "h200-sxm"),
+    ("H100 80GB HBM3", "h100-sxm"),
+    ("A100-SXM4-80GB", "a100-80gb-sxm"),
+    ("A100-SXM4-40GB", "a100-40gb-sxm"),
+    ("B200", "b200-sxm"),
+    ("L40S", "l40s"),
+    ("RTX PRO 6000", "rtx-pro-6000"),
+    ("RTX 4090", "rtx-4090"),
 )
+"""Part of the driver's name, preset."""
+MEMORY_SHARE = (0.92, 1.08)
+"""Of the preset's memory: other cards have like names (GB200, PCIe and NVL variants), and this tells most of them."""
+
+
+def known_preset(name: str, memory_bytes: float) -> GpuSpec | None:
+    """The preset of a card by the driver's name for it and its memory, if there is one."""
+    for part, preset in NAMES:
+        gpu = GPUS[preset]
+        low, high = MEMORY_SHARE
+        if part.lower() in name.lower() and low <= memory_bytes / gpu.memory_bytes <= high:
+            return gpu
+    return None
 
 
 def preset_of(name: str, memory_bytes: int, asked: str | None = None) -> GpuSpec:
@@ -117,9 +129,9 @@ def preset_of(name: str, memory_bytes: int, asked: str | None = None) -> GpuSpec
         from sim.latency.gpus import load_gpu
 
         return load_gpu(asked)
-    for part, least, most, preset in NAMES:
-        if part.lower() in name.lower() and least <= memory_bytes / 1e9 <= most:
-            return GPUS[preset]
+    known = known_preset(name, memory_bytes)
+    if known is not None:
+        return known
     raise InputError(
         f"{name} with {memory_bytes / 1e9:.0f} GB is none of the GPU presets, and times are checked against a "
         f"datasheet; give the one that is nearest: --gpu {', '.join(GPUS)}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpu_calibrate.device import BENIGN, NAMES
+from gpu_calibrate.device import BENIGN, known_preset
 from gpu_calibrate.state import run_smi, throttle_names
 
 Verdict = Literal["ok", "note", "bad"]
@@ -81,7 +81,7 @@ def judge_card(card: Mapping[str, str], processes: Sequence[tuple[int, str, str]
     """Everything about one card."""
     name = card.get("name", "unknown")
     total = (number(card, "memory.total") or 0.0) * (1 << 20)
-    known = any(part.lower() in name.lower() and low <= total / 1e9 <= high for part, low, high, _ in NAMES)
+    known = known_preset(name, total) is not None
     findings = [
         Finding("GPU", "ok", f"{name}, {total / (1 << 30):.0f} GiB, {visible} visible")
         if known

@@ -79,7 +79,7 @@ def time_host(device: CudaDevice) -> dict[str, Any]:
     from gpu_calibrate.operations import Operation
 
     torch = device.torch
-    small = torch.zeros(64, dtype=torch.float32, device="cuda")
+    small = torch.zeros(64, dtype=torch.float32, device=device.operations.device)
 
     def kernel() -> None:
         small.add_(1.0)
@@ -97,8 +97,8 @@ def time_host(device: CudaDevice) -> dict[str, Any]:
 def _steps(device: CudaDevice, torch: Any, handle: Any, batch: int) -> list[float]:
     """Host nanoseconds of steps, the wait for the GPU not counted."""
     requests = [_Request(position) for position in range(batch)]
-    pinned, views, on_gpu = host_arrays(torch, "cuda", batch)
-    back = torch.zeros(batch, dtype=torch.int64, pin_memory=True)
+    pinned, views, on_gpu = host_arrays(torch, device.operations.device, batch)
+    back = torch.zeros(batch, dtype=torch.int64, pin_memory=device.operations.device != "cpu")
     times = []
     for _ in range(STEPS):
         begin = time.perf_counter_ns()

@@ -133,7 +133,7 @@ def time_mix(device: CudaDevice, model: ModelSpec, mix: Mix) -> dict[str, Any]:
     with device.on_stream():
         calls, keep = layer_calls(device, model, mix, LAYERS)
         handle = device.capture(Operation(calls, "layers", keep=keep), calls, launches=len(calls), warmup=len(calls))
-    times = sorted(device.time_handle(handle, REPLAYS))
+    times, launches = sorted(device.time_handle(handle, REPLAYS)), len(calls)
     device.release_handle(handle)
     return {
         "model": model.name,
@@ -142,7 +142,7 @@ def time_mix(device: CudaDevice, model: ModelSpec, mix: Mix) -> dict[str, Any]:
         "decodes": list(mix.decodes),
         "ns": quantile(times, 0.5),
         "interval": interval_width(times),
-        "launches": len(calls),
+        "launches": launches,
     }
 
 

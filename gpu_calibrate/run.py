@@ -28,6 +28,9 @@ ANCHORS = (
 )
 """Timed in every batch: one is bound by arithmetic, one by memory."""
 
+RETRIES = 2
+"""Times that what was taken on a throttled card is taken again at the end."""
+
 Progress = Callable[[int, int, str], None]
 """(points done, points in all, what is being done)"""
 Extra = tuple[str, Callable[[], Any]]
@@ -89,9 +92,11 @@ class Calibration:
         try:
             groups = [*batches(together, self.settings, self._buffer_bytes), *([point] for point in alone)]
             finished = self._time_batches(groups, rng, anchors)
-            again = [m.point for m in self.store.kept.measurements.values() if spoiled(m)]
-            if finished and again:
-                self._time_batches(list(batches(again, self.settings, self._buffer_bytes)), rng, anchors)
+            for _ in range(RETRIES):
+                again = [m.point for m in self.store.kept.measurements.values() if spoiled(m)]
+                if finished and again:
+                    groups = list(batches(again, self.settings, self._buffer_bytes))
+                    finished = self._time_batches(groups, rng, anchors)
         finally:
             self.device.release(anchors)
 
