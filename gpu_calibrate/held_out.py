@@ -7,7 +7,7 @@ The prediction is the one that the simulator charges (``sim.latency.profile.pred
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +48,8 @@ def held_out_errors(
     *,
     seed: int = 0,
     splits: int = SPLITS,
-    prepare: Callable[[Profile], Profile] = lambda rest: rest,
 ) -> dict[str, dict[str, Error]]:
-    """Errors by operator and kind. ``prepare`` is applied to what is left before it predicts (thinning, for one).
+    """Errors by operator and kind.
 
     The same profile, seed and splits give the same errors. Operators with too few points or shapes are not in it.
     """
@@ -60,7 +59,7 @@ def held_out_errors(
         for split in range(splits):
             rng = np.random.default_rng([seed, split, len(kind)])
             rest, held = draw(profile, rng)
-            predictor = Predictor(prepare(rest))
+            predictor = Predictor(rest)
             for operator, ratios in _ratios(predictor, held):
                 found.setdefault(operator, []).append(ratios)
         for operator, parts in found.items():

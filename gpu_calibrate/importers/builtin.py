@@ -1,8 +1,8 @@
 """The profiles that come with the simulator, made from the installed ``aiconfigurator-core``:
 
-    python -m gpu_calibrate.importers.builtin [--path FOLDER] [--out FOLDER]
+    python -m gpu_calibrate.importers.builtin [--path FOLDER] [--llmservingsim FOLDER] [--out FOLDER] [NAME ...]
 
-Same tables, same bytes. ``docs/profiles.md`` says what each stands on.
+Same tables, same bytes. ``docs/profiles.md``, written by the same command, says what each stands on.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from gpu_calibrate.importers import import_profile
-from gpu_calibrate.importers.aiconfigurator import GPU_NAMES
-from gpu_calibrate.importers.thin import operator_sizes, thin_profile
+from gpu_calibrate.held_out import held_out_errors
+from gpu_calibrate.importers import aiconfigurator, import_profile, llmservingsim
+from gpu_calibrate.importers.thin import keep_curves, thin_points
 from sim.errors import InputError
-from sim.latency.profile.file import Profile, save_profile
+from sim.latency.profile.file import Gate, Profile, save_profile
+from sim.latency.profile.library import BUILTIN
 
-OUT = Path(__file__).resolve().parents[2] / "sim" / "latency" / "profile" / "builtin"
+COMMAND = "python -m gpu_calibrate.importers.builtin"
 CREATED = "2026-11-21T00:00:00+00:00"
 """Written into the files instead of the clock: the same tables give the same bytes."""
 TOLERANCE = 0.01
+
+AICONFIGURATOR = {preset: own for own, preset in aiconfigurator.GPU_NAMES.items()}
+LLMSERVINGSIM = {preset: own for own, preset in llmservingsim.GPU_NAMES.items()}
+"""Presets and the sources' names of them."""
 
 MIN_N, MIN_K, MAX_K = 128, 256, 51200
 """Linear layers of the models people serve, under tensor parallelism of up to 8."""
@@ -28,12 +33,19 @@ HEAD_SIZES = (64, 128, 256)
 WINDOWS = {(64, 128), (256, 1024), (128, 8192)}
 """(head size, window) of models with sliding windows: gpt-oss, Gemma 3, Llama 4."""
 MAX_TP, MAX_EP = 8, 8
+MIXED_CHUNKS = (16, 64, 256, 512, 1024, 2048)
+MIXED_PRIORS = (0, 512, 2048, 8192)
+"""Of the mixed batches of LLMServingSim: enough to see what a chunk does to the decodes beside it."""
 
 
 def wanted(operator: str, fields: dict[str, str | int]) -> bool:
     """Whether a built-in profile holds this curve."""
     if operator == "gemm":
         return int(fields["n"]) >= MIN_N and MIN_K <= int(fields["k"]) <= MAX_K
+    if operator == "mixed_attention" and (
+        fields["chunk_tokens"] not in MIXED_CHUNKS or fields["prior_tokens"] not in MIXED_PRIORS
+    ):
+        return False
     if "head_size" in fields:
         size, window = int(fields["head_size"]), int(fields["window"])
         return size in HEAD_SIZES and (window == 0 or (size, window) in WINDOWS)
@@ -42,27 +54,47 @@ def wanted(operator: str, fields: dict[str, str | int]) -> bool:
     return True
 
 
-def build(gpu: str, path: Path | None) -> Profile:
-    """One GPU's built-in profile, by the name that the tables give it."""
-    imported = import_profile("aiconfigurator", gpu=gpu, path=path, command="python -m gpu_calibrate.importers.builtin")
-    return thin_profile(imported, wanted, TOLERANCE).model_copy(update={"created": CREATED})
+def build(preset: str, path: Path | None, llmservingsim_path: Path | None) -> Profile:
+    """One GPU's built-in profile: imported, cut to what models need, its errors found, thinned.
+
+    The errors are found before thinning, which adds at most ``TOLERANCE`` to any point.
+    """
+    if preset in LLMSERVINGSIM:
+        also: list[tuple[str, Path | None]] = [("aiconfigurator", path)] if preset in AICONFIGURATOR else []
+        imported = import_profile("llmservingsim", gpu=preset, path=llmservingsim_path, command=COMMAND, add=also)
+    else:
+        imported = import_profile("aiconfigurator", gpu=preset, path=path, command=COMMAND)
+    kept = keep_curves(imported, wanted)
+    errors = held_out_errors(kept)
+    thinned = thin_points(kept, TOLERANCE)
+    return thinned.model_copy(update={"created": CREATED, "errors": errors, "gates": gates(thinned)})
+
+
+def gates(profile: Profile) -> tuple[Gate, ...]:
+    """What must hold of a built-in profile: it has the operators of a dense layer, from one GPU's tables."""
+    missing = [name for name in ("gemm", "prefill_attention", "decode_attention") if name not in profile.operators]
+    detail = f"missing: {', '.join(missing)}" if missing else "gemm, prefill and decode attention are there"
+    return (Gate(name="operators", passed=not missing, detail=detail),)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write all, or those named. Exit code 2 where the tables are missing."""
+    """Write all, or those named. Exit code 2 where tables are missing."""
+    known = sorted({*AICONFIGURATOR, *LLMSERVINGSIM})
     parser = argparse.ArgumentParser(description="Make the built-in profiles.")
     parser.add_argument("--path", type=Path, help="where aiconfigurator-core is unpacked, if not installed")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("gpus", nargs="*", default=list(GPU_NAMES), help=", ".join(GPU_NAMES))
+    parser.add_argument("--llmservingsim", type=Path, help="folder of LLMServingSim's tables; without it: no RTX GPUs")
+    parser.add_argument("--out", type=Path, default=BUILTIN)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all if none is named")
     chosen = parser.parse_args(arguments)
+    names = chosen.names or [name for name in known if chosen.llmservingsim or name not in LLMSERVINGSIM]
     try:
-        for gpu in chosen.gpus:
-            profile = build(gpu, chosen.path)
+        for name in names:
+            profile = build(name, chosen.path, chosen.llmservingsim)
+            chosen.out.mkdir(parents=True, exist_ok=True)
             target = chosen.out / f"{profile.name}.json.gz"
-            target.parent.mkdir(parents=True, exist_ok=True)
             save_profile(profile, target)
-            sizes = ", ".join(f"{name} {points}" for name, (_, points) in operator_sizes(profile.operators).items())
-            print(f"{target.name}: {target.stat().st_size / 1e3:.0f} kB; points: {sizes}")
+            points = sum(len(curve.at) for operator in profile.operators.values() for curve in operator.curves)
+            print(f"{target.name}: {target.stat().st_size / 1e3:.0f} kB, {points} points")
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,66 @@
+"""Places that single curves lack, taken from curves of like shape.
+
+A kernel's steps (tiles of a matrix, splits of a context) lie at the same places for shapes that are near each other.
+Where a curve has no time at a place that others have, the straight line between its own neighbouring places is moved by
+what the others are off theirs, in the median. Measured places stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+NEAR = 12
+"""Curves of nearest shape that are asked."""
+ENOUGH = 3
+"""Of them must have the place and the two beside it, else the straight line stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve in logarithms: places, and multiples of the bound at them."""
+
+    log_at: Floats
+    log_multiple: Floats
+
+
+class Lines:
+    """Curves that may be compared with each other. Each is filled when it is first asked for."""
+
+    def __init__(self, shapes: list[list[float]], lines: list[Line]) -> None:
+        """``shapes``: the numbers of each line's key, as logarithms; near is a small sum of their differences."""
+        self._shapes = np.array(shapes, dtype=np.float64)
+        self._places = np.unique(np.concatenate([line.log_at for line in lines]))
+        self._table = np.full((len(lines), len(self._places)), np.nan)
+        for row, line in zip(self._table, lines, strict=True):
+            row[np.searchsorted(self._places, line.log_at)] = line.log_multiple
+        self._filled: dict[int, Line] = {}
+
+    def line(self, i: int) -> Line:
+        """The line with places added between its ends."""
+        if i not in self._filled:
+            self._filled[i] = self._fill(i)
+        return self._filled[i]
+
+    def _fill(self, i: int) -> Line:
+        row = self._table[i].copy()
+        own = np.flatnonzero(~np.isnan(row))
+        missing = np.flatnonzero(np.isnan(row))
+        missing = missing[(missing > own[0]) & (missing < own[-1])]
+        if len(missing):
+            distance = np.abs(self._shapes - self._shapes[i]).sum(axis=1)
+            distance[i] = np.inf
+            near = self._table[np.argsort(distance, kind="stable")[:NEAR]]
+            right = np.searchsorted(own, missing)
+            low, high = own[right - 1], own[right]
+            share = (self._places[missing] - self._places[low]) / (self._places[high] - self._places[low])
+            off = near[:, missing] - (near[:, low] * (1.0 - share) + near[:, high] * share)
+            known = (~np.isnan(off)).sum(axis=0) >= ENOUGH
+            straight = row[low] * (1.0 - share) + row[high] * share
+            row[missing[known]] = straight[known] + np.nanmedian(off[:, known], axis=0)
+        have = np.flatnonzero(~np.isnan(row))
+        return Line(self._places[have], row[have])
