@@ -243,7 +243,9 @@ def _why(error: Exception, answer: _Answer) -> str:
 
     events = len(answer.token_ns)
     if isinstance(error, aiohttp.ClientConnectorError):
-        reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+        # A name that is not known has an errno of its own, which os.strerror does not know.
+        known = (error.os_error.errno or 0) > 0
+        reason = os.strerror(error.os_error.errno or 0) if known else error.os_error.strerror or str(error.os_error)
         return f"cannot connect: {reason}"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the server closed the connection before it answered"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -179,10 +179,20 @@ def _workload(
         told = loaded.scenario
         return loaded, build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}
-    # The rest of a scenario, so that the options are checked and worded as its keys are.
+    # The rest of a scenario, so that the options are checked as its keys are.
     data = {"name": "trace", "workload": {"trace": section}, "engine": {"model": "llama-2-7b", "gpu": "h100-sxm"}}
-    loaded = load(data)
-    return None, build_workload(loaded.scenario.workload, 0, Path(), None)
+    try:
+        loaded = load(data)
+        return None, build_workload(loaded.scenario.workload, 0, Path(), None)
+    except InputError as error:
+        raise InputError([replace(each, message=_as_options(each.message)) for each in error.problems]) from None
+
+
+def _as_options(message: str) -> str:
+    """A message about keys of a scenario, for somebody who gave options."""
+    for key, option in (("path", "--trace"), ("format", "--format"), ("rate_scale", "--rate-scale")):
+        message = message.replace(f"`workload.trace.{key}`", option).replace(f"workload.trace.{key}", option)
+    return message
 
 
 def _token_ids(text: str) -> tuple[int, int]:
@@ -213,7 +223,7 @@ def _priorities_matter(loaded: LoadedScenario | None) -> bool:
 async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_json: bool) -> int:
     from sim import __version__
     from sim.live.client import Target, ask_server, authorization, open_session
-    from sim.live.observe import fail_all, lateness, replay
+    from sim.live.observe import fail_all, lateness, num_unsent, replay
     from sim.live.prompts import PromptMaker
     from sim.live.record import RecordFile
     from sim.progress import ProgressBar
@@ -248,7 +258,7 @@ async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_j
             else:
                 with ProgressBar(words=("observing", "passed")) as bar:
                     outcome = await replay(session, table, target, record, bar if bar.wanted else None)
-            record.end({"not_sent": len(table) - len(outcome.observations), "late": lateness(outcome)})
+            record.end({"not_sent": num_unsent(table, outcome), "late": lateness(outcome)})
     return _report(table, outcome, options, as_json)
 
 
@@ -284,22 +294,18 @@ def _report(table: RequestTable, outcome: Outcome, options: ObserveOptions, as_j
     import json
 
     from sim.live.measured import Measured, figures
-    from sim.live.observe import lateness
+    from sim.live.observe import lateness, num_unsent
     from sim.live.tables import observed_text, reason_lines
 
     measured = Measured("simrun observe", outcome.observations)
-    found, late = figures(measured), lateness(outcome)
+    found, late, unsent = figures(measured), lateness(outcome), num_unsent(table, outcome)
+    planned = len(outcome.observations) + unsent
     with standard_output():
         if as_json:
-            document = {
-                **found,
-                "not_sent": len(table) - len(outcome.observations),
-                "late": late,
-                "record": options.out,
-            }
+            document = {**found, "not_sent": unsent, "late": late, "record": options.out}
             click.echo(json.dumps(document, indent=2))
         else:
-            click.echo(observed_text(measured, found, late, options.out), nl=False)
+            click.echo(observed_text(found, late, planned, options.out), nl=False)
     for part, what in (("sending", "sent requests"), ("event_loop", "looked at answers")):
         p99 = late[part]["p99_ms"]
         if p99 is not None and p99 > LATE_MS:
@@ -308,11 +314,10 @@ def _report(table: RequestTable, outcome: Outcome, options: ObserveOptions, as_j
                 "are its own as well; run it on another machine, or at a lower rate",
                 err=True,
             )
-    unfinished = len(table) - found["completed"]
+    unfinished = planned - found["completed"]
     if unfinished:
-        missing = len(table) - len(outcome.observations)
-        never = f", {missing:,} of them never sent" if missing else ""
-        click.echo(f"simrun: {unfinished:,} of {len(table):,} requests did not complete{never}", err=True)
+        never = f", {unsent:,} of them never sent" if unsent else ""
+        click.echo(f"simrun: {unfinished:,} of {planned:,} requests did not complete{never}", err=True)
         for line in reason_lines(outcome.reasons):
             click.echo(f"simrun:   {line}", err=True)
     if outcome.interrupted is not None:

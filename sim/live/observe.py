@@ -259,6 +259,13 @@ class _Run:
             self.outcome.lag_ns.append(max(0, self._now() - before_ns - round(BEAT_S * 1e9)))
 
 
+def num_unsent(table: RequestTable, outcome: Outcome) -> int:
+    """Requests that were part of the run and were not sent. What a closed loop had no time left for never was."""
+    if table.release_until_ns is not None and outcome.interrupted is None:
+        return 0
+    return len(table) - len(outcome.observations)
+
+
 def lateness(outcome: Outcome) -> dict[str, Any]:
     """How late the client was, in ms: in sending, and in looking at what came."""
     from sim.results.metrics import Samples

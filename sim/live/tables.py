@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sim.live.measured import Measured
 from sim.live.validate import Validation
 from sim.results.wording import number, plain
 
@@ -17,11 +16,13 @@ MAX_REASONS = 8
 MAX_NOTES = 12
 
 
-def observed_text(measured: Measured, figures: dict[str, Any], late: dict[str, Any], out: str) -> str:
+def observed_text(figures: dict[str, Any], late: dict[str, Any], planned: int, out: str) -> str:
     """The result of ``observe``."""
-    total = len(measured.observations)
+    done = f"{figures['completed']:,} of {planned:,} requests completed"
+    if not figures["completed"]:
+        return f"{done}\nrecord: {out}\n"
     lines = [
-        f"{figures['completed']:,} of {total:,} requests completed in {number(figures['duration'])} s",
+        f"{done} in {number(figures['duration'])} s",
         f"{number(figures['request_throughput'])} requests/s, {number(figures['output_throughput'])} output tokens/s, "
         f"{number(figures['total_token_throughput'])} tokens/s",
         "",
@@ -30,12 +31,11 @@ def observed_text(measured: Measured, figures: dict[str, Any], late: dict[str, A
     for metric, title in TITLES.items():
         lines.append(title.ljust(8) + "".join(number(figures[f"{name}_{metric}_ms"]).rjust(10) for name in STATISTICS))
     sending = late["sending"]
-    if sending["max_ms"] is not None:
-        lines += [
-            "",
-            f"client: sent {number(sending['p50_ms'])} ms late in the median, {number(sending['p99_ms'])} ms at the "
-            f"p99, {number(sending['max_ms'])} ms at most",
-        ]
+    lines += [
+        "",
+        f"client: sent {number(sending['p50_ms'])} ms late in the median, {number(sending['p99_ms'])} ms at the "
+        f"p99, {number(sending['max_ms'])} ms at most",
+    ]
     return "\n".join([*lines, f"record: {out}", ""])
 
 

@@ -434,6 +434,39 @@ def test_a_closed_loop_keeps_its_concurrency(tmp_path: Path) -> None:
     assert most == 3
 
 
+def test_a_closed_loop_that_ends_by_time_leaves_nothing_over(tmp_path: Path) -> None:
+    loop = ("--set", "workload.arrival={process: closed_loop, concurrency: 2}", "--set", "workload.requests=null")
+    with serving(Plan(step_s=0.01)) as url:
+        code, lines = observe(tmp_path, url, *loop, "--set", "workload.duration_s=0.5")
+    assert code == 0
+    assert 10 < len(lines) < 100
+    assert record(tmp_path / "measured.jsonl")[2]["not_sent"] == 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--trace", "gone.csv"], "simrun: --trace: no such file"),
+        (["--trace", "t.csv", "--format", "bogus"], "simrun: --format is the text 'bogus'"),
+        (["--trace", "t.csv", "--rate-scale", "-1"], "simrun: --rate-scale is -1"),
+        (["--trace", "t.csv"], "t.csv:2:"),
+        (["--trace", "t.csv", "--set", "engine.policy=sjf"], "--set and --seed change a scenario"),
+    ],
+)
+def test_a_bad_trace_is_told_in_the_words_of_the_options(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("arrival_s,input_tokens,output_tokens\nsoon,1,1\n")
+    assert simrun("observe", *argv, "--url", free_url(), "--out", "m.jsonl") == 2
+    assert expected in capsys.readouterr().err
+    assert not Path("m.jsonl").exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_keeps_what_was_seen(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "measured.jsonl"
