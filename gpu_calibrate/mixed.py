@@ -45,19 +45,20 @@ class Mix:
 
 
 def mixes() -> tuple[Mix, ...]:
-    """Batches as an engine forms them, drawn with a fixed seed: decodes alone, chunks alone, both."""
+    """Batches as an engine forms them, drawn with a fixed seed: decodes alone, chunks alone, both. Those that an engine
+    would run as a CUDA graph have as many tokens as graphs are captured for, so that nothing is padded."""
     rng = random.Random(7)
 
     def decodes(count: int, low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randint(low, high) for _ in range(count))
 
     return (
-        Mix((), decodes(3, 300, 900)),
-        Mix((), decodes(37, 200, 2500)),
-        Mix((), decodes(117, 100, 1800)),
+        Mix((), decodes(24, 300, 900)),
+        Mix((), decodes(40, 200, 2500)),
+        Mix((), decodes(120, 100, 1800)),
         Mix(((777, 0),), ()),
         Mix(((1490, 0), (430, 0)), ()),
-        Mix(((470, 0),), decodes(42, 200, 1500)),
+        Mix(((442, 0),), decodes(38, 200, 1500)),
         Mix(((1965, 3000),), decodes(83, 400, 3000)),
         Mix(((210, 1024), (615, 0), (90, 5000)), decodes(29, 150, 4000)),
     )
@@ -161,29 +162,12 @@ def time_mixes(device: CudaDevice) -> dict[str, Any]:
     return {"steps": steps, "failures": failures}
 
 
-def predicted_ns(profile: Profile, step: Mapping[str, Any]) -> int:
-    """What the simulator charges for the layers of a timed step: its cost with that many layers more."""
-    from sim.latency.profile.cost import ProfileCost
-
+def step_shape(step: Mapping[str, Any]) -> Any:
+    """A timed step as the sums that the simulator's cost reads. Its own class belongs to a part of the simulator that
+    this package does not import."""
     chunks = [(int(chunk), int(prior)) for chunk, prior in step["chunks"]]
     decodes = [int(context) for context in step["decodes"]]
-    tokens = sum(chunk for chunk, _ in chunks) + len(decodes)
-    longest = max([chunk + prior for chunk, prior in chunks] + decodes)
-    # The simulator's own engine and step classes belong to parts that this package does not import.
-    engine: Any = SimpleNamespace(
-        dtype="bfloat16",
-        kv_cache_dtype="auto",
-        tensor_parallel_size=1,
-        pipeline_parallel_size=1,
-        data_parallel_size=1,
-        enable_expert_parallel=False,
-        enforce_eager=True,
-        async_scheduling=False,
-        max_num_seqs=max(256, len(chunks) + len(decodes)),
-        max_num_batched_tokens=max(2048, tokens),
-        max_model_len=longest,
-    )
-    shape: Any = SimpleNamespace(
+    return SimpleNamespace(
         num_prefills=len(chunks),
         num_prefill_tokens=sum(chunk for chunk, _ in chunks),
         prefill_context_tokens=sum(chunk + prior for chunk, prior in chunks),
@@ -192,21 +176,53 @@ def predicted_ns(profile: Profile, step: Mapping[str, Any]) -> int:
         decode_context_tokens=sum(decodes),
         num_sampled=len(chunks) + len(decodes),
         swap_bytes=0,
-        num_tokens=tokens,
+        num_tokens=sum(chunk for chunk, _ in chunks) + len(decodes),
     )
-    model, layers = MODELS[str(step["model"])], int(step["layers"])
-    gpu = GPUS[profile.device.gpu]
 
-    def cost(num_layers: int) -> int:
-        return ProfileCost(profile, replace(model, num_layers=num_layers), gpu, engine).gpu_ns(shape)
 
-    return cost(layers + 1) - cost(1)
+def engine_settings(shapes: Sequence[Any], longest: int) -> Any:
+    """One GPU, CUDA graphs, room for these steps."""
+    return SimpleNamespace(
+        dtype="bfloat16",
+        kv_cache_dtype="auto",
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        enable_expert_parallel=False,
+        enforce_eager=False,
+        async_scheduling=False,
+        max_num_seqs=max(256, *(shape.num_sampled for shape in shapes)),
+        max_num_batched_tokens=max(2048, *(shape.num_tokens for shape in shapes)),
+        max_model_len=longest,
+    )
 
 
 def step_errors(profile: Profile, mixed: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """(predicted, measured) nanoseconds of every timed step."""
+    """(predicted, measured) nanoseconds of every timed step. Predicted is what the simulator charges for its layers:
+    its cost of a step with that many layers more."""
+    from sim.latency.profile.cost import ProfileCost
+    from sim.latency.profile.library import Found
+
     steps: Sequence[Mapping[str, Any]] = mixed["steps"]
-    return [(predicted_ns(profile, step), float(step["ns"])) for step in steps]
+    if not steps:
+        return []
+    shapes = [step_shape(step) for step in steps]
+    longest = max(sum(chunk) for step in steps for chunk in [*step["chunks"], *([each] for each in step["decodes"])])
+    engine = engine_settings(shapes, longest)
+    gpu, found = GPUS[profile.device.gpu], Found(profile, profile.device)
+    costs: dict[tuple[str, int], ProfileCost] = {}
+
+    def cost(name: str, num_layers: int, shape: Any) -> int:
+        if (name, num_layers) not in costs:
+            model = replace(MODELS[name], num_layers=num_layers)
+            costs[name, num_layers] = ProfileCost(found, model, gpu, engine)
+        return costs[name, num_layers].gpu_ns(shape)
+
+    pairs = []
+    for step, shape in zip(steps, shapes, strict=True):
+        name, layers = str(step["model"]), int(step["layers"])
+        pairs.append((cost(name, layers + 1, shape) - cost(name, 1, shape), float(step["ns"])))
+    return pairs
 
 
 def step_error(profile: Profile, mixed: Mapping[str, Any]) -> Error | None:
