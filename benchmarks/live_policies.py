@@ -68,7 +68,9 @@ def draw_requests(seed: int) -> list[LiveRequest]:
     return requests
 
 
-def simulated(requests: Sequence[LiveRequest], policy: str, params: dict[str, Any]) -> tuple[dict[str, float], int]:
+def simulated(
+    requests: Sequence[LiveRequest], policy: str, params: dict[str, Any], engine: dict[str, Any] | None = None
+) -> tuple[dict[str, float], int]:
     """What the simulator says of the same requests: E2E in steps by request id, and preemptions."""
     from sim import simulate
 
@@ -86,7 +88,7 @@ def simulated(requests: Sequence[LiveRequest], policy: str, params: dict[str, An
                 "name": "live-policies",
                 "workload": {"trace": {"path": str(trace), "format": "generic"}},
                 "engine": {
-                    **ENGINE,
+                    **(ENGINE if engine is None else engine),
                     "model": "llama-2-7b",
                     "gpu": "a100-80gb-sxm",
                     "async_scheduling": False,  # vLLM's CPU engine never is
