@@ -80,6 +80,7 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
         "scheduler_reserve_full_isl": "scheduler-reserve-full-isl",
         "long_prefill_token_threshold_adaptive": "long-prefill-token-threshold-adaptive",
         "enforce_eager": "enforce-eager",
+        "enable_expert_parallel": "enable-expert-parallel",
     }
 )
 """Settings that are ``--NAME`` or ``--no-NAME``."""

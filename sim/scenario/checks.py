@@ -19,7 +19,7 @@ from sim.scenario.messages import dotted
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario, Parts
-    from sim.scenario.schema import NamedSpec
+    from sim.scenario.schema import EngineConfig, NamedSpec
 
 
 @dataclass(slots=True)
@@ -107,6 +107,27 @@ def _check_memory(parts: Parts, findings: Findings) -> None:
     engine = parts.engine
     if engine is not None:
         collect(findings, lambda: plan_memory(engine, parts.base_dir), ("engine", "model"))
+        if engine.enable_expert_parallel:
+            _check_experts(engine, parts, findings)
+
+
+def _check_experts(engine: EngineConfig, parts: Parts, findings: Findings) -> None:
+    from sim.latency.models import load_model
+
+    try:
+        experts = load_model(engine.model, parts.base_dir).num_experts
+    except InputError:
+        return  # told already
+    if not experts:
+        findings.unused(engine, ("engine",), "enable_expert_parallel", f"{engine.model} has no experts")
+    elif engine.tensor_parallel_size == 1:
+        findings.unused(engine, ("engine",), "enable_expert_parallel", "tensor_parallel_size is 1")
+    elif experts % engine.tensor_parallel_size:
+        findings.problem(
+            ("engine", "enable_expert_parallel"),
+            f"`engine.tensor_parallel_size` ({engine.tensor_parallel_size}) does not divide the {experts} experts of "
+            f"{engine.model}",
+        )
 
 
 def _check_profile(parts: Parts, findings: Findings) -> None:

@@ -253,6 +253,8 @@ class EngineConfig(Strict):
     """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
     """Groups of GPUs that the layers are split over."""
+    enable_expert_parallel: Flag = False
+    """Whole experts on each of the ``tensor_parallel_size`` GPUs, in place of a share of every expert."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "bfloat16"
     """Weights; ``auto`` = what the model's config says."""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"

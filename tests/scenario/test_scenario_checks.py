@@ -51,6 +51,7 @@ def problems(*overrides: str) -> list[str]:
         (["latency.step_s=1"], "`latency.step_s` has no effect: it belongs to `kind: constant`"),
         (["latency={kind: constant, step_s: 1, host_overhead_ms: 1}"], "`latency.host_overhead_ms` has no effect"),
         (["latency={kind: roofline, profile: a100-80gb-sxm}"], "`latency.profile` has no effect"),
+        (["engine.enable_expert_parallel=true"], "`engine.enable_expert_parallel` has no effect: llama-2-7b has no"),
         (["engine.preemption=swap"], "preemption: swap runs without asynchronous scheduling"),
         (["engine.preemption=swap", "engine.batching=static"], "preemption: swap and batching: static run without"),
         (

@@ -8,8 +8,6 @@ those only.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import pairwise
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -21,6 +19,8 @@ from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.file import profile_hash
+from sim.latency.profile.graphs import graph_sizes, padded
+from sim.latency.profile.integers import ONE, SLOPE_BITS, Segments, context_knots
 from sim.latency.profile.library import Found
 from sim.latency.profile.operators import Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
@@ -29,76 +29,11 @@ from sim.latency.tables import Rate, Table
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-SLOPE_BITS = 20
-ONE = 1 << SLOPE_BITS
-"""Fixed point of slopes between knots and of multiples."""
-
-
-def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[int]:
-    """Token counts that vLLM captures CUDA graphs for by default (``CompilationConfig.cudagraph_capture_sizes``,
-    ``vllm/config/vllm.py``): 1, 2, 4, every 8 below 256, every 16 up to twice ``max_num_seqs`` and at most 512."""
-    largest = min(max_num_seqs * 2, 512, max_num_batched_tokens)
-    sizes = [size for size in (1, 2, 4) if size <= largest]
-    sizes += list(range(8, min(largest + 1, 256), 8))
-    return sizes + list(range(256, largest + 1, 16))
-
-
-def padded(tokens: npt.NDArray[np.float64], sizes: list[int]) -> npt.NDArray[np.float64]:
-    """Each count raised to the next captured size; counts beyond the largest stay."""
-    if not sizes:
-        return tokens
-    known = np.array([0, *sizes], dtype=np.float64)
-    place = np.minimum(np.searchsorted(known, tokens), len(known) - 1)
-    return np.where(tokens <= known[-1], known[place], tokens)
-
-
-class Segments:
-    """A function of a whole number, linear between integer knots, exact integer arithmetic."""
-
-    __slots__ = ("knots", "slopes", "values")
-
-    def __init__(self, knots: list[int], values: Floats) -> None:
-        """``knots`` rise strictly; beyond the last the last slope goes on."""
-        self.knots = knots
-        self.values: list[int] = np.rint(values).astype(np.int64).tolist()
-        self.slopes: list[int] = [
-            ((high - low) << SLOPE_BITS) // (right - left)
-            for (left, right), (low, high) in zip(pairwise(knots), pairwise(self.values), strict=True)
-        ]
-        self.slopes.append(self.slopes[-1] if self.slopes else 0)
-
-    def at(self, count: int) -> int:
-        """The value at ``count``, not below the first knot's."""
-        place = max(0, bisect_right(self.knots, count) - 1)
-        return self.values[place] + ((count - self.knots[place]) * self.slopes[place] >> SLOPE_BITS)
-
-    def run(self, first: int, stride: int, length: int) -> npt.NDArray[np.int64]:
-        """Values at ``first``, ``first + stride``, ...: element for element the same integers as ``at``."""
-        counts = np.arange(first, first + stride * length, stride, dtype=np.int64)
-        knots = self.knots
-        left = max(0, bisect_right(knots, first) - 1)
-        right = max(0, bisect_right(knots, first + stride * (length - 1)) - 1)
-        values = np.empty(length, dtype=np.int64)
-        begin = 0
-        for place in range(left, right + 1):
-            end = length if place == right else -((first - knots[place + 1]) // stride)
-            stretch = counts[begin:end] - knots[place]
-            stretch *= self.slopes[place]
-            stretch >>= SLOPE_BITS
-            stretch += self.values[place]
-            values[begin:end] = stretch
-            begin = end
-        return values
-
-
-def context_knots(longest: int) -> list[int]:
-    """Contexts at which attention is tabulated: four to every doubling from 16 tokens on."""
-    knots = [1]
-    value = 16
-    while value < longest:
-        knots += [value, value * 5 // 4, value * 3 // 2, value * 7 // 4]
-        value *= 2
-    return [*knots, value]
+HOST_STEP_NS = 1_000_000
+HOST_REQUEST_NS = 8_000
+"""Host time of a step and of each request in it, where the profile has none: see ``roofline``."""
+SWAP_EFFICIENCY = 0.7
+"""Share of the PCIe bandwidth that copies of KV blocks reach."""
 
 
 class ProfileCost:
@@ -121,13 +56,14 @@ class ProfileCost:
         self.notes = found.notes
         self.precision = precision = resolve_precision(engine, gpu)
         self.pipeline_stages = pp
-        self.operators = ProfiledOperators(found.profile, found.device, model, precision, tp, pp)
+        ep = tp if engine.enable_expert_parallel and model.num_experts else 1
+        self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, ep)
+        self._eager = engine.enforce_eager
         self._graphs = [] if engine.enforce_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
         self._longest = engine.max_model_len
         self._layers = model.num_layers / pp
-        ops = self.operators
-        self._tokens = Table(lambda n: self._tokens_ns(n) / 1e9, engine.max_num_batched_tokens, least_ns=1)
-        self._rows = Table(lambda n: ops.head_ns(n) / pp / 1e9, engine.max_num_seqs, least_ns=0)
+        self._tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
+        self._rows = Table(lambda rows: ops.head_ns(rows) / pp / 1e9, engine.max_num_seqs, least_ns=0)
         self._decode: dict[int, Segments] = {}
         self._mixed: dict[int, Segments] = {}
         self._prefill: dict[int, Segments] = {}
@@ -135,26 +71,58 @@ class ProfileCost:
         self._context = Rate(ops.context_ns() * self._layers)
         self._query = Rate(ops.query_ns() * self._layers)
         self._launch_ns = round(LAUNCH_NS * self._layers)
-        self._swap = Rate(1e9 / (gpu.pcie_bandwidth * 0.7 * tp * pp))
-        self.host_step_ns = 1_000_000 if host_overhead_ms is None else round(host_overhead_ms * 1e6)
-        self.host_request_ns = 8_000 if host_overhead_ms is None else 0
+        self._swap = Rate(1e9 / (gpu.pcie_bandwidth * SWAP_EFFICIENCY * tp * pp))
+        self._set_host(host_overhead_ms)
+        for segments in (self._mixed_segments, self._prefill_segments):
+            segments(1)  # so that ``describe`` knows every stand-in from the start
+
+    def _set_host(self, host_overhead_ms: float | None) -> None:
+        host = self.profile.host
+        if host_overhead_ms is not None:
+            self.host_step_ns, self.host_request_ns = round(host_overhead_ms * 1e6), 0
+        elif host is not None:
+            self.host_step_ns, self.host_request_ns = host.step_ns, host.request_ns
+        else:
+            self.host_step_ns, self.host_request_ns = HOST_STEP_NS, HOST_REQUEST_NS
 
     # -- terms ------------------------------------------------------------------------------------
 
-    def _tokens_ns(self, tokens: Floats) -> Floats:
-        """One stage's time that depends on the number of tokens alone."""
+    def token_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
+        """One stage's time that depends on the number of tokens alone, by term."""
         ops, model = self.operators, self.model
-        padded_tokens = padded(tokens, self._graphs)
-        each = ops.attention_projections_ns(padded_tokens) + 2.0 * ops.all_reduce_ns(padded_tokens)
-        layers = model.num_layers * each
-        num_dense = model.num_layers - model.num_moe_layers
-        if num_dense:
-            width = model.intermediate_size
-            layers += num_dense * (ops.mlp_ns(padded_tokens, width) + ops.elementwise_ns(padded_tokens, width))
-        if model.num_moe_layers:
-            width = model.shared_expert_intermediate_size or model.moe_intermediate_size
-            layers += model.num_moe_layers * (ops.experts_ns(padded_tokens) + ops.elementwise_ns(padded_tokens, width))
-        return (layers + ops.embedding_ns(padded_tokens)) / ops.pp + ops.send_receive_ns(padded_tokens)
+        sizes = padded(tokens, self._graphs)
+        num_moe, num_dense = model.num_moe_layers, model.num_layers - model.num_moe_layers
+        zero = np.zeros_like(sizes)
+        width = model.shared_expert_intermediate_size or model.moe_intermediate_size
+        per_stage = {
+            "matrices": model.num_layers * ops.attention_projections_ns(sizes)
+            + (num_dense * ops.mlp_ns(sizes, model.intermediate_size) if num_dense else zero),
+            "experts": num_moe * ops.experts_ns(sizes) if num_moe else zero,
+            "elementwise": (num_dense * ops.elementwise_ns(sizes, model.intermediate_size) if num_dense else zero)
+            + (num_moe * ops.elementwise_ns(sizes, width) if num_moe else zero)
+            + ops.lookup_ns(sizes),
+            "all_reduce": (2.0 * model.num_layers + 1.0) * ops.all_reduce_ns(sizes),
+        }
+        terms = {name: times / ops.pp for name, times in per_stage.items()}
+        terms["send_receive"] = ops.send_receive_ns(sizes)
+        if self._eager:
+            terms["launches"] = np.maximum(ops.launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
+        return terms
+
+    def _tokens_s(self, tokens: Floats) -> Floats:
+        total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
+        return total
+
+    def breakdown(self, shape: StepShape) -> dict[str, int]:
+        """Nanoseconds of one stage of this step by term; their sum is ``gpu_ns``."""
+        tokens = np.array([float(shape.num_tokens)])
+        terms = {name: round(float(times[0])) for name, times in self.token_terms_ns(tokens).items()}
+        terms["prefill_attention"] = self._prefill_attention_ns(shape) if shape.num_prefills else 0
+        terms["decode_attention"] = self._decode_attention_ns(shape) if shape.num_decodes else 0
+        terms["head_and_sampler"] = self._rows.ns(shape.num_prefills + shape.num_decodes)
+        terms["swap"] = self._swap.ns(shape.swap_bytes)
+        terms["matrices"] += self.gpu_ns(shape) - sum(terms.values())
+        return terms
 
     def _decode_segments(self, batch: int) -> Segments:
         """All layers' decode attention of ``batch`` requests, by their context together."""
@@ -185,6 +153,10 @@ class ProfileCost:
             known = self._prefill[batch] = Segments([*knots, knots[-1] + 1], np.append(multiples, multiples[-1]) * ONE)
         return known
 
+    def _decode_attention_ns(self, shape: StepShape) -> int:
+        segments = self._mixed_segments if shape.num_prefills else self._decode_segments
+        return segments(shape.num_decodes).at(shape.decode_context_tokens)
+
     def _prefill_attention_ns(self, shape: StepShape) -> int:
         num, pairs = shape.num_prefills, shape.prefill_attention_pairs >> 1
         size = max(1, isqrt(2 * pairs // num))
@@ -201,8 +173,7 @@ class ProfileCost:
         num_decodes = shape.num_decodes
         ns = self._tokens.ns(shape.num_prefill_tokens + num_decodes) + self._rows.ns(shape.num_prefills + num_decodes)
         if num_decodes:
-            segments = self._mixed_segments if shape.num_prefills else self._decode_segments
-            ns += segments(num_decodes).at(shape.decode_context_tokens)
+            ns += self._decode_attention_ns(shape)
         if shape.num_prefills:
             ns += self._prefill_attention_ns(shape)
         if shape.swap_bytes:
@@ -225,13 +196,27 @@ class ProfileCost:
         return max(1, self.host_step_ns)
 
     def describe(self) -> dict[str, object]:
-        """Which profile, its stated errors, and what stands in for operators that it lacks."""
-        source = self.profile.source
+        """Which profile, the errors it states, what stands in for operators that it lacks, and the host's share."""
+        profile = self.profile
         return {
             "kind": self.kind,
             "estimate": False,
-            "profile": self.profile.name,
-            "profile_hash": profile_hash(self.profile),
-            "source": source.kind,
-            "origin": source.origin,
+            "profile": profile.name,
+            "profile_hash": profile_hash(profile),
+            "source": profile.source.kind,
+            "origin": profile.source.origin,
+            "kernels": {name: operator.kernel for name, operator in sorted(profile.operators.items())},
+            "median_errors": {
+                name: {kind: round(error.median, 4) for kind, error in sorted(kinds.items())}
+                for name, kinds in sorted(profile.errors.items())
+            },
+            "stand_ins": dict(sorted(self.operators.stand_ins.items())),
+            "notes": list(self.notes),
+            "model": self.model.name,
+            "dtype": self.precision.weights,
+            "kv_cache_dtype": self.precision.kv,
+            "tensor_parallel_size": self.operators.tp,
+            "pipeline_parallel_size": self.operators.pp,
+            "host_overhead_ms": self.host_step_ns / 1e6,
+            "host_overhead_per_request_ms": self.host_request_ns / 1e6,
         }

@@ -45,6 +45,11 @@ MIXED_CHUNK = 512
 """Size of the prefill chunk beside which decodes are looked up."""
 LEAST_MIXED = 0.05
 """Of their time alone, that decodes cost in a mixed batch at least."""
+EAGER_OPERATOR_NS = 25_000
+"""Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
+LAYER_OPERATORS = 10
+MOE_OPERATORS = 4
+"""Operators of a layer, and those that experts add."""
 ROUTER_KERNELS = 2
 """Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
 
@@ -199,12 +204,17 @@ class ProfiledOperators:
 
     # -- outside the layers -----------------------------------------------------------------------
 
-    def embedding_ns(self, tokens: Floats) -> Floats:
-        """Row lookup, and its all-reduce under tensor parallelism."""
-        lookup = self._elementwise_ns(
-            "embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes
-        )
-        return lookup + self.all_reduce_ns(tokens)
+    def lookup_ns(self, tokens: Floats) -> Floats:
+        """Rows of the embedding."""
+        return self._elementwise_ns("embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes)
+
+    def launches_ns(self, tokens: Floats) -> Floats:
+        """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
+        model, host = self.model, self.profile.host
+        each = host.eager_launch_ns if host is not None and host.eager_launch_ns is not None else EAGER_OPERATOR_NS
+        collectives = 2 if self.tp > 1 else 0
+        operators = model.num_layers * (LAYER_OPERATORS + collectives) + model.num_moe_layers * MOE_OPERATORS
+        return np.where(tokens > 0, float(operators * each), 0.0)
 
     def head_ns(self, rows: Floats) -> Floats:
         """Final norm, LM head, gathering of logits and sampler for that many rows."""

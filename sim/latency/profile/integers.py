@@ -1,0 +1,64 @@
+"""Measured curves as whole numbers: what stepping reads, exact and the same for single steps and for runs of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+SLOPE_BITS = 20
+ONE = 1 << SLOPE_BITS
+"""Fixed point of slopes between knots and of multiples."""
+
+
+class Segments:
+    """A function of a whole number, linear between integer knots, exact integer arithmetic."""
+
+    __slots__ = ("knots", "slopes", "values")
+
+    def __init__(self, knots: list[int], values: Floats) -> None:
+        """``knots`` rise strictly; beyond the last the last slope goes on."""
+        self.knots = knots
+        self.values: list[int] = np.rint(values).astype(np.int64).tolist()
+        self.slopes: list[int] = [
+            ((high - low) << SLOPE_BITS) // (right - left)
+            for (left, right), (low, high) in zip(pairwise(knots), pairwise(self.values), strict=True)
+        ]
+        self.slopes.append(self.slopes[-1] if self.slopes else 0)
+
+    def at(self, count: int) -> int:
+        """The value at ``count``, not below the first knot's."""
+        place = max(0, bisect_right(self.knots, count) - 1)
+        return self.values[place] + ((count - self.knots[place]) * self.slopes[place] >> SLOPE_BITS)
+
+    def run(self, first: int, stride: int, length: int) -> npt.NDArray[np.int64]:
+        """Values at ``first``, ``first + stride``, ...: element for element the same integers as ``at``."""
+        counts = np.arange(first, first + stride * length, stride, dtype=np.int64)
+        knots = self.knots
+        left = max(0, bisect_right(knots, first) - 1)
+        right = max(0, bisect_right(knots, first + stride * (length - 1)) - 1)
+        values = np.empty(length, dtype=np.int64)
+        begin = 0
+        for place in range(left, right + 1):
+            end = length if place == right else -((first - knots[place + 1]) // stride)
+            stretch = counts[begin:end] - knots[place]
+            stretch *= self.slopes[place]
+            stretch >>= SLOPE_BITS
+            stretch += self.values[place]
+            values[begin:end] = stretch
+            begin = end
+        return values
+
+
+def context_knots(longest: int) -> list[int]:
+    """Contexts at which attention is tabulated: four to every doubling from 16 tokens on."""
+    knots = [1]
+    value = 16
+    while value < longest:
+        knots += [value, value * 5 // 4, value * 3 // 2, value * 7 // 4]
+        value *= 2
+    return [*knots, value]
