@@ -1,4 +1,4 @@
-"""A real engine on CPU with a tiny Llama, run by the policies: who goes first, who yields, and the same tokens as ever."""
+"""A real engine on CPU with a tiny Llama, run by the policies: who goes first, who yields, what must not change."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_tokens_are_stocks_and_every_end_is_the_simulators(
 def test_the_mix_presses(stock_run: LiveRun) -> None:
     assert stock_run.preempted, "without preemption, equal tokens would show less"
     assert len({len(tokens) for tokens in stock_run.tokens.values()}) > 10
-    assert len({tokens for tokens in stock_run.tokens.values()}) == 24, "equal answers would hide an exchange"
+    assert len(set(stock_run.tokens.values())) == 24, "equal answers would hide an exchange"
 
 
 def test_admission_follows_the_policy(stock: LiveEngine, plugin: LiveEngine) -> None:

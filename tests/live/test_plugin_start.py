@@ -65,7 +65,7 @@ def test_what_vllm_cannot_run_is_refused_by_name(policy: str, said: list[str], m
 
 def test_the_scheduling_policy_must_be_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMRUN_POLICY", "srtf")
-    with pytest.raises(PolicyError, match="vLLM schedules by fcfs, .* --scheduling-policy priority"):
+    with pytest.raises(PolicyError, match=r"vLLM schedules by fcfs, .* --scheduling-policy priority"):
         build_scheduler(replace(SETTINGS, policy="fcfs"), PLUGIN)
 
 
