@@ -8,6 +8,7 @@ those only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -60,12 +61,15 @@ class ProfileCost:
         self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, ep)
         self._eager = engine.enforce_eager
         self._graphs = [] if engine.enforce_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
-        self._longest = engine.max_model_len
+        self._knots = context_knots(engine.max_model_len)
         self._layers = model.num_layers / pp
         self._tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
         self._rows = Table(lambda rows: ops.head_ns(rows) / pp / 1e9, engine.max_num_seqs, least_ns=0)
         self._decode: dict[int, Segments] = {}
         self._mixed: dict[int, Segments] = {}
+        self._decode_times: list[Floats] = []
+        self._mixed_times: list[Floats] = []
+        """One layer's times at the knots, by batch from 1 on."""
         self._prefill: dict[int, Segments] = {}
         self._pair = Rate(ops.pair_ns() * self._layers)
         self._context = Rate(ops.context_ns() * self._layers)
@@ -126,29 +130,31 @@ class ProfileCost:
 
     def _decode_segments(self, batch: int) -> Segments:
         """All layers' decode attention of ``batch`` requests, by their context together."""
-        known = self._decode.get(batch)
-        if known is None:
-            knots = context_knots(self._longest)
-            times = self.operators.decode_attention_ns(batch, np.array(knots, dtype=np.float64))
-            rising = np.maximum.accumulate(times) * self._layers
-            known = self._decode[batch] = Segments([batch * knot for knot in knots], rising)
-        return known
+        return self._segments(self._decode, self._decode_times, batch, self.operators.decode_attention_ns)
 
     def _mixed_segments(self, batch: int) -> Segments:
         """As ``_decode_segments``, for steps that hold prefill chunks too."""
-        known = self._mixed.get(batch)
-        if known is None:
-            knots = context_knots(self._longest)
-            times = self.operators.mixed_decode_attention_ns(batch, np.array(knots, dtype=np.float64))
-            rising = np.maximum.accumulate(times) * self._layers
-            known = self._mixed[batch] = Segments([batch * knot for knot in knots], rising)
-        return known
+        return self._segments(self._mixed, self._mixed_times, batch, self.operators.mixed_decode_attention_ns)
+
+    def _segments(
+        self, known: dict[int, Segments], times: list[Floats], batch: int, layer_ns: Callable[[int, Floats], Floats]
+    ) -> Segments:
+        """Of ``batch``, made from one layer's times; noise of the tables must not make a larger batch cheaper."""
+        segments = known.get(batch)
+        if segments is None:
+            knots = np.array(self._knots, dtype=np.float64)
+            while len(times) < batch:
+                rising = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
+                times.append(np.maximum(rising, times[-1]) if times else rising)
+            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * self._layers)
+            known[batch] = segments
+        return segments
 
     def _prefill_segments(self, batch: int) -> Segments:
         """Multiple of the speed of light of ``batch`` chunks, in 2**-SLOPE_BITS, by the size of one."""
         known = self._prefill.get(batch)
         if known is None:
-            knots = context_knots(self._longest)
+            knots = self._knots
             multiples = np.array([self.operators.prefill_multiple(batch, knot) for knot in knots])
             known = self._prefill[batch] = Segments([*knots, knots[-1] + 1], np.append(multiples, multiples[-1]) * ONE)
         return known

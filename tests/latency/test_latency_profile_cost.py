@@ -1,0 +1,308 @@
+"""The measured step cost: exact integers, terms that add up, and physics that points the right way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from profiles import ATTENTION, DEVICE, hand_made
+
+from sim.latency.base import StepShape
+from sim.latency.gpus import GpuSpec, load_gpu
+from sim.latency.models import load_model
+from sim.latency.profile.cost import ProfileCost
+from sim.latency.profile.file import Host, Profile
+from sim.latency.profile.graphs import graph_sizes, padded
+from sim.latency.profile.integers import Segments, context_knots
+from sim.latency.profile.library import Found, builtin_names, find_profile
+from sim.latency.profile.mixed import FLASH_ATTENTION_2, mixed_ratio, uses_flash_attention_2
+from sim.latency.profile.speed_of_light import LAUNCH_NS
+from sim.scenario.schema import EngineConfig
+
+H100 = load_gpu("h100-sxm")
+
+
+def engine(**settings: Any) -> EngineConfig:
+    return EngineConfig(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **settings})
+
+
+def cost(profile: Profile | None = None, gpu: GpuSpec = H100, **settings: Any) -> ProfileCost:
+    """Of a hand-made profile unless told otherwise."""
+    profile = profile or hand_made()
+    config = engine(gpu=gpu.name, **settings)
+    return ProfileCost(Found(profile, profile.device), load_model(config.model), gpu, config)
+
+
+def built_in(gpu: str, **settings: Any) -> ProfileCost:
+    config = engine(gpu=gpu, **settings)
+    return ProfileCost(find_profile(None, load_gpu(gpu)), load_model(config.model), load_gpu(gpu), config)
+
+
+def decodes(batch: int, context: int) -> StepShape:
+    return StepShape(num_decodes=batch, num_sampled=batch, decode_context_tokens=batch * context)
+
+
+def prefill(chunk: int, prior: int = 0, shape: StepShape | None = None) -> StepShape:
+    """A chunk, beside the decodes of ``shape``."""
+    return replace(
+        shape or StepShape(),
+        num_prefills=1,
+        num_prefill_tokens=chunk,
+        prefill_context_tokens=prior + chunk,
+        prefill_attention_pairs=chunk * (2 * prior + chunk),
+    )
+
+
+SHAPES = st.builds(
+    lambda batch, context, chunk, prior: (
+        prefill(chunk, prior, decodes(batch, context)) if chunk else decodes(batch, context)
+    ),
+    st.integers(1, 256),
+    st.integers(1, 4096),
+    st.integers(0, 1500),
+    st.integers(0, 2000),
+)
+COSTS = {
+    "8b": cost(),
+    "70b on 8": cost(model="llama-3.1-70b", tensor_parallel_size=8),
+    "staged": cost(tensor_parallel_size=2, pipeline_parallel_size=2),
+    "experts": cost(model="mixtral-8x7b", tensor_parallel_size=2),
+    "eager": cost(enforce_eager=True),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+@settings(deadline=None)
+@given(batch=st.integers(1, 256), context=st.integers(1, 5000), steps=st.integers(1, 200))
+def test_a_run_of_decode_steps_is_its_steps(name: str, batch: int, context: int, steps: int) -> None:
+    model = COSTS[name]
+    run = model.decode_run_ns(batch, batch * context, steps)
+    singles = [
+        model.gpu_ns(StepShape(num_decodes=batch, num_sampled=batch, decode_context_tokens=batch * (context + i)))
+        for i in range(steps)
+    ]
+    assert run.tolist() == singles
+
+
+@pytest.mark.parametrize("name", COSTS)
+@settings(deadline=None)
+@given(shape=SHAPES)
+def test_terms_add_up_and_are_never_negative(name: str, shape: StepShape) -> None:
+    model = COSTS[name]
+    terms = model.breakdown(shape)
+    assert sum(terms.values()) == model.gpu_ns(shape)
+    assert min(terms.values()) >= 0
+    assert (terms["prefill_attention"] > 0) == (shape.num_prefills > 0)
+
+
+def test_a_step_counted_by_hand() -> None:
+    """Twice the speed of light, one decode: weights once, KV once, stated figures for what is not in the profile."""
+    model, shape = cost(), decodes(1, 4096)
+    terms = model.breakdown(shape)
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) * 2 / 3e12 * 1e9
+    assert terms["matrices"] == pytest.approx(2 * (weights + 32 * 4 * LAUNCH_NS), rel=1e-3)
+    kv = 32 * 4096 * 2 * 8 * 128 * 2 / 3e12 * 1e9
+    assert terms["decode_attention"] == pytest.approx(2 * (kv + 32 * LAUNCH_NS), rel=1e-3)
+    head = 128256 * 4096 * 2 / 3e12 * 1e9
+    assert terms["head_and_sampler"] == pytest.approx(2 * head + 50_000, rel=0.02)
+    assert terms["all_reduce"] == terms["experts"] == terms["swap"] == 0
+    assert 32 * 5 * 3000 < terms["elementwise"] < 32 * 6 * 3100
+
+
+def test_a_prompt_counted_by_hand() -> None:
+    """A profile of constant multiples gives the pairs of the chunk, whatever came before it."""
+    for chunk, prior in ((2048, 0), (1024, 3072)):
+        terms = cost(max_num_batched_tokens=4096).breakdown(prefill(chunk, prior))
+        pairs = 32 * 4 * 4096 * chunk * (prior + chunk / 2) / H100.fp16_flops * 1e9
+        assert terms["prefill_attention"] == pytest.approx(2 * (pairs + 32 * LAUNCH_NS), rel=0.02)
+
+
+def test_two_gpus_pay_two_all_reduces_a_layer_and_one_for_the_embedding() -> None:
+    terms = cost(tensor_parallel_size=2).breakdown(prefill(1024))
+    each = 1024 * 4096 * 2 * 1.0 / 400e9 * 1e9 + LAUNCH_NS
+    assert terms["all_reduce"] == pytest.approx(2 * 65 * each, rel=1e-3)
+
+
+def test_graph_sizes_are_vllms() -> None:
+    assert graph_sizes(256, 8192)[:5] == [1, 2, 4, 8, 16]
+    assert graph_sizes(256, 8192)[-3:] == [480, 496, 512]
+    assert graph_sizes(128, 8192)[-1] == 256
+    assert graph_sizes(3, 8192) == [1, 2, 4]
+    assert padded(np.array([0.0, 1.0, 3.0, 9.0, 250.0, 256.0, 257.0]), graph_sizes(128, 8192)).tolist() == [
+        *(0, 1, 4, 16, 256, 256, 257)
+    ]
+
+
+def test_batches_are_padded_to_captured_sizes_unless_eager() -> None:
+    graphs, eager = cost(), cost(enforce_eager=True)
+    assert graphs.breakdown(decodes(9, 64))["matrices"] == graphs.breakdown(decodes(16, 64))["matrices"]
+    assert eager.breakdown(decodes(9, 64))["matrices"] < eager.breakdown(decodes(16, 64))["matrices"]
+
+
+def test_without_graphs_launching_is_a_floor() -> None:
+    host = Host(step_ns=500_000, request_ns=5_000, eager_launch_ns=40_000, origin="made up")
+    profile = Profile.model_validate({**hand_made().model_dump(), "host": host.model_dump()})
+    model = cost(profile, enforce_eager=True)
+    terms = model.breakdown(decodes(1, 64))
+    outside = terms["decode_attention"] + terms["head_and_sampler"]
+    assert model.gpu_ns(decodes(1, 64)) - outside == pytest.approx(32 * 10 * 40_000, abs=2)
+    assert (model.host_ns(decodes(3, 64)), model.empty_step_ns()) == (515_000, 500_000)
+    assert model.breakdown(prefill(2048))["launches"] == 0
+
+
+def test_host_time_is_as_said() -> None:
+    config = engine()
+    profile = hand_made()
+    model = ProfileCost(Found(profile, profile.device), load_model(config.model), H100, config, host_overhead_ms=2.5)
+    assert (model.host_ns(decodes(9, 64)), model.empty_step_ns()) == (2_500_000, 2_500_000)
+
+
+def test_decodes_beside_a_chunk_cost_what_a_mixed_table_says() -> None:
+    keys = [(*ATTENTION, 32, 8, 128, 0, 512, 0, number) for number in (1, 64)]
+    with_table = cost(hand_made(mixed_attention=keys))
+    shape = prefill(512, 0, decodes(32, 1024))
+    mixed = with_table.breakdown(shape)["decode_attention"]
+    alone = with_table.breakdown(decodes(32, 1024))["decode_attention"]
+    assert mixed == pytest.approx(alone, rel=0.1)
+    assert "mixed_attention" not in with_table.describe()["stand_ins"]  # type: ignore[operator]
+
+
+def test_flash_attention_2_loses_its_decode_path_beside_a_chunk() -> None:
+    profile = hand_made()
+    operators = dict(profile.operators)
+    operators["decode_attention"] = operators["decode_attention"].model_copy(update={"kernel": "vllm_flash_attn_fa2"})
+    fa2 = cost(profile.model_copy(update={"operators": operators}))
+    alone, mixed = decodes(64, 1024), prefill(512, 0, decodes(64, 1024))
+    ratio = fa2.breakdown(mixed)["decode_attention"] / fa2.breakdown(alone)["decode_attention"]
+    assert ratio == pytest.approx(1.62, abs=0.02)
+    assert "mixed_attention" in fa2.describe()["stand_ins"]  # type: ignore[operator]
+
+
+def test_the_mixed_ratio_is_the_table_at_its_places() -> None:
+    for group, table in FLASH_ATTENTION_2.items():
+        assert mixed_ratio(group, 64, np.array([16.0, 1024.0])) == pytest.approx([table[4][0], table[4][3]])
+    assert mixed_ratio(1, 1024, np.array([64.0]))[0] == pytest.approx(1.0)
+    between = mixed_ratio(2, 1024, np.array([64.0]))[0]
+    assert 1.0 < between < mixed_ratio(4, 1024, np.array([64.0]))[0]
+    assert uses_flash_attention_2("vllm_flash_attn")
+    assert not uses_flash_attention_2("vllm_flash_attn_fa3, vllm_flash_attn_fa4")
+
+
+def test_a_small_kv_cache_is_charged_as_if_it_came_from_memory() -> None:
+    """A table whose short contexts were found in the L2 cache is read as a line up to where they cannot be."""
+    profile = hand_made()
+    curves = []
+    for each in profile.operators["decode_attention"].curves:
+        warm = [
+            time / 4 if each.key[-1] == 32 and at == 64 else time
+            for at, time in zip(each.at, each.time_ns, strict=True)
+        ]
+        curves.append(each.model_copy(update={"time_ns": tuple(warm)}))
+    operators = {
+        **profile.operators,
+        "decode_attention": profile.operators["decode_attention"].model_copy(update={"curves": tuple(curves)}),
+    }
+    cold, warm = (
+        model.operators.decode_attention_ns(32, np.array([1.0, 64.0, 300.0, 2048.0]))
+        for model in (cost(), cost(profile.model_copy(update={"operators": operators})))
+    )
+    assert 32 * 300 * 4096 < DEVICE.l2_bytes < 32 * 2048 * 4096 / 1.2
+    line = warm[0] + (warm[3] - warm[0]) * np.array([63, 299]) / 2047
+    assert warm[1:3] == pytest.approx(line)
+    assert (warm <= cold * 1.001).all()
+
+
+def test_segments_are_exact_at_knots_and_linear_between() -> None:
+    segments = Segments([2, 10, 30], np.array([100.0, 900.0, 700.0]))
+    assert [segments.at(count) for count in (0, 2, 6, 10, 20, 30, 50)] == [-100, 100, 500, 900, 800, 700, 500]
+    assert segments.run(2, 4, 8).tolist() == [segments.at(2 + 4 * i) for i in range(8)]
+    assert context_knots(100) == [1, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128]
+
+
+# -- changing one physical input moves the prediction the right way ---------------------------------------------------
+
+
+@pytest.mark.parametrize("gpu", builtin_names())
+@settings(deadline=None)
+@given(shape=SHAPES)
+def test_longer_contexts_and_chunks_are_never_faster(gpu: str, shape: StepShape) -> None:
+    model = BUILT_IN[gpu]
+    longer = replace(shape, decode_context_tokens=shape.decode_context_tokens + 64 * shape.num_decodes)
+    assert model.gpu_ns(longer) >= model.gpu_ns(shape)
+    if shape.num_prefills:
+        after = replace(
+            shape,
+            prefill_context_tokens=shape.prefill_context_tokens + 512,
+            prefill_attention_pairs=shape.prefill_attention_pairs + 2 * 512 * shape.num_prefill_tokens,
+        )
+        assert model.gpu_ns(after) >= model.gpu_ns(shape)
+
+
+@pytest.mark.parametrize("gpu", builtin_names())
+@settings(deadline=None)
+@given(batch=st.integers(1, 255), context=st.integers(1, 4000), more=st.integers(1, 64))
+def test_a_larger_batch_is_never_cheaper(gpu: str, batch: int, context: int, more: int) -> None:
+    model = BUILT_IN[gpu]
+    larger, smaller = (model.gpu_ns(decodes(size, context)) for size in (min(batch + more, 256), batch))
+    assert larger >= smaller - 20, "but for the rounding of slopes between knots, nanoseconds"
+
+
+BUILT_IN = {name: built_in(name) for name in builtin_names()}
+
+
+@settings(deadline=None)
+@given(shape=SHAPES)
+def test_more_bandwidth_is_never_slower(shape: StepShape) -> None:
+    assert MORE_BANDWIDTH.gpu_ns(shape) <= COSTS["8b"].gpu_ns(shape)
+
+
+MORE_BANDWIDTH = cost(hand_made(device=DEVICE.model_copy(update={"memory_bandwidth_bytes_per_s": 4e12})))
+
+
+@pytest.mark.parametrize("batch", [1, 32, 256])
+def test_fp8_kv_and_weights_are_not_slower(batch: int) -> None:
+    for gpu in ("h100-sxm", "h200-sxm"):
+        plain = built_in(gpu)
+        shape = decodes(batch, 2048)
+        assert built_in(gpu, kv_cache_dtype="fp8").gpu_ns(shape) <= 1.02 * plain.gpu_ns(shape)
+        assert built_in(gpu, dtype="fp8").gpu_ns(shape) < plain.gpu_ns(shape)
+
+
+def test_gpus_that_talk_over_pcie_are_slower() -> None:
+    keys: dict[str, list[Any]] = {"all_reduce": []}
+    shape = prefill(1024)
+    fast, slow = (
+        cost(
+            hand_made(device=DEVICE.model_copy(update={"link_bandwidth_bytes_per_s": link}), **keys),
+            tensor_parallel_size=4,
+        )
+        for link in (400e9, 32e9)
+    )
+    assert slow.breakdown(shape)["all_reduce"] > 5 * fast.breakdown(shape)["all_reduce"]
+    assert "all_reduce" in slow.describe()["stand_ins"]  # type: ignore[operator]
+
+
+def test_splitting_over_gpus_is_faster_for_large_steps_and_costs_communication() -> None:
+    one, four = (built_in("h100-sxm", tensor_parallel_size=tp) for tp in (1, 4))
+    for shape in (prefill(2048), decodes(64, 1024)):
+        assert one.gpu_ns(shape) / 4 < four.gpu_ns(shape) < one.gpu_ns(shape)
+
+
+def test_experts() -> None:
+    """Few tokens touch few experts; whole experts on each GPU are read by fewer of them."""
+    mixtral = built_in("h100-sxm", model="mixtral-8x7b", tensor_parallel_size=2)
+    terms = [mixtral.breakdown(decodes(batch, 64))["experts"] for batch in (1, 64)]
+    assert 2 < terms[1] / terms[0] < 8
+    spread = built_in("h100-sxm", model="mixtral-8x7b", tensor_parallel_size=2, enable_expert_parallel=True)
+    assert spread.breakdown(decodes(64, 64))["experts"] == pytest.approx(terms[1], rel=0.5)
+
+
+def test_describe_says_what_it_stands_on() -> None:
+    told = built_in("h100-sxm", tensor_parallel_size=2).describe()
+    assert (told["kind"], told["estimate"], told["profile"]) == ("profile", False, "h100-sxm")
+    assert "gemm" in told["kernels"]  # type: ignore[operator]
+    assert told["stand_ins"]
