@@ -91,7 +91,12 @@ def kernels_dir() -> Path:
     raise KernelError(f"the CUDA sources are neither in {package / 'kernels'} nor beside it: install the package again")
 
 
-def _inlined(path: Path, folder: Path, target: Target, seen: set[Path]) -> str:
+def _device_file(target: Target) -> Path:
+    """The one file with two bodies: what the hardware offers, and its stand-in on the CPU."""
+    return kernels_dir() / ("cpu/device.cuh" if target == "cpu" else "device.cuh")
+
+
+def _inlined(path: Path, target: Target, seen: set[Path]) -> str:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         match = _INCLUDE.match(line)
@@ -99,12 +104,16 @@ def _inlined(path: Path, folder: Path, target: Target, seen: set[Path]) -> str:
             if line != "#pragma once":  # this function sees to that
                 lines.append(line)
             continue
-        # The one file with two bodies: what the hardware offers, and its stand-in on the CPU.
-        inner = folder / ("cpu/device.cuh" if target == "cpu" and match[1] == "device.cuh" else match[1])
+        inner = _device_file(target) if match[1] == "device.cuh" else kernels_dir() / match[1]
         if inner not in seen:
             seen.add(inner)
-            lines.append(_inlined(inner, folder, target, seen))
+            lines.append(_inlined(inner, target, seen))
     return "\n".join(lines)
+
+
+def device_text(target: Target) -> str:
+    """The part of every kernel's text that stands for the hardware."""
+    return _inlined(_device_file(target), target, set())
 
 
 def text_of(names: Sequence[str], target: Target = "cuda") -> str:
@@ -113,12 +122,11 @@ def text_of(names: Sequence[str], target: Target = "cuda") -> str:
     Raises:
         KernelError: there is no such kernel.
     """
-    folder, seen = kernels_dir(), set[Path]()
-    parts = []
+    seen, parts = set[Path](), []
     for name in names:
         if name not in FILES:
             raise KernelError(f"unknown kernel {name!r}: there are {', '.join(FILES)}")
-        parts.append(_inlined(folder / f"{name}.cu", folder, target, seen) + "\n")
+        parts.append(_inlined(kernels_dir() / f"{name}.cu", target, seen) + "\n")
     return "".join(parts)
 
 

@@ -42,7 +42,8 @@ def to_float64(bits: NDArray[Any], dtype: str) -> Floats:
     if dtype == "float16":
         return np.asarray(bits.view(np.float16).astype(np.float64))
     if dtype == "bfloat16":
-        return np.asarray((bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            return np.asarray((bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64))
     if dtype == "fp8":
         return np.asarray(_fp8_values()[bits])
     return np.asarray(bits.astype(np.float64))

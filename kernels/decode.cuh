@@ -28,8 +28,8 @@ struct HeadTile {
     }
 };
 
-// Tokens [begin, end) of the sequence; begin is a multiple of 16. The first two entries of the block table are asked for
-// before `end` is known to cover them: the sequence's length, itself just being loaded, is not waited for first.
+// Tokens [begin, end) of the sequence; begin is a multiple of 16. The first two entries of the block table are asked
+// for before `end` is known to cover them: the sequence's length, itself just being loaded, is not waited for.
 template <class Cache>
 DEVICE void attend(tile::Results<1>& results, const tile::Queries<1>& queries, const KvElement* k_cache,
                    const KvElement* v_cache, const Cache& cache, int begin, int end, float scale) {

@@ -1,9 +1,9 @@
 // paged_attention_split_kv: flash-decoding. Sequences are cut so that every multiprocessor has work. The top rung.
 //
 // Adds      splits of tokens_per_split tokens, each a block of its own, chosen by the host from the number of
-//           multiprocessors and the batch's lengths (gpu_calibrate.attention_plans.choose_split). The block that finishes
-//           last of a sequence and KV head merges them; or, with last_merges = 0, a second small kernel does. One long
-//           sequence, or a skewed batch, keeps the whole GPU busy. Where one split is enough there is no merge.
+//           multiprocessors and the batch's lengths (choose_split in gpu_calibrate). The block that finishes last of a
+//           sequence and KV head merges them; or, with last_merges = 0, a second small kernel does. One long sequence,
+//           or a skewed batch, keeps the whole GPU busy. Where one split is enough there is no merge.
 // Computes  as paged_attention_naive.
 // Bytes     those of paged_attention_gqa and, with several splits, 2 * (HEAD_SIZE + 2) * 4 per split and query head for
 //           the partial results (written and read, mostly in L2). FLOPs: 4 * tokens * num_q_heads * HEAD_SIZE.

@@ -37,8 +37,8 @@ extern "C" __global__ void __launch_bounds__(SCORE_TILE, 8)
             for (int d = 0; d < HEAD_SIZE; d++) dot += to_float(query[row + d]) * to_float(key[d]);
             score = dot * scale;
         }
+        // The barriers within stand between weights and their readers, and between those and the next tile's weights.
         const float shrink = softmax.take(score, scratch, weights[thread]);
-        __syncthreads();  // all weights are there
 #pragma unroll
         for (int i = 0; i < DIMS; i++) {
             const int d = thread + i * SCORE_TILE;
@@ -46,7 +46,6 @@ extern "C" __global__ void __launch_bounds__(SCORE_TILE, 8)
             sums[i] *= shrink;
             for (int t = 0; t < count; t++) sums[i] += weights[t] * to_float(v_cache[cache.offset(start + t) + d]);
         }
-        __syncthreads();  // all weights have been read
     }
 #pragma unroll
     for (int i = 0; i < DIMS; i++) {

@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_TILE, 4)
                 }
             }
         }
-        __syncthreads();  // all weights have been read
+        // No barrier: a warp's next scores overwrite weights that it alone has read, and its lanes have met in between.
     }
 
     // The tokens of a warp's slots together, then those of the warps.

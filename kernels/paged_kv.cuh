@@ -3,8 +3,8 @@
 // The cache is laid out as vLLM's FlashAttention backend has it (often called NHD): K and V are each
 // [num_blocks, BLOCK_SIZE, num_kv_heads, HEAD_SIZE], innermost last. A sequence's row of block_tables
 // [num_seqs, max_blocks] lists its physical blocks in order; max_blocks, the table's width, is the stride of rows, and
-// what the entries past the sequence's own blocks name is never read. Offsets are 64-bit: caches of many GB have more than 2^31
-// elements.
+// what the entries past the sequence's own blocks name is never read. Offsets are 64-bit: caches of many GB have more
+// than 2^31 elements.
 #pragma once
 #include "numbers.cuh"
 

@@ -51,7 +51,7 @@ DEVICE void attend_split(Element* out, float* partial_out, float* partial_max, f
     const int used = splits_of(tokens, tokens_per_split);
     int* arrived = arrivals + static_cast<long long>(seq) * gridDim.x + blockIdx.x;
     __threadfence();  // this thread's results are visible to all blocks ...
-    __syncthreads();  // ... and those of all threads of this block before it counts itself
+    __syncthreads();  // ... and so are those of all threads of this block before it counts itself
     if (threadIdx.x == 0) {
         *ticket = atomicAdd(arrived, 1);
         if (*ticket == used - 1) *arrived = 0;

@@ -3,20 +3,17 @@
 //
 // A block runs on one OS thread, each of its CUDA threads as a fiber that yields where it has to wait for others:
 // __syncthreads, __syncwarp, shuffles and the warp-wide matrix instructions. Nothing runs in lockstep, so code that
-// forgot a barrier reads what was not yet written: in one of several orders of threads (forward, backward, shuffled
-// anew after every wait) a test sees it. Shared memory is allocated with exactly the requested size and filled with NaN
-// before every block; asynchronous copies take place only when they are waited for. Threads that wait for one another
-// in vain are an error, not a hang.
+// forgot a barrier reads what was not yet written or is already gone, and in one of several orders of threads (see
+// run_block) a test sees it. Shared memory is allocated with exactly the requested size and filled with NaN before
+// every block; asynchronous copies take place at once in some orders, in others only when they are waited for. Threads
+// that wait for one another in vain are an error, not a hang.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -93,6 +90,7 @@ struct Block {
     const void* kernel = nullptr;
     void (*run)(const void*) = nullptr;
     std::string error;
+    bool copies_at_once = false;  // asynchronous copies: when asked for, or as late as when waited for
 #if defined(__x86_64__)
     void* scheduler = nullptr;
 #else
@@ -236,20 +234,39 @@ inline bool release_warp(int first, int last) {
     return any;
 }
 
-inline void shuffle(std::vector<int>& order, std::uint64_t& random) {
-    for (std::size_t i = order.size() - 1; i > 0; i--) {
+inline void shuffle(int* order, int count, std::uint64_t& random) {
+    for (int i = count - 1; i > 0; i--) {
         random = random * 6364136223846793005u + 1442695040888963407u;
-        std::swap(order[i], order[(random >> 33) % (i + 1)]);
+        const int other = static_cast<int>((random >> 33) % (i + 1)), held = order[i];
+        order[i] = order[other];
+        order[other] = held;
     }
 }
 
-// order_seed: 0 = threads in order, 1 = backwards, more = shuffled by that seed.
+// Runs the threads of warp `warp` that can run, in order, backwards or shuffled. False if there are none.
+inline bool run_warp(int warp, int order_seed, std::uint64_t& random) {
+    int lanes[WARP_SIZE];
+    bool moved = false;
+    for (int i = 0; i < WARP_SIZE; i++) lanes[i] = order_seed == 1 ? WARP_SIZE - 1 - i : i;
+    if (order_seed > 1) shuffle(lanes, WARP_SIZE, random);
+    for (int i = 0; i < WARP_SIZE; i++) {
+        Fiber& fiber = block.fibers[warp * WARP_SIZE + lanes[i]];
+        if (fiber.state != State::READY) continue;
+        to_fiber(fiber);
+        moved = true;
+    }
+    return release_warp(warp * WARP_SIZE, (warp + 1) * WARP_SIZE) || moved;
+}
+
+// order_seed: 0 = warps side by side, from one exchange to the next, lanes in order; 1 = the last warp as far as it
+// comes, then the one before it, lanes backwards; more = likewise, warps and lanes shuffled anew after each barrier.
 inline void run_block(int threads, int order_seed) {
     if (static_cast<int>(block.fibers.size()) < threads) block.fibers.resize(threads);
-    std::vector<int> order(threads);
+    const int warps = threads / WARP_SIZE;
+    int order[32];
+    for (int i = 0; i < warps; i++) order[i] = order_seed == 1 ? warps - 1 - i : i;
     for (int i = 0; i < threads; i++) {
         Fiber& fiber = block.fibers[i];
-        order[i] = order_seed == 1 ? threads - 1 - i : i;
         fiber.state = State::READY;
         fiber.index = i;
         fiber.thread = {i % block.size.x, i / block.size.x % block.size.y, i / (block.size.x * block.size.y)};
@@ -258,30 +275,27 @@ inline void run_block(int threads, int order_seed) {
         fiber.copy_groups = 0;
         prepare(fiber);
     }
+    block.copies_at_once = order_seed % 2 == 1;
     std::uint64_t random = order_seed * 1000003u + block.index.x * 7919u + block.index.y * 104729u + block.index.z;
+    if (order_seed > 1) shuffle(order, warps, random);
     while (block.error.empty()) {
         bool moved = false;
-        if (order_seed > 1) shuffle(order, random);
-        for (int i : order) {
-            if (block.fibers[i].state != State::READY) continue;
-            to_fiber(block.fibers[i]);
-            moved = true;
-        }
+        for (int i = 0; i < warps && !(moved && order_seed > 0); i++) moved |= run_warp(order[i], order_seed, random);
+        if (moved) continue;
         int done = 0, at_barrier = 0;
         for (int i = 0; i < threads; i++) {
             done += block.fibers[i].state == State::DONE;
             at_barrier += block.fibers[i].state == State::AT_BARRIER;
         }
         if (done == threads) return;
-        for (int first = 0; first < threads; first += WARP_SIZE) moved |= release_warp(first, first + WARP_SIZE);
         if (at_barrier == threads) {
             for (int i = 0; i < threads; i++) block.fibers[i].state = State::READY;
-            moved = true;
+            if (order_seed > 1) shuffle(order, warps, random);
         } else if (at_barrier > 0 && at_barrier + done == threads) {
             block.error = "__syncthreads was reached by some threads of a block after others had returned";
-        }
-        if (!moved)
+        } else {
             block.error = "threads wait for one another in vain: a barrier or an exchange that not all of them reach";
+        }
     }
 }
 
@@ -327,10 +341,11 @@ const char* launch(void (*kernel)(Parameters...), const unsigned* grid, const un
 
 // Makes `name` callable from outside as cpu_launch_<name>(grid, block, shared_bytes, order_seed, arguments); null or
 // what went wrong.
-#define CPU_KERNEL(name)                                                                                        \
+#define CPU_KERNEL(name) CPU_KERNEL_AS(name, name)
+#define CPU_KERNEL_AS(name, kernel)                                                                             \
     extern "C" const char* cpu_launch_##name(const unsigned* grid, const unsigned* size, unsigned shared_bytes, \
                                              int order_seed, void** arguments) {                                \
-        return cpu::launch(name, grid, size, shared_bytes, order_seed, arguments);                              \
+        return cpu::launch(kernel, grid, size, shared_bytes, order_seed, arguments);                            \
     }
 
 #define threadIdx (cpu::block.current->thread)
@@ -471,7 +486,10 @@ DEVICE void copy_async_16(void* shared, const void* global) {
     if ((reinterpret_cast<std::uintptr_t>(shared) | reinterpret_cast<std::uintptr_t>(global)) % 16)
         cpu::block.error = "an asynchronous copy of 16 bytes from or to an address that 16 does not divide";
     cpu::Fiber& fiber = *cpu::block.current;
-    fiber.copies.push_back({shared, global, fiber.copy_groups});
+    if (cpu::block.copies_at_once)
+        std::memcpy(shared, global, 16);
+    else
+        fiber.copies.push_back({shared, global, fiber.copy_groups});
 }
 
 DEVICE void copy_async_commit() { cpu::block.current->copy_groups++; }
