@@ -66,9 +66,10 @@ class Buffers:
         """Random numbers: ``bfloat16``, ``float16`` or ``fp8``, not to be written to."""
         return self._view(dtype, shape)
 
-    def scratch(self, *shape: int) -> Any:
-        """bfloat16 space for outputs that nobody reads."""
-        return self._view("scratch", shape)
+    def scratch(self, *shape: int, dtype: str = "bfloat16") -> Any:
+        """Space of a 16-bit format for outputs that nobody reads."""
+        space = self._view("scratch", shape)
+        return space.view(self.torch.float16) if dtype == "float16" else space
 
     def release(self) -> None:
         """Forget the pools."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
-DEFAULT_LIMIT_S, QUICK_LIMIT_S = 270.0, 50.0
+DEFAULT_LIMIT_S, QUICK_LIMIT_S = 255.0, 44.0
 """Seconds of timing after which what is left is left out; start, mixed steps and fit come on top."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,6 @@ def _graph_samples(torch: Any, dist: Any, tensor: Any) -> list[float]:
 
 
 def _plain_samples(dist: Any, tensor: Any) -> list[float]:
-    import time
-
     samples = []
     for _ in range(REPLAYS):
         begin = time.perf_counter_ns()
@@ -96,8 +95,11 @@ def time_all_reduce(
     context = processes.spawn(
         worker, args=(num_gpus, list(sizes), free_port(), str(out), backend), nprocs=num_gpus, join=False
     )
-    if not context.join(timeout=TIMEOUT_S):
-        for process in context.processes:
-            process.kill()
-        raise RuntimeError(f"{num_gpus} processes did not finish within {TIMEOUT_S} s")
+    deadline_s = time.monotonic() + TIMEOUT_S
+    # One call waits for the next process to end, not for all of them.
+    while not context.join(timeout=1.0):
+        if time.monotonic() > deadline_s:
+            for process in context.processes:
+                process.kill()
+            raise RuntimeError(f"{num_gpus} processes did not finish within {TIMEOUT_S} s")
     return dict(zip(sizes, json.loads(out.read_text(encoding="utf-8")), strict=True))

@@ -315,7 +315,7 @@ class CudaDevice:
         self._torch.cuda.empty_cache()
 
 
-RESERVE_BYTES = 20 << 30
+RESERVE_BYTES = 16 << 30
 """Memory in use above which what is unused goes back to the card between batches."""
 
 

@@ -115,7 +115,7 @@ def eager_launch_ns(measurements: Iterable[Measurement]) -> float | None:
     times = sorted(
         each.eager_ns
         for each in measurements
-        if each.eager_ns is not None and each.median_ns < 0.5 * each.eager_ns and each.point.operator != "sampling"
+        if each.eager_ns is not None and each.median_ns < 0.67 * each.eager_ns and each.point.operator != "sampling"
     )
     return quantile(times, 0.5) if times else None
 

@@ -87,7 +87,7 @@ class Operations:
             )
         for _ in range(sets):
             activations, weights = self.buffers.take(dtype, m, k), self.buffers.take(dtype, n, k)
-            calls.append(partial(torch.mm, activations, weights.t(), out=self.buffers.scratch(m, n)))
+            calls.append(partial(torch.mm, activations, weights.t(), out=self.buffers.scratch(m, n, dtype=dtype)))
         return Operation(calls, f"torch {torch.__version__} mm (cuBLAS)")
 
     def _decode(self, point: Point) -> Operation:

@@ -35,7 +35,7 @@ class SimulatedDevice:
     bandwidth_share: float = 0.85
     flops_share: float = 0.7
     fixed_ns: float = 3000.0
-    launch_ns: float = 4500.0
+    launch_ns: float = 6500.0
     """Host time of a launch without a graph."""
     failing: frozenset[str] = frozenset()
     """Operators that cannot be timed."""

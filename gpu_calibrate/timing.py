@@ -28,7 +28,7 @@ class Settings:
     interval: float = 0.01
     """Width of the median's confidence interval over the median."""
     batch_points: int = 24
-    batch_bytes: int = 16 << 30
+    batch_bytes: int = 8 << 30
     """Buffers prepared at once."""
     warmup: int = 2
 
