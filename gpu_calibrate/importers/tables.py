@@ -23,31 +23,35 @@ POSSIBLE_SHARE_OF_PEAK = 1.05
 """Faster than this share of the datasheet's peak is not believed."""
 JUMP, AGREE = 2.0, 1.5
 """More than ``JUMP`` times above or below both neighbours, which differ by less than ``AGREE``, is an outlier."""
+REACH = 0.9
+"""Quantile of the bandwidth that cold curves reach, as a share of the peak: what reading is taken to take."""
 DIGITS = 5
 """Significant digits of a time that are kept: the tables' noise is at the third."""
 
 
 @dataclass
 class Cleaning:
-    """What was dropped from one operator's table, and why."""
+    """What was dropped or changed of one operator's table, and why."""
 
     operator: str
     rows: int = 0
     duplicates: int = 0
     impossible: int = 0
     warm: int = 0
+    raised: int = 0
     outliers: int = 0
     kept: int = 0
 
     def note(self) -> str:
         """One line for the profile's notes."""
-        dropped = {
+        changes = {
             "repeated rows joined to their median": self.duplicates,
             "faster than the GPU can": self.impossible,
             "read out of a warm L2": self.warm,
+            "out of a warm L2 raised to reading from memory": self.raised,
             "outliers": self.outliers,
         }
-        parts = [f"{count} {reason}" for reason, count in dropped.items() if count]
+        parts = [f"{count} {reason}" for reason, count in changes.items() if count]
         return f"{self.operator}: {self.kept} of {self.rows} rows kept" + (f"; {', '.join(parts)}" if parts else "")
 
 
@@ -62,8 +66,9 @@ class Reuse:
     read_bytes: WarmBytes
     copies: Callable[[dict[str, Any]], int]
     """Copies gone through in turn, by the fields of the key."""
-    share: float
-    """A time is still good when reading the bytes from memory would take less of it than this."""
+    share: float | None
+    """Times are dropped where reading the bytes from memory would take more of them than this. None: they are raised
+    to what reading takes, at the rate of those curves that cannot be in the L2 (``REACH``)."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,13 @@ def build_curves(table: CurveTable, device: Device) -> tuple[tuple[Curve, ...], 
     columns = [*layout.key, "at"]
     medians = frame.groupby(columns, sort=True, observed=True)["time_ns"].median().reset_index()
     cleaning.duplicates = len(frame) - len(medians)
-    curves = []
-    for key, group in medians.groupby(list(layout.key), sort=True, observed=True):
-        curve = _clean_curve(table, device, _plain(key), group, cleaning)
-        if curve is not None:
-            curves.append(curve)
+    raw = [
+        (_plain(key), group["at"].to_numpy(dtype=np.float64), group["time_ns"].to_numpy(dtype=np.float64))
+        for key, group in medians.groupby(list(layout.key), sort=True, observed=True)
+    ]
+    reach = _reach(table, device, raw)
+    cleaned = (_clean_curve(table, device, key, at, times, reach, cleaning) for key, at, times in raw)
+    curves = [curve for curve in cleaned if curve is not None]
     cleaning.kept = sum(len(curve.at) for curve in curves)
     return tuple(curves), cleaning
 
@@ -101,16 +108,37 @@ def _plain(key: Sequence[Any]) -> Key:
     return tuple(part if isinstance(part, str) else int(part) for part in key)
 
 
-def _clean_curve(table: CurveTable, device: Device, key: Key, group: pd.DataFrame, cleaning: Cleaning) -> Curve | None:
-    at: Floats = group["at"].to_numpy(dtype=np.float64)
-    times: Floats = group["time_ns"].to_numpy(dtype=np.float64)
+def _reach(table: CurveTable, device: Device, raw: list[tuple[Key, Floats, Floats]]) -> float:
+    """Share of the peak bandwidth at which curves read what cannot be in the L2; 1 where there are none."""
+    if table.reuse is None or table.reuse.share is not None:
+        return 1.0
+    shares = []
+    for key, at, times in raw:
+        fields = dict(zip(OPERATORS[table.operator].key, key, strict=True))
+        read = table.reuse.read_bytes(fields, at)
+        if read.min() * table.reuse.copies(fields) > 2 * device.l2_bytes:
+            shares.append(float((read / device.memory_bandwidth_bytes_per_s * 1e9 / times).max()))
+    return min(1.0, float(np.quantile(shares, REACH))) if shares else 1.0
+
+
+def _clean_curve(
+    table: CurveTable, device: Device, key: Key, at: Floats, times: Floats, reach: float, cleaning: Cleaning
+) -> Curve | None:
     fields = dict(zip(OPERATORS[table.operator].key, key, strict=True))
     possible = times >= _least_ns(table, device, fields, at)
     warm = np.zeros_like(possible)
     if table.reuse is not None:
         read = table.reuse.read_bytes(fields, at)
         reading_ns = read / device.memory_bandwidth_bytes_per_s * 1e9
-        warm = (read * table.reuse.copies(fields) <= device.l2_bytes) & (reading_ns > table.reuse.share * times)
+        fits = read * table.reuse.copies(fields) <= device.l2_bytes
+        if table.reuse.share is None:
+            raised = fits & (times < reading_ns / reach)
+            times = np.where(raised, reading_ns / reach, times)
+            cleaning.raised += int(raised.sum())
+        else:
+            # A slow point among fast ones is no colder than they are: what counts is the fastest from there on.
+            fastest = np.minimum.accumulate(times[::-1])[::-1]
+            warm = fits & (reading_ns > table.reuse.share * fastest)
     outlier = np.zeros_like(possible)
     keep = possible & ~warm
     outlier[keep] = _outliers(times[keep])

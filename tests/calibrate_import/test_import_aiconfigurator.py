@@ -125,16 +125,27 @@ def test_weights_that_cannot_be_in_the_l2_bound_the_time_too(tmp_path: Path) -> 
     assert run(tmp_path).operators["gemm"].curves[0].at == (2,)
 
 
-def test_weights_out_of_a_warm_l2_are_dropped_where_memory_would_be_slower(tmp_path: Path) -> None:
-    """Six copies of 8 MB lie in the L2 of 50 MB, six of 9 do not; a long time hides where weights come from."""
+def test_weights_out_of_a_warm_l2_are_raised_to_what_cold_ones_take(tmp_path: Path) -> None:
+    """Six copies of 8 MB lie in the L2 of 50 MB, six of 9 do not; cold weights come at 80 % of the peak here."""
     n, k = 1024, 4 * 1024
     reading_ms = n * k * 2 / 3350e9 * 1e3
-    warm = [gemm(1, reading_ms, n=n, k=k), gemm(64, reading_ms * 2.1, n=n, k=k)]
-    cold = [gemm(1, reading_ms * 9 / 8, n=n * 9 // 8, k=k)]
-    write(tmp_path, warm + cold, "gemm/gemm/vllm")
-    found = curves(run(tmp_path), "gemm")
-    assert found["bfloat16", n, k].at == (64,)
-    assert found["bfloat16", n * 9 // 8, k].at == (1,)
+    warm = [gemm(1, reading_ms * 0.6, n=n, k=k), gemm(64, reading_ms * 1.3, n=n, k=k)]
+    between = [gemm(1, reading_ms * 9 / 8, n=n * 9 // 8, k=k)]
+    cold = [gemm(1, 8192 * 8192 * 2 / 3350e9 * 1e3 / 0.8)]
+    write(tmp_path, warm + between + cold, "gemm/gemm/vllm")
+    profile = run(tmp_path)
+    found = curves(profile, "gemm")
+    assert found["bfloat16", n, k].time_ns == pytest.approx((reading_ms / 0.8 * 1e6, reading_ms * 1.3 * 1e6), rel=1e-4)
+    assert found["bfloat16", n * 9 // 8, k].time_ns == pytest.approx((reading_ms * 9 / 8 * 1e6,), rel=1e-4)
+    assert "gemm: 4 of 4 rows kept; 1 out of a warm L2 raised to reading from memory" in profile.source.notes
+
+
+def test_a_slow_point_among_warm_ones_is_no_colder(tmp_path: Path) -> None:
+    """KV of 24 and 32 MB: the first is slow by chance, the second out of the L2."""
+    write(tmp_path, [gemm(1, 0.06)], "gemm/gemm/vllm")
+    rows = [attention(8, length - 1, time, decode=True) for length, time in ((64, 0.012), (768, 0.03), (1024, 0.018))]
+    write(tmp_path, rows, "attention/generation_attention/vllm")
+    assert run(tmp_path).operators["decode_attention"].curves[0].at == (64,)
 
 
 def test_kv_out_of_a_warm_l2_is_dropped_unless_it_is_next_to_nothing(tmp_path: Path) -> None:
