@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, TextIO
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
+from sim.engine.ahead import AheadScheduler
 from sim.engine.batch import SchedulerSettings
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.decode_sums import DecodeSums
 from sim.engine.fast_forward import FastReplica
-from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.replica import Replica
 from sim.engine.scheduler import Scheduler
 from sim.errors import InputError, SimulationError
@@ -149,7 +149,7 @@ def _build_replica(
         if engine.stepping == "reference" or swaps_conversations:
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
-        scheduler = FastScheduler(settings, policy, recorder, is_pipelined=is_pipelined)
+        scheduler = AheadScheduler(settings, policy, recorder, is_pipelined=is_pipelined)
         return FastReplica(gateway.env, index, engine.model, scheduler, *common, is_watched=gateway.acts_on_ends)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.

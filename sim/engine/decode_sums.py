@@ -7,9 +7,11 @@ So steps fall into series (same size, same remainder of the context), and each s
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 
+from sim.engine.feed import NO_MORE
 from sim.latency.base import StepCost, StepShape
 from sim.results.record import Recorder
 
@@ -17,6 +19,10 @@ LENGTH = 512
 """Steps in a stretch of a series; a power of two."""
 MOST_STRETCHES = 4096
 """Kept at a time: 8 kB each."""
+MOST_SIZE = 24
+"""Steps of more requests than that have so many different contexts that ..."""
+SHORT = 16
+"""... so few of them are summed up anew each time."""
 
 
 class Stretch:
@@ -24,13 +30,13 @@ class Stretch:
 
     __slots__ = ("counts", "least_ns", "sums")
 
-    def __init__(self, sums: array[int], least_ns: int) -> None:
+    def __init__(self, sums: Sequence[int], least_ns: int, counts: list[int] | None = None) -> None:
         self.sums = sums
-        """``sums[k]``: nanoseconds on the accelerator of the first k steps, ``LENGTH + 1`` elements."""
+        """``sums[k]``: nanoseconds on the accelerator of the first k steps, one element more than steps."""
         self.least_ns = least_ns
         """The shortest step."""
-        self.counts = [0] * (LENGTH + 1)
-        """Step i was taken ``counts[0] + ... + counts[i]`` times."""
+        self.counts = counts
+        """Step i was taken ``counts[0] + ... + counts[i]`` times; None where nobody counts."""
 
 
 class DecodeSums:
@@ -39,6 +45,7 @@ class DecodeSums:
     def __init__(self, cost: StepCost, recorder: Recorder) -> None:
         self._cost = cost
         self._recorder = recorder
+        self._shape = StepShape()
         self._host_ns: dict[int, int] = {}
         self.stretches: dict[tuple[int, int], Stretch] = {}
         """By (size, context of the first step)."""
@@ -58,8 +65,22 @@ class DecodeSums:
         run = self._cost.decode_run_ns(size, first_context, LENGTH)
         sums = array("q", [0])
         sums.frombytes(run.cumsum(dtype=np.int64).tobytes())
-        stretch = self.stretches[size, first_context] = Stretch(sums, int(run.min()))
+        stretch = self.stretches[size, first_context] = Stretch(sums, int(run.min()), [0] * (LENGTH + 1))
         return stretch
+
+    def make_short(self, size: int, first_context: int, num_steps: int) -> Stretch:
+        """The same for a few steps that hardly come again: not kept, and who takes them records the gaps at once."""
+        shape, gpu_ns = self._shape, self._cost.gpu_ns
+        shape.num_decodes = shape.num_sampled = size
+        total_ns, sums, least_ns = 0, [0], NO_MORE
+        for context in range(first_context, first_context + num_steps * size, size):
+            shape.decode_context_tokens = context
+            step_ns = gpu_ns(shape)
+            total_ns += step_ns
+            if step_ns < least_ns:
+                least_ns = step_ns
+            sums.append(total_ns)
+        return Stretch(sums, least_ns)
 
     def record_gaps(self) -> None:
         """Tell the recorder of the gaps between tokens since the last time: a step's length, once per request."""
@@ -67,6 +88,6 @@ class DecodeSums:
             taken = np.array(stretch.counts, dtype=np.int64).cumsum()[:-1]
             chosen = np.flatnonzero(taken)
             if len(chosen):
-                sums = np.frombuffer(stretch.sums, dtype=np.int64)
+                sums = np.array(stretch.sums, dtype=np.int64)
                 self._recorder.itl_weighted((sums[1:] - sums[:-1])[chosen], taken[chosen] * size)
                 stretch.counts = [0] * (LENGTH + 1)

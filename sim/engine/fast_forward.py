@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from simpy import Event
 
+from sim.engine.ahead import AheadScheduler
 from sim.engine.batch import Batch
 from sim.engine.clock import ARRIVAL_TURN, START_TURN, At, Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.decode_sums import DecodeSums
-from sim.engine.fast_scheduler import FastScheduler
 from sim.engine.feed import Feed
 from sim.engine.replica import Replica
 from sim.engine.request import Request, State
@@ -59,14 +59,14 @@ class Jump:
 class FastReplica(Replica):
     """See the module."""
 
-    scheduler: FastScheduler
+    scheduler: AheadScheduler
 
     def __init__(
         self,
         env: Clock,
         index: int,
         model: str,
-        scheduler: FastScheduler,
+        scheduler: AheadScheduler,
         cost: StepCost,
         depth: int,
         recorder: Recorder,

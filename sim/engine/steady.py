@@ -8,36 +8,32 @@ Whatever else comes up, the loop hands everything back to scheduler and replica,
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING
 
 from policies.base import Policy
-from sim.engine.batch import Batch
-from sim.engine.decode_sums import LENGTH, DecodeSums
+from sim.engine.decode_sums import LENGTH, MOST_SIZE, SHORT, DecodeSums
 from sim.engine.feed import NO_MORE, Feed
-from sim.engine.kv_cache import ceil_div
-from sim.engine.request import NEVER, Request, State
+from sim.engine.handover import Handover
+from sim.engine.request import NEVER
 from sim.latency.base import StepShape
 
 if TYPE_CHECKING:
+    from sim.engine.ahead import AheadScheduler
     from sim.engine.fast_forward import FastReplica
-    from sim.engine.fast_scheduler import FastScheduler
 
-Member = tuple[int, int, int, int, int, int, int, int, Request | None]
-"""A running request: the batch of its last token, its place in the order of admission, its row, its blocks at its
-end, its context in the batch after its last, the phase at which it takes blocks, when it was first scheduled, when
-its first token is known, and the request itself where it existed before the loop took over."""
-
+LEAST_REST = 8
 MOST_REST = 4096
-"""Steps at most between giving up and trying again."""
+"""Steps between giving up and trying again: more each time that little came of it."""
+WORTH_WHILE = 64
+"""Steps that are not little."""
 ENDS_AT_ONCE = 256
 """Ended requests that are reported together."""
 
 
-def is_steady_kind(scheduler: FastScheduler) -> bool:
+def is_steady_kind(scheduler: AheadScheduler) -> bool:
     """Whether this engine can be in the loop at all: asynchronous, first come first served, nothing unusual."""
     settings, policy = scheduler.settings, scheduler.policy
     hooks = ("on_arrival", "on_scheduled", "on_step", "on_finished", "step_limits", "share_budgets", "victim")
@@ -54,7 +50,7 @@ def is_steady_kind(scheduler: FastScheduler) -> bool:
     )
 
 
-class SteadyLoop:
+class SteadyLoop(Handover):
     """See the module. It runs ahead of everything else in the simulation, so nobody may ask the replica meanwhile.
 
     It goes on while each arriving request can be scheduled as a whole in the first step after its arrival, the free
@@ -62,18 +58,12 @@ class SteadyLoop:
     """
 
     def __init__(self, replica: FastReplica, feed: Feed, sums: DecodeSums) -> None:
-        self._replica = replica
-        self._scheduler = replica.scheduler
-        self._feed = feed
+        super().__init__(replica, feed)
         self._sums = sums
         self._rest = 0
-        self._next_rest = 8
-        self._members: list[Member] = []
-        self._leaving: list[Member] = []
-        self._freed: list[Request] = []
-        """Ended since the last step, for its line in the decisions."""
+        self._next_rest = LEAST_REST
 
-    # --- taking over -------------------------------------------------------------------------
+    # --- when to try -------------------------------------------------------------------------
 
     def start_idle(self) -> None:
         """Nothing runs, waits or is in flight: go on with the next arrival."""
@@ -104,25 +94,6 @@ class SteadyLoop:
             return False
         return self._feed.position < len(self._feed.rows)
 
-    def _take_over(self, members: list[Member]) -> None:
-        scheduler, replica = self._scheduler, self._replica
-        heapify(members)
-        self._members, self._leaving = members, []
-        freed = scheduler.take_freed()
-        self._freed = freed if replica.decisions is not None else []
-        scheduler.in_flight.clear()
-        replica._in_flight.clear()
-        scheduler.kv.holders.clear()
-        scheduler.recorder.start_steady()
-
-    def _member(self, request: Request, busy_ns: int) -> Member:
-        block_size = self._scheduler.settings.block_size
-        first_ns = request.first_token_ns if request.first_token_ns >= 0 else busy_ns
-        at_end = request.num_prompt_tokens + request._stop_at_output_tokens - 1
-        phase = (request.joined_at + 1 - request.base_computed) % block_size
-        sizes = (ceil_div(at_end, block_size), at_end + 1, phase)
-        return (request.ends_at, request.admission, request.row, *sizes, request.scheduled_ns, first_ns, request)
-
     # --- the loop ----------------------------------------------------------------------------
 
     def _run(self, now_ns: int, busy_ns: int, *, is_idle: bool) -> None:
@@ -134,7 +105,8 @@ class SteadyLoop:
         replica, scheduler, feed, shape = self._replica, self._scheduler, self._feed, StepShape()
         cost, settings, index, recorder = replica.cost, scheduler.settings, replica.index, replica.recorder
         add_row, add_end = recorder.steady_steps.append, recorder.steady_requests.append
-        stretches, make_stretch, decode_host_ns = self._sums.stretches, self._sums.make, self._sums.host_ns
+        stretches, make_stretch, make_short = self._sums.stretches, self._sums.make, self._sums.make_short
+        decode_host_ns = self._sums.host_ns
         arrivals, prompts, outputs, rows = feed.arrival_ns, feed.prompt_tokens, feed.output_tokens, feed.rows
         position = feed.position
         arrival_ns = arrivals[position]
@@ -245,21 +217,24 @@ class SteadyLoop:
                 continue
 
             # Decodes alone: until somebody is left out or has ended, or the first step that sees the next arrival.
+            most = 1 if leaving else members[0][0] + 1 - batch
             place = context // size & LENGTH - 1
             first = context - place * size
-            stretch = stretches.get((size, first)) or make_stretch(size, first)
+            stretch = stretches.get((size, first))
+            if stretch is None:
+                if size > MOST_SIZE and most <= SHORT:
+                    place, stretch = 0, make_short(size, context, most)
+                else:
+                    stretch = make_stretch(size, first)
             host_ns = decode_host_ns(size)
             if host_ns > stretch.least_ns or now_ns + host_ns > busy_ns:
                 break
-            sums = stretch.sums
+            sums, taken = stretch.sums, stretch.counts
             before_ns = busy_ns - sums[place]
             steps = 1
-            if not leaving:
-                most = members[0][0] + 1 - batch
-                if most > LENGTH - place:
-                    most = LENGTH - place
-                if most > 1:
-                    steps += bisect_left(sums, arrival_ns - before_ns, place, place + most - 1) - place
+            if most > 1:
+                last = min(place + most - 1, LENGTH - 1)
+                steps += bisect_left(sums, arrival_ns - before_ns, place, last) - place
             phase = batch % block_size
             if steps == 1:
                 need, last_ns, free_block_ns = growth[phase], now_ns, 0
@@ -280,10 +255,14 @@ class SteadyLoop:
             end = place + steps
             if log:
                 instants = [now_ns, *(before_ns + sums[i] for i in range(place, end - 1))]
-                taken = accumulate(growth[(batch + i) % block_size] for i in range(steps))
-                log(instants, [free - blocks for blocks in taken], members, ())
-            stretch.counts[place] += 1
-            stretch.counts[end] -= 1
+                needs = accumulate(growth[(batch + i) % block_size] for i in range(steps))
+                log(instants, [free - blocks for blocks in needs], members, ())
+            if taken is None:
+                for i in range(steps):
+                    recorder.itl(sums[i + 1] - sums[i], size)
+            else:
+                taken[place] += 1
+                taken[end] -= 1
             free -= need
             end_ns = before_ns + sums[end]
             running = size + len(leaving)
@@ -299,81 +278,7 @@ class SteadyLoop:
         feed.on_ends(num_ended)
         scheduler._num_admissions = admissions
         scheduler.kv.set_free(free)
-        self._next_rest = 8 if batch - first_batch > 64 else min(2 * self._next_rest, MOST_REST)
+        self._next_rest = LEAST_REST if batch - first_batch > WORTH_WHILE else min(2 * self._next_rest, MOST_REST)
         self._rest = self._next_rest
         self._members, self._leaving = members, leaving
         self._hand_back(batch, now_ns, NEVER if is_idle else busy_ns)
-
-    # --- handing back ------------------------------------------------------------------------
-
-    def _hand_back(self, next_batch: int, now_ns: int, busy_ns: int) -> None:
-        """Scheduler and replica as they would be now, before ``next_batch`` is formed."""
-        replica, scheduler = self._replica, self._scheduler
-        latest = next_batch - 1
-        is_idle = busy_ns == NEVER
-        scheduler.cohort.restart(latest)
-        scheduler.running, scheduler.outstanding_tokens = [], 0
-        batch = Batch(latest)
-        for member in sorted((*self._members, *self._leaving), key=_admission):
-            request = self._request(member)
-            is_in_flight = member[7] == busy_ns
-            joined = member[0] - request._stop_at_output_tokens + 1
-            if member[8] is not None:
-                joined = request.joined_at
-            self._restore(request, member, joined, is_in_flight=is_in_flight)
-            if is_in_flight:
-                batch.scheduled[request] = request.num_prompt_tokens
-                batch.sampled.append(request)
-            else:
-                batch.num_in_step += 1
-            computed = request.base_computed + latest - joined
-            scheduler.outstanding_tokens += request.num_prompt_tokens + request.max_tokens - computed
-        if not is_idle:
-            scheduler.in_flight.append(batch)
-            replica._in_flight.append((batch, busy_ns))
-            # What this batch brings is known when it ends, and is recorded then.
-            scheduler.recorder.itl(busy_ns - now_ns, -batch.num_in_step)
-        scheduler.resume(latest if is_idle else latest - 1, now_ns)
-        scheduler._freed, self._freed = self._freed, []
-        replica.resume(now_ns, busy_ns)
-        self._members, self._leaving = [], []
-
-    def _request(self, member: Member) -> Request:
-        if member[8] is not None:
-            return member[8]
-        return self._feed.make(bisect_left(self._feed.rows, member[2]))
-
-    def _restore(self, request: Request, member: Member, joined: int, *, is_in_flight: bool) -> None:
-        """A running request as the scheduler keeps it; its counters are those of a member of the cohort."""
-        scheduler = self._scheduler
-        if member[8] is None:
-            prompt = request.num_prompt_tokens
-            request.state, request.admission, request.scheduled_ns = State.RUNNING, member[1], member[6]
-            request.num_computed_tokens = request.base_computed = prompt
-            request.num_output_placeholders, request.num_known_tokens = 1, prompt + 1
-            scheduler.kv.restore(request, prompt)
-        else:
-            scheduler.kv.holders[request.request_id] = request
-        if not is_in_flight and request.first_token_ns == NEVER:
-            request.first_token_ns = request.last_token_ns = member[7]
-        scheduler.running.append(request)
-        if request._stop_at_output_tokens > request.base_output + 1:
-            scheduler.cohort.enter(request, joined, base_output=request.base_output, is_known_to_end=True)
-
-    # --- decisions ---------------------------------------------------------------------------
-
-    def _log(
-        self, instants: Sequence[int], free_blocks: Sequence[int], members: Sequence[Member], new: Sequence[int]
-    ) -> None:
-        """Lines for steps of ``members`` and, at these positions of the feed, new requests."""
-        feed, replica = self._feed, self._replica
-        scheduled = {feed.name(member[2]): 1 for member in sorted(members, key=_admission)}
-        scheduled |= {feed.name(feed.rows[position]): feed.prompt_tokens[position] for position in new}
-        for at_ns, num_free in zip(instants, free_blocks, strict=True):
-            replica._log_step(at_ns, scheduled, [], self._freed, num_free)
-            replica.num_steps += 1
-            self._freed = []
-
-
-def _admission(member: Member) -> int:
-    return member[1]

@@ -16,9 +16,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from sim.engine import decode_sums
+from sim.engine.decode_sums import MOST_SIZE
 from sim.engine.steady import SteadyLoop
 from sim.errors import SimulationError
-from sim.results.record import Recorder
+from sim.latency.base import StepShape
+from sim.latency.build import build_step_cost
+from sim.results.record import ColumnWriter, Recorder
 from sim.run import load, run
 
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", "60"))
@@ -223,6 +227,36 @@ def test_requests_that_can_never_run_are_refused_when_they_arrive(takings: list[
     assert takings
 
 
+def test_a_pool_too_small_for_what_each_request_reserves_refuses_all() -> None:
+    scenario = scenario_of(traffic([20], [5]), kv="contiguous", num_gpu_blocks_override=40)
+    assert_equal(scenario)
+    assert run(load(scenario)).summary["counts"]["rejected"] == 60
+
+
+def test_many_at_once_and_long_ones_alone(takings: list[str]) -> None:
+    """Sums made for a few steps only, and sums that run beyond one stretch."""
+    scenario = scenario_of(traffic([30, 90, 400, 5], [70, 3, 600, 40], rate=25.0, requests=150))
+    assert_equal(scenario)
+    assert max(run(load(scenario)).record.steps["num_decodes"]) > MOST_SIZE
+    assert takings
+
+
+def test_sums_that_are_thrown_away_lose_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_sums, "MOST_STRETCHES", 2)
+    assert_equal(scenario_of(traffic([30, 90, 400], [70, 200])))
+
+
+def test_sums_are_those_of_single_steps() -> None:
+    loaded = load(scenario_of(traffic([1], [1])))
+    cost = build_step_cost(loaded.scenario.engine, loaded.scenario.latency, loaded.base_dir)
+    sums = decode_sums.DecodeSums(cost, Recorder())
+    stretch, short = sums.make(3, 1000), sums.make_short(3, 1000, 5)
+    steps = [cost.gpu_ns(StepShape(num_decodes=3, num_sampled=3, decode_context_tokens=c)) for c in (1000, 1003, 1006)]
+    assert np.diff(stretch.sums[:4]).tolist() == np.diff(short.sums[:4]).tolist() == steps
+    assert stretch.least_ns == short.least_ns == steps[0]
+    assert sums.stretches == {(3, 1000): stretch}
+
+
 # --- rows of both kinds ------------------------------------------------------------------------------
 
 
@@ -247,6 +281,17 @@ def test_rows_of_steps_come_in_the_order_in_which_they_were_written() -> None:
     recorder.start_steady()
     steady(6)
     assert recorder.step_columns()["scheduled_ns"].tolist() == [1, 2, 3, 4, 4, 4, 5, 6]
+
+
+def test_rows_packed_now_and_then_are_the_rows() -> None:
+    writer = ColumnWriter(("a", "b"))
+    for i in range(100):
+        writer.append((i, -i))
+        writer.trim(7)
+    assert len(writer) == 100
+    columns = writer.take_columns()
+    assert columns["a"].tolist() == list(range(100))
+    assert columns["b"].tolist() == list(range(0, -100, -1))
 
 
 def test_gaps_taken_back_leave_nothing() -> None:
