@@ -39,6 +39,9 @@ ELEMENTWISE_START_NS = 1000.0
 SAMPLER_NS = 50_000.0
 """The sampler's dozen small kernels, where it was not measured."""
 SAMPLER_BYTES_PER_LOGIT = 24.0
+STEP_NS = 250_000.0
+"""Kernels of a step outside its layers that no table holds: copies of the inputs, slot mapping, attention's plan, cast
+and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
 L2_SHARE = 1.2
 """KV of this many times the L2 cache's size comes from memory however often a benchmark repeats."""
 MIXED_CHUNK = 512
@@ -221,7 +224,7 @@ class ProfiledOperators:
         model = self.model
         head = self.linear_ns(rows, model.vocab_size // self.tp, model.hidden_size, self.precision.activations)
         norm = self._elementwise_ns("rms_norm", model.hidden_size, rows, 4.0 * self.precision.activation_bytes)
-        return np.where(rows > 0, head + norm + self._sampler_ns(rows) + self._gather_ns(rows), 0.0)
+        return np.where(rows > 0, STEP_NS + head + norm + self._sampler_ns(rows) + self._gather_ns(rows), 0.0)
 
     def _sampler_ns(self, rows: Floats) -> Floats:
         key: Key = (self.model.vocab_size,)
