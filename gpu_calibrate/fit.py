@@ -97,16 +97,24 @@ def device_of(facts: DeviceFacts, copy_bandwidth: float | None) -> Device:
 
 
 def host_of(results: Results) -> Host | None:
-    """Host time of a step, where it was measured, and of a launch without a graph."""
+    """Host time of a step, where it was measured, and of a launch without a graph.
+
+    What is measured is a floor, without an engine's scheduler: it only counts where it is above what the simulator
+    assumes of engines anyway.
+    """
+    from sim.latency.profile.cost import HOST_REQUEST_NS, HOST_STEP_NS
+
     host = results.extras.get("host")
     if host is None:
         return None
+    step_ns, request_ns = round(host["step_ns"]), round(host["request_ns"])
     eager = eager_launch_ns(results.measurements)
     return Host(
-        step_ns=round(host["step_ns"]),
-        request_ns=round(host["request_ns"]),
+        step_ns=max(step_ns, HOST_STEP_NS),
+        request_ns=max(request_ns, HOST_REQUEST_NS),
         eager_launch_ns=None if eager is None else round(eager),
-        origin=host["origin"],
+        origin=f"assumed of engines, or {host['origin']} ({step_ns / 1e3:,.0f} us a step, "
+        f"{request_ns / 1e3:.2f} us a request), whichever is more; launch without a graph: measured",
     )
 
 
