@@ -33,6 +33,7 @@ PUBLISHED = {
     "qwen3-14b": 14.768,
     "qwen3-32b": 32.762,
     "qwen3-30b-a3b": 30.532,
+    "minimax-m2.5": 228.70,
     "mistral-7b": 7.242,
     "mistral-7b-v0.3": 7.248,
     "mistral-nemo-12b": 12.248,
