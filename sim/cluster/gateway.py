@@ -76,12 +76,15 @@ class Gateway:
         max_model_len: int,
         recorder: Recorder,
         progress: Progress | None = None,
+        client_overhead_ns: int = 0,
     ) -> None:
+        """``client_overhead_ns``: how long an end takes to the client and the next request from there to the engine."""
         self.env = env
         self.workload = workload
         self.router = router
         self.max_model_len = max_model_len
         self.recorder = recorder
+        self.client_overhead_ns = client_overhead_ns
         self.replicas: Sequence[Replica] = ()
         self.num_ended = 0
         self._progress = progress
@@ -187,7 +190,7 @@ class Gateway:
 
     def _release(self, row: int) -> None:
         """A request whose arrival follows another's end, after its think time."""
-        think_ns = int(self.workload.arrival_ns[row])
+        think_ns = self.client_overhead_ns + int(self.workload.arrival_ns[row])
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return

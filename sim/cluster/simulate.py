@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
+import numpy as np
+
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
@@ -19,8 +21,9 @@ from sim.engine.scheduler import Scheduler
 from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
+from sim.latency.kind import client_overhead_ns
 from sim.latency.memory import MemoryPlan, plan_memory
-from sim.results.record import Recorder, RunRecord
+from sim.results.record import IntColumn, Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build import build_workload
@@ -54,7 +57,8 @@ def simulate_cluster(
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
-    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress)
+    client_ns = client_overhead_ns(engine.gpu, scenario.latency)
+    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, client_ns)
     log = None if decisions is None else DecisionLog(decisions, in_order=engine.stepping == "reference")
     gateway.replicas = [
         _build_replica(loaded, index, gateway, settings, cost, log) for index in range(scenario.cluster.replicas)
@@ -196,13 +200,31 @@ def _check_nothing_lost(gateway: Gateway) -> None:
         raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
 
 
+def _seen_by_clients(requests: dict[str, IntColumn], overhead_ns: int) -> dict[str, IntColumn]:
+    """Tokens reach a client ``overhead_ns`` after an engine that got the request without delay would have made them.
+
+    Shifting the way in as well would move every instant of the run alike, so both ways are put behind the tokens.
+    """
+    if not overhead_ns:
+        return requests
+    first = requests["first_token_ns"]
+    answered = first >= 0
+    shifted = {
+        name: np.where(answered & (requests[name] >= 0), requests[name] + overhead_ns, requests[name])
+        for name in ("first_token_ns", "finish_ns")
+    }
+    return {**requests, **shifted}
+
+
 def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
     engine, recorder = loaded.scenario.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
     replicas = gateway.replicas
     return RunRecord(
         workload=gateway.workload,
-        requests=recorder.request_columns(gateway.workload, gateway.max_model_len),
+        requests=_seen_by_clients(
+            recorder.request_columns(gateway.workload, gateway.max_model_len), gateway.client_overhead_ns
+        ),
         steps=recorder.step_columns(),
         itl_ns=itl_ns,
         itl_weight=itl_weight,
@@ -211,7 +233,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
         block_size=engine.block_size,
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
-        latency=cost.describe(),
+        latency={**cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
         cpu_s=cpu_s,
     )

@@ -319,6 +319,9 @@ class LatencyConfig(Strict):
     """``profile``: a built-in profile's name or a profile file; null = the one that comes with the GPU."""
     host_overhead_ms: NonNegativeFloat | None = None
     """``roofline`` and ``profile``: host time per step; null = the model's stated default."""
+    client_overhead_ms: NonNegativeFloat | None = None
+    """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
+    for ``profile``, 0 otherwise."""
 
 
 class OutputsConfig(Strict):
