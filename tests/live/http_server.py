@@ -36,14 +36,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def vllm_server(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[str]:
-    """The address of a server started with ``arguments`` (a model first, as after ``vllm serve``).
-
-    The command ``vllm`` does not start from the CPU build; the module it would run does.
-    """
+    """The address of a server started with ``arguments``: what ``simrun vllm-args --module`` says after ``python``."""
     port = free_port()
-    model, *flags = arguments
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *flags]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: value for name, value in {**ENVIRONMENT, **os.environ}.items() if name != IN_PROCESS_ONLY}
     inherited |= {"PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO", **environment}
     with log.open("w") as stream:

@@ -101,6 +101,13 @@ def test_the_text_is_the_same_command_for_a_shell(scenario: str, capsys: pytest.
     assert words == [*environment, *document["argv"]]
 
 
+def test_the_module_form_names_the_model_by_a_flag(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(scenario, capsys)
+    assert simrun("vllm-args", scenario, "--module") == 0
+    words = shlex.split(capsys.readouterr().out.replace("\\\n", " "), comments=True)
+    assert words == ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", *document["argv"][2:]]
+
+
 def test_policies_go_to_the_plugin(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = command(scenario, capsys, "engine.policy={name: hybrid, latency_weight: 0.25}")
     found = flags(document)
