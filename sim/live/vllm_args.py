@@ -54,6 +54,7 @@ REPOSITORIES: Mapping[str, str] = MappingProxyType(
         "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
         "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
         "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
+        "minimax-m2.5": "MiniMaxAI/MiniMax-M2.5",
     }
 )
 """Model preset -> its repository on Hugging Face. Tuned variants of the same shape go by ``--model``."""
