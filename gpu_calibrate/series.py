@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu_calibrate.grid import CORE_HEADS, OTHER_HEADS
+from gpu_calibrate.grid import CORE_HEADS, OTHER_HEADS, TP_SIZES, model_matrices
 from gpu_calibrate.points import Key, Point, peak_flops, work_of
 from sim.latency.gpus import GPUS, GpuSpec
+from sim.latency.models import MODELS
 from sim.latency.profile.file import Curve, Profile
 
 WORK_DTYPES = {"fp8_block": "fp8", "int4": "bfloat16"}
@@ -59,17 +60,23 @@ def places(profile: Profile, operator: str, curve: Curve) -> list[Place]:
 
 
 def gemm_curves(profile: Profile, most: int = 6) -> list[Curve]:
-    """The 16-bit matrices with the most places, of different sizes."""
+    """The 16-bit matrices with the most places, of different sizes; of the model presets where there are enough."""
     measured = profile.operators.get("gemm")
     if measured is None:
         return []
     curves = [curve for curve in measured.curves if curve.key[0] in ("bfloat16", "float16")]
+    preset = [curve for curve in curves if curve.key[1:] in _preset_matrices()]
+    curves = preset if len(preset) >= 2 else curves
     longest = max((len(curve.at) for curve in curves), default=0)
     dense = sorted(
         (curve for curve in curves if len(curve.at) >= 0.6 * longest),
         key=lambda curve: int(curve.key[1]) * int(curve.key[2]),
     )
     return pick(dense, most)
+
+
+def _preset_matrices() -> set[Key]:
+    return {matrix for model in MODELS.values() for tp in TP_SIZES for matrix in model_matrices(model, tp)}
 
 
 def pick(curves: Sequence[Curve], most: int) -> list[Curve]:
