@@ -194,6 +194,8 @@ def _refusals(loaded: LoadedScenario) -> Iterator[Problem]:
 
 
 def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, problems: list[Problem]) -> str:
+    from sim.latency.models import MODELS
+
     engine = loaded.scenario.engine
     if given is not None:
         return given
@@ -202,7 +204,7 @@ def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, pro
         return REPOSITORIES[name]
     path = loaded.base_dir / Path(engine.model).expanduser()
     folder = path if path.is_dir() else path.parent
-    if not folder.is_dir():
+    if name in MODELS or not folder.is_dir():
         problems.append(
             loaded.problem(("engine", "model"), f"no repository is known for `{engine.model}`; give one by --model")
         )

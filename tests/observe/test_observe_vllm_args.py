@@ -75,6 +75,15 @@ def test_every_preset_has_a_repository() -> None:
     assert set(vllm_args.REPOSITORIES) == set(MODELS)
 
 
+def test_a_preset_without_a_repository_is_refused(
+    scenario: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_args, "REPOSITORIES", {})
+    assert simrun("vllm-args", scenario) == 2
+    assert "no repository is known for `llama-3.1-8b`; give one by --model" in capsys.readouterr().err
+    assert command(scenario, capsys, model="x/y")["argv"][2] == "x/y"
+
+
 def test_settings_carry_over(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = command(
         *(scenario, capsys, "engine.max_num_seqs=17", "engine.watermark=0.05", "engine.enable_prefix_caching=false"),
