@@ -10,7 +10,8 @@ from policies.checks import check_positive
 
 def uncomputed_tokens(request: RequestView) -> int:
     """Tokens known but not computed yet: 1 for a decoding request, the rest of the prompt before that."""
-    return max(1, request.num_prompt_tokens + request.num_output_tokens - request.num_computed_tokens)
+    left = request.num_prompt_tokens + request.num_output_tokens - request.num_computed_tokens
+    return left if left > 1 else 1
 
 
 def prompt_left(request: RequestView) -> int:

@@ -34,7 +34,7 @@ class Hybrid(PredictingPolicy):
     def rank(self, request: RequestView, now_ns: int) -> float:
         """Minus the score."""
         next_tokens = uncomputed_tokens(request)
-        if self._token_budget is not None:
-            next_tokens = min(next_tokens, self._token_budget)
+        if self._token_budget is not None and next_tokens > self._token_budget:
+            next_tokens = self._token_budget
         weight = self.latency_weight
         return -(weight / self.remaining_work(request) + (1.0 - weight) / next_tokens)

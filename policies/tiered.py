@@ -81,6 +81,7 @@ class Tiered(PredictingPolicy):
         if not self.tiers or len(set(self.tiers)) != len(self.tiers):
             raise refuse(self.name, "tiers", self.tiers, "a list of different names, at least one")
         self._index = {tier: index for index, tier in enumerate(self.tiers)}
+        self._last_index = len(self.tiers) - 1
         check_fraction(self.name, "risk_fraction", self.risk_fraction)
         self._age_ns: int | None = None
         if self.age_promote_s is not None:
@@ -108,7 +109,7 @@ class Tiered(PredictingPolicy):
 
     def tier_index(self, request: RequestView) -> int:
         """Position of the request's own tier; an unlisted one counts as the last."""
-        return self._index.get(request.tier, len(self.tiers) - 1)
+        return self._index.get(request.tier, self._last_index)
 
     def level(self, request: RequestView, now_ns: int) -> int:
         """The tier it has aged to at ``now_ns``, counted from 1; 0 = the front of the top tier."""
@@ -119,8 +120,11 @@ class Tiered(PredictingPolicy):
 
     def rank(self, request: RequestView, now_ns: int) -> int:
         """(level, remaining work) in one integer."""
-        level = self.level(request, now_ns)
-        if level == 0:
+        # As in `level`: asked of every running request when blocks are short, so without calls.
+        level = self._index.get(request.tier, self._last_index) + 1
+        if self._age_ns is not None and now_ns > request.arrival_ns:
+            level -= (now_ns - request.arrival_ns) // self._age_ns
+        if level <= 0:
             return FRONT
         return (level << LEVEL_SHIFT) | min(self.remaining_work(request), LARGEST_WORK)
 
@@ -156,7 +160,7 @@ class Tiered(PredictingPolicy):
             return ()
         floor = max(at_risk + 1, self.level(head, now_ns))
         # Ageing only takes a request up: those whose own tier is not below are out without asking.
-        own_tiers, last = self._index, len(self.tiers) - 1
+        own_tiers, last = self._index, self._last_index
         below = [request for request in running if own_tiers.get(request.tier, last) >= floor]
         lower = [request for request in below if self.level(request, now_ns) > floor]
         lower.sort(key=lambda request: (self.rank(request, now_ns), request.arrival_ns), reverse=True)

@@ -18,7 +18,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any
 
 from vllm import __version__ as vllm_version  # type: ignore[import-not-found,unused-ignore]
@@ -30,6 +29,7 @@ from vllm.v1.core.sched.scheduler import Scheduler  # type: ignore[import-not-fo
 from vllm.v1.request import Request  # type: ignore[import-not-found,unused-ignore]
 
 from policies.base import (
+    DecodeRanks,
     EngineLimits,
     EngineState,
     Feedback,
@@ -47,7 +47,7 @@ from policies.vllm_settings import (
     check_version,
     read_settings,
 )
-from policies.vllm_view import LiveRequest, MonotonicClock, read_hints
+from policies.vllm_view import LiveRequest, MonotonicClock, Views, read_hints, view_of
 
 logger = init_logger("vllm.plugins.simrun")
 
@@ -105,26 +105,6 @@ class PolicyQueue(RankedHeap, RequestQueue):  # type: ignore[misc,unused-ignore]
         self.discard_all(requests)
 
 
-class Views(Sequence[RequestView]):
-    """What policies see of some requests, put together when the first beyond the head is looked at."""
-
-    def __init__(self, requests: Iterable[Any], num_requests: int, head: RequestView | None) -> None:
-        self._requests = requests
-        self._num_requests = num_requests
-        self._head = head
-        self._views: list[RequestView] | None = None
-
-    def __len__(self) -> int:
-        return self._num_requests
-
-    def __getitem__(self, index: Any) -> Any:
-        if self._views is None:
-            if index == 0 and self._head is not None:
-                return self._head
-            self._views = [request.view for request in self._requests]
-        return self._views[index]
-
-
 class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
     """vLLM's scheduler with the priorities of a policy; what is synchronous and asynchronous is in its bases."""
 
@@ -177,18 +157,20 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
         )
         # vLLM's own fcfs goes by the order in which requests joined, not by their time stamps.
         rank = _join_order if policy.stock_mode == "fcfs" else policy.rank
-        self.waiting = PolicyQueue(policy, rank, attrgetter("view"))
-        self.kv_holding_waiting = PolicyQueue(policy, rank, attrgetter("view"))
+        self.waiting = PolicyQueue(policy, rank, view_of)
+        self.kv_holding_waiting = PolicyQueue(policy, rank, view_of)
         self.now_ns = 0
         self._ranks_stay = policy.rank_changes == RankChanges.NEVER
+        declared = vars(type(policy)).get("decode_ranks", DecodeRanks.MOVE)
+        self._decode_ranks_stay = declared is DecodeRanks.STAY and not self.num_spec_tokens
         self._ranked_running: list[Any] = []
-        """Running requests whose rank of this step is kept in ``priority``."""
+        """Running requests whose ``priority`` is their rank of this step, and no longer."""
         self._num_joined = 0
         self._stale: list[Any] = []
         """Preempted with output in flight: what comes of it may move their ranks."""
         self._problems: set[str] = set()
-        declared = vars(type(policy)).get("feedback", Feedback.EACH)
-        self._feedback = declared if _defines(policy, "on_scheduled") else None
+        feedback = vars(type(policy)).get("feedback", Feedback.EACH)
+        self._feedback = feedback if _defines(policy, "on_scheduled") else None
         self._wants_steps = _defines(policy, "on_step")
         self._group_of: dict[str, Any] = {}
         self._member_of: dict[Any, RequestView] = {}
@@ -233,6 +215,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         super()._update_request_as_session(session, update)
         session.view.renew()
+        _forget_rank(session)
 
     def _tell_once(self, request_id: str, problem: str) -> None:
         kind = problem.split()[0]
@@ -245,20 +228,22 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
     def rank_now(self, request: Any) -> float:
         """The rank of ``request`` in this step. vLLM asks when it looks for a victim, so all that run get theirs."""
         rank, now_ns = self.waiting.rank, self.now_ns
-        self._ranked_running += self.running
+        stay, decodes_stay = self._ranks_stay, self._decode_ranks_stay
         for each in self.running:
-            each.__dict__["priority"] = rank(each.view, now_ns)
+            if "priority" not in each.__dict__:
+                each.priority = rank(each.view, now_ns)
+                if not (stay or (decodes_stay and each._output_token_ids and not each.is_prefill_chunk)):
+                    self._ranked_running.append(each)
         own: float = self.waiting.ask(request.view)
         return own
 
     def _forget_ranks(self) -> None:
-        if not self._ranks_stay:
-            for request in self._ranked_running:
-                request.__dict__.pop("priority", None)
-        self._ranked_running.clear()
+        ranked, self._ranked_running = self._ranked_running, []
+        for request in ranked:
+            _forget_rank(request)
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        request.__dict__.pop("priority", None)
+        _forget_rank(request)
         super()._preempt_request(request, *args, **kwargs)
         if request.num_stale_output_tokens:
             self._stale.append(request)
@@ -388,6 +373,11 @@ class AsyncPolicyScheduler(PolicyScheduler, AsyncScheduler):  # type: ignore[mis
 def _join_order(request: RequestView, now_ns: int) -> float:
     sequence: int = request.sequence  # type: ignore[attr-defined]
     return sequence
+
+
+def _forget_rank(request: Any) -> None:
+    if "priority" in request.__dict__:
+        del request.priority
 
 
 def _defines(policy: Policy, method: str) -> bool:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
+from policies.base import RequestView
 from policies.parameters import suggestion
 
 HINTS: Mapping[str, str] = {
@@ -21,6 +23,8 @@ HINTS: Mapping[str, str] = {
     "class_name": "a text",
 }
 """Keys of ``SamplingParams.extra_args`` (over HTTP: ``vllm_xargs``) that policies know, and what they must be."""
+view_of = attrgetter("view")
+"""What policies see of one of vLLM's requests."""
 DEFAULT_NAME = "default"
 NS_PER_S = 1_000_000_000
 LARGEST_DEADLINE_S = 10 * 365 * 24 * 3600.0
@@ -144,6 +148,29 @@ class LiveRequest:
             f"LiveRequest({self.request_id!r}, computed={self.num_computed_tokens}, prompt={self.num_prompt_tokens},"
             f" output={self.num_output_tokens})"
         )
+
+
+class Views(Sequence[RequestView]):
+    """What policies see of some requests, put together when the first beyond the head is looked at."""
+
+    def __init__(self, requests: Iterable[Any], num_requests: int, head: RequestView | None) -> None:
+        self._requests = requests
+        self._num_requests = num_requests
+        self._head = head
+        self._views: list[RequestView] | None = None
+
+    def __len__(self) -> int:
+        return self._num_requests
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._views is None:
+            if index == 0 and self._head is not None:
+                return self._head
+            self._views = [request.view for request in self._requests]
+        return self._views[index]
+
+    def __iter__(self) -> Iterator[RequestView]:
+        return map(view_of, self._requests) if self._views is None else iter(self._views)
 
 
 class MonotonicClock:

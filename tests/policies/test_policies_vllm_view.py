@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from policies import vllm_view
-from policies.vllm_view import HINTS, NO_HINTS, Hints, LiveRequest, MonotonicClock, read_hints
+from policies.vllm_view import HINTS, NO_HINTS, Hints, LiveRequest, MonotonicClock, Views, read_hints
 
 
 def vllm_request(**changed: Any) -> Any:
@@ -102,3 +102,29 @@ def test_arrivals_are_on_the_monotonic_clock_and_keep_their_order(monkeypatch: p
     arrived = clock.arrival_ns(clock_now["day"] / 1e9 - 1.0)
     assert arrived == pytest.approx(running_ns - 1_000_000_000, abs=1000)
     assert clock.arrival_ns(clock_now["day"] / 1e9 + 60.0) == running_ns, "never in the future"
+
+
+def test_views_are_put_together_as_far_as_they_are_looked_at() -> None:
+    asked: list[int] = []
+
+    def requests() -> Any:
+        for number in range(5):
+            asked.append(number)
+            yield SimpleNamespace(view=number)
+
+    class Again:
+        def __iter__(self) -> Any:
+            return requests()
+
+    views = Views(Again(), 5, head=None)
+    assert len(views) == 5
+    assert next(iter(views)) == 0  # type: ignore[comparison-overlap]
+    assert asked == [0]
+    assert list(views) == [0, 1, 2, 3, 4]  # type: ignore[comparison-overlap]
+    asked.clear()
+    assert (views[3], views[-1], list(views[1:3])) == (3, 4, [1, 2])  # type: ignore[comparison-overlap]
+    assert asked == [0, 1, 2, 3, 4], "once for all further looks"
+    asked.clear()
+    with_head: Any = Views(Again(), 5, head=0)  # type: ignore[arg-type]
+    assert with_head[0] == 0
+    assert asked == []
