@@ -26,6 +26,11 @@ PREFILL_TOKENS_PER_STAGE = 32
 SMALL_BLOCK = 128
 """Threads of the lower rungs' blocks (at head size 256 the naive one has 256)."""
 
+DEFAULT_WARPS = 4
+"""Per block of the matrix-instruction kernels."""
+SPLIT_OVERHEAD_TOKENS = 64
+"""What starting one more block and merging its result costs, in tokens of KV read. An estimate until measured."""
+
 DECODE_LADDER = (
     "paged_attention_naive",
     "paged_attention_uncoalesced",
@@ -71,20 +76,19 @@ def merge_bytes(warps: int, head_size: int) -> int:
     return warps * HEADS_PER_TILE * (head_size + 3) * 4
 
 
-def _warps(op: str, head_size: int, chosen: int | None, defines: dict[str, int]) -> int:
+def _warps(op: str, chosen: int | None, defines: dict[str, int]) -> int:
     """Warps per block of a matrix-instruction kernel; another number than the source's own becomes a macro."""
-    gqa = op == "paged_attention_gqa"
-    default = 8 if gqa and head_size <= 128 else 4
-    warps = chosen or default
+    warps = DEFAULT_WARPS if chosen is None else chosen
     if not 1 <= warps <= 32:
         raise KernelError(f"num_warps must lie in 1 ... 32, is {warps}")
-    if warps != default:
-        defines["GQA_THREADS" if gqa else "SPLIT_THREADS"] = WARP * warps
+    if warps != DEFAULT_WARPS:
+        defines["GQA_THREADS" if op == "paged_attention_gqa" else "SPLIT_THREADS"] = WARP * warps
     return warps
 
 
-SPLIT_OVERHEAD_TOKENS = 64
-"""What starting one more block and merging its result costs, in tokens of KV read. An estimate until measured."""
+def resident_warps(head_size: int) -> int:
+    """Warps of the matrix-instruction kernels that fit on a multiprocessor (RESIDENT_THREADS in decode.cuh)."""
+    return 16 if head_size <= 64 else 12 if head_size <= 128 else 8
 
 
 def choose_split(
@@ -104,7 +108,7 @@ def choose_split(
     lens = np.asarray(context_lens, dtype=np.int64)
     longest = int(lens.max())
     places = sm_count * blocks_per_sm
-    whole = -(-longest // tile_tokens) * tile_tokens
+    whole = max(1, -(-longest // tile_tokens)) * tile_tokens
     candidates = {whole} | {size for power in range(7, 24) for size in (2**power, 3 * 2 ** (power - 1)) if size < whole}
     best = (float("inf"), whole)
     for chunk in sorted(candidates):
@@ -174,9 +178,9 @@ def plan_decode(
     inputs = ("query", "k_cache", "v_cache", *place, np.float32(k_scale), np.float32(v_scale))
     calls: tuple[KernelCall, ...]
     if op in ("paged_attention_split_kv", "contiguous_attention"):
-        warps = _warps(op, head_size, num_warps, defines)
+        warps = _warps(op, num_warps, defines)
         blocks = num_kv_heads * heads.head_tiles
-        resident = max(1, (12 if head_size <= 128 else 8) // warps)
+        resident = max(1, resident_warps(head_size) // warps)
         chunk = tokens_per_split or choose_split(lens.tolist(), blocks, sm_count, resident, 16 * warps)
         positive(tokens_per_split=chunk)
         if chunk % 16:
@@ -208,7 +212,7 @@ def plan_decode(
         )
         calls = (first, second) if splits > 1 and merge == "kernel" else (first,)
     elif op == "paged_attention_gqa":
-        warps = _warps(op, head_size, num_warps, defines)
+        warps = _warps(op, num_warps, defines)
         grid = (num_kv_heads * heads.head_tiles, seqs, 1)
         calls = (KernelCall(op, grid, (WARP * warps, 1, 1), merge_bytes(warps, head_size), ("out", *inputs)),)
     else:

@@ -5,7 +5,7 @@
 // is the same code: splits, merge, bytes, FLOPs, grid and block.
 #include "split_kv.cuh"
 
-extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, SPLIT_BLOCKS)
+extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, RESIDENT_BLOCKS(SPLIT_THREADS))
     contiguous_attention(Element* __restrict__ out, float* partial_out, float* partial_max, float* partial_sum,
                          int* arrivals, const Element* __restrict__ query, const KvElement* __restrict__ k_cache,
                          const KvElement* __restrict__ v_cache, const int* __restrict__ context_lens, int num_q_heads,

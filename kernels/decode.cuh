@@ -8,6 +8,10 @@
 #pragma once
 #include "attention_tile.cuh"
 
+// Blocks of `threads` that the registers of a multiprocessor must hold: 16, 12 or 8 warps by head size.
+#define RESIDENT_BLOCKS(threads) (RESIDENT_THREADS >= (threads) ? RESIDENT_THREADS / (threads) : 1)
+#define RESIDENT_THREADS (HEAD_SIZE <= 64 ? 512 : HEAD_SIZE <= 128 ? 384 : 256)
+
 namespace decode {
 
 constexpr int ROWS = tile::ROWS;

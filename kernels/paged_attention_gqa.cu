@@ -8,15 +8,15 @@
 // Computes  as paged_attention_naive.
 // Bytes     2 * tokens * num_kv_heads * HEAD_SIZE * sizeof(kv); query and output once.
 // FLOPs     4 * tokens * num_q_heads * HEAD_SIZE that count; the tensor cores do 8 rows per KV head, used or not.
-// Grid      (num_kv_heads * ceil(group / 8), num_seqs); block: 8 warps (4 at head size 256);
-//           shared: warps * 8 * (HEAD_SIZE + 3) floats, to merge the warps' results.
+// Grid      (num_kv_heads * ceil(group / 8), num_seqs); block: 4 warps; shared: warps * 8 * (HEAD_SIZE + 3)
+//           floats, to merge the warps' results.
 #include "decode.cuh"
 
 #ifndef GQA_THREADS
-#define GQA_THREADS (HEAD_SIZE <= 128 ? 256 : 128)
+#define GQA_THREADS 128
 #endif
 
-extern "C" __global__ void __launch_bounds__(GQA_THREADS, HEAD_SIZE <= 128 ? 1 : 2)
+extern "C" __global__ void __launch_bounds__(GQA_THREADS, RESIDENT_BLOCKS(GQA_THREADS))
     paged_attention_gqa(Element* __restrict__ out, const Element* __restrict__ query,
                         const KvElement* __restrict__ k_cache, const KvElement* __restrict__ v_cache,
                         const int* __restrict__ block_tables, const int* __restrict__ context_lens, int num_q_heads,

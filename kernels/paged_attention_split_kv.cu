@@ -11,7 +11,7 @@
 //           parts of the same token rows. Block: 4 warps; shared: warps * 8 * (HEAD_SIZE + 3) floats.
 #include "split_kv.cuh"
 
-extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, SPLIT_BLOCKS)
+extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, RESIDENT_BLOCKS(SPLIT_THREADS))
     paged_attention_split_kv(Element* __restrict__ out, float* partial_out, float* partial_max, float* partial_sum,
                              int* arrivals, const Element* __restrict__ query, const KvElement* __restrict__ k_cache,
                              const KvElement* __restrict__ v_cache, const int* __restrict__ block_tables,

@@ -6,10 +6,6 @@
 #ifndef SPLIT_THREADS
 #define SPLIT_THREADS 128
 #endif
-// Blocks per multiprocessor that the registers must allow.
-#ifndef SPLIT_BLOCKS
-#define SPLIT_BLOCKS (HEAD_SIZE <= 64 ? 4 : HEAD_SIZE <= 128 ? 3 : 2)
-#endif
 
 // Splits that a sequence has; one of no tokens has one.
 DEVICE int splits_of(int tokens, int tokens_per_split) {
