@@ -81,7 +81,7 @@ def as_observed(scenario: str) -> list[Observation]:
                 segments=segments[row],
                 sent_ns=sent,
                 token_ns=[first + (finish - first) * k // max(1, count - 1) for k in range(count)],
-                end_ns=finish,
+                end_ns=finish + 1_000_000,  # a stream ends after its last token
                 output_tokens=count,
                 status="completed",
             )
@@ -334,6 +334,15 @@ def test_a_record_cut_off_by_a_kill_is_used_as_far_as_it_goes(
     assert document["counts"]["measured"]["completed"] == 199
     assert any("its last line was cut off" in note for note in document["notes"])
     assert any("was broken off after 199 of 200 requests" in note for note in document["notes"])
+
+
+def test_every_line_is_in_the_file_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "measured.jsonl"
+    with RecordFile(str(path)) as record:
+        record.begin({"requests": 2})
+        for row in range(2):
+            record.add(Observation(row, str(row), 0, 5, 5, reason="none came"))
+            assert json.loads(path.read_text().splitlines()[-1])["row"] == row
 
 
 def test_an_observation_reads_back_to_the_nanosecond() -> None:
