@@ -26,7 +26,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # type: ignore[im
 from vllm.v1.core.sched.interface import PauseState  # type: ignore[import-not-found,unused-ignore]
 from vllm.v1.core.sched.request_queue import RequestQueue  # type: ignore[import-not-found,unused-ignore]
 from vllm.v1.core.sched.scheduler import Scheduler  # type: ignore[import-not-found,unused-ignore]
-from vllm.v1.request import Request  # type: ignore[import-not-found,unused-ignore]
+from vllm.v1.request import Request, RequestStatus  # type: ignore[import-not-found,unused-ignore]
 
 from policies.base import (
     DecodeRanks,
@@ -277,6 +277,8 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
 
     def _preempt_proactively(self, now_ns: int) -> None:
         waiting, running = self.waiting, self.running
+        if _waits_for_grammar(waiting.peek()):
+            return  # it could not take the room made for it
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         state = EngineState(now_ns, free_blocks, len(running), len(waiting))
         victims = self.ranks_by.preempt(
@@ -373,6 +375,13 @@ class AsyncPolicyScheduler(PolicyScheduler, AsyncScheduler):  # type: ignore[mis
 def _join_order(request: RequestView, now_ns: int) -> float:
     sequence: int = request.sequence  # type: ignore[attr-defined]
     return sequence
+
+
+def _waits_for_grammar(request: Any) -> bool:
+    if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+        return False
+    structured = request.structured_output_request
+    return structured is None or structured.grammar is None
 
 
 def _forget_rank(request: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +156,25 @@ def test_an_invalid_hint_is_told_once_and_left_out(monkeypatch: pytest.MonkeyPat
         " (told once for expected_output_tokens)"
     ]
     assert len(real.schedule(3)[0]) == 6, "all run"
+
+
+def test_nobody_is_evicted_for_a_request_whose_grammar_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.request import RequestStatus
+
+    monkeypatch.setenv("SIMRUN_POLICY", "srtf")
+    real = RealScheduler(Case("hand", 0, replace(SETTINGS, max_num_seqs=1), ()), PLUGIN)
+    real.add_request(CaseRequest("long", 0, 8, 100, 100))
+    real.settle(was_empty=not real.schedule(0)[0])
+    real.add_request(CaseRequest("short", 1, 8, 2, 2))
+    short = real.scheduler.requests["short"]
+    short.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    short.structured_output_request = SimpleNamespace(grammar=None)
+    scheduled, preempted = real.schedule(1)
+    assert (scheduled, preempted) == ((("long", 1),), ())
+    real.settle(was_empty=False)
+    short.structured_output_request.grammar = object()
+    scheduled, preempted = real.schedule(2)
+    assert (scheduled, preempted) == ((("short", 8),), ("long",))
 
 
 def test_a_rank_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
