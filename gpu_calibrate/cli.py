@@ -39,7 +39,9 @@ def cli() -> None:
 @click.option("--gpu", metavar="PRESET", help="Hold the card against this preset's datasheet; default: by its name.")
 @click.option("--name", metavar="NAME", help="The profile's name; default: the file's.")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier, unfinished run has left.")
-@click.option("--budget", type=click.FloatRange(min=1), metavar="SECONDS", help="Estimated time of measuring.")
+@click.option(
+    "--budget", type=click.FloatRange(min=1), metavar="SECONDS", help="Estimated time of measuring; no mixed steps."
+)
 @click.option("--only", multiple=True, metavar="OPERATOR", help="Time these operators only; may be repeated.")
 def run_command(
     out: str, quick: bool, gpu: str | None, name: str | None, fresh: bool, budget: float | None, only: tuple[str, ...]
@@ -66,7 +68,8 @@ def run_command(
     limit_s = QUICK_LIMIT_S if quick else DEFAULT_LIMIT_S if budget is None else 1.5 * budget
     click.echo(f"{device.facts.name}: {len(plan.points):,} points, about {plan.seconds:.0f} s", err=True)
     with Store(partial, device.facts) as store, _Bar() as bar:
-        extras = [] if only else run.cuda_extras(device, plan, path.resolve().parent, quick)
+        short = quick or budget is not None
+        extras = [] if only else run.cuda_extras(device, plan, path.resolve().parent, short)
         calibration = run.Calibration(device, plan, store, limit_s, extras, progress=bar)
         calibration.measure()
         return _finish_run(calibration, path, name or run.default_name(path))

@@ -262,13 +262,14 @@ def candidates(gpu: GpuSpec, num_gpus: int = 1) -> tuple[list[Point], list[Point
 def plan(gpu: GpuSpec, budget_s: float, num_gpus: int = 1) -> Plan:
     """The points for ``budget_s`` seconds of measuring on ``gpu``.
 
-    A tier that does not fit as a whole gives a mixture of its curves, so that no operator or model is left out.
+    Each tier is a mixture of its curves, so that whatever does not fit, or is not reached in time, no operator or model
+    is left out altogether.
     """
     chosen: list[Point] = []
     spent, total = 0.0, 0
     for number, tier in enumerate(candidates(gpu, num_gpus)):
         total += len(tier)
-        ordered = tier if spent + sum(point_seconds(p, gpu) for p in tier) <= budget_s else _evenly(tier)
+        ordered = _evenly(tier)
         if number == 2:
             # Before the long tail, which is what a run that is late leaves out.
             ordered = [*_repeats(chosen), *ordered]

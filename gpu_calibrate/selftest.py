@@ -27,7 +27,7 @@ from sim.latency.profile.file import Profile, load_profile
 PARTS = ("kernels", "ladder", "calibrate", "repeat")
 FIRST, SECOND = "calibration.json.gz", "calibration-again.json.gz"
 REPEAT_BUDGET_S = 45
-KERNELS_LIMIT_S = 90.0
+KERNELS_LIMIT_S = 75.0
 ATTEMPTS = 3
 """A calibration that ends with a failed GPU is taken up again this often."""
 Echo = Callable[[str], None]

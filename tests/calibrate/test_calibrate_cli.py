@@ -314,6 +314,13 @@ def test_before_any_part_every_row_waits(tmp_path: Path, capsys: pytest.CaptureF
     assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 13
 
 
+def test_the_page_has_every_row_of_the_table(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
+    for row in selftest.table(tmp_path):
+        bar = row.bar.replace("%", " %").replace("  %", " %")
+        assert page.count(f"| {row.what} | {bar} |") == 2, f"{row.what}: one row for the H200, one for the A100"
+
+
 def ladder(best: float) -> dict[str, Any]:
     copy = 4.0e12
     shares = {"paged_attention_naive": 0.05, "paged_attention_gqa": best - 0.1, "paged_attention_split_kv": best}

@@ -110,6 +110,12 @@ def test_the_same_plan_every_time_and_core_models_in_each() -> None:
         assert {("bfloat16", n, k) for n, k in model_matrices(MODELS[name], tp)} <= keys
 
 
+def test_what_comes_first_is_of_all_operators() -> None:
+    """A run that is slower than planned stops somewhere: each operator should have its share by then."""
+    first = [point.operator for point in plan(H200, QUICK_S).points[:120]]
+    assert {"gemm", "decode_attention", "prefill_attention", "elementwise", "sampling", "host_copy"} <= set(first)
+
+
 def test_held_out_points_are_in_no_curve_but_within_reach() -> None:
     points = plan(H200, DEFAULT_S).points
     curves = {(point.operator, point.key, point.at) for point in points if point.role == CURVE}
