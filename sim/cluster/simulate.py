@@ -23,6 +23,7 @@ from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
 from sim.latency.memory import MemoryPlan, plan_memory
+from sim.latency.profile.cost import ProfileCost
 from sim.results.record import IntColumn, Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
@@ -234,6 +235,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
         latency={**cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
+        terms=cost.terms if isinstance(cost, ProfileCost) else None,
         notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
         cpu_s=cpu_s,
     )

@@ -38,6 +38,12 @@ class Rate:
         """``count`` units, rounded down."""
         return count * self.multiplier >> self.shift
 
+    def many_ns(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """``ns`` of each of ``counts``."""
+        if int(counts.max(initial=0)) * self.multiplier > _LARGEST:
+            return np.array([self.ns(count) for count in counts.tolist()], dtype=np.int64)
+        return counts * self.multiplier >> self.shift
+
 
 class Table:
     """Nanoseconds by count: an integer list, made at once up to a size and one by one beyond it.

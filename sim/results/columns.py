@@ -101,6 +101,8 @@ def step_columns(record: RunRecord, rows: slice = slice(None)) -> dict[str, AnyC
             result[name.replace("_ns", "_s")] = steps[name] / NS_PER_S
         else:
             result[name] = steps[name]
+    if record.terms is not None:
+        result.update({f"{name}_ms": times / NS_PER_MS for name, times in record.terms(steps).items()})
     pool = np.array(record.num_gpu_blocks, dtype=np.int64)[steps["replica"]]
     result["kv_usage"] = (pool - steps["free_blocks"]) / np.maximum(pool, 1)
     return result

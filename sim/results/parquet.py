@@ -13,10 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.results.columns import AnyColumn, Named, request_columns, step_columns
-from sim.results.record import RunRecord
-
-ROWS_AT_ONCE = 1 << 19
-"""Rows of a row group; a long run is written group by group."""
+from sim.results.record import ROWS_AT_ONCE, RunRecord
 
 
 def _numbers(column: AnyColumn, valid: npt.NDArray[np.bool_] | None = None) -> Any:

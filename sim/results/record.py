@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from sim.workload.table import RequestTable
 
 IntColumn = npt.NDArray[np.int64]
+
+ROWS_AT_ONCE = 1 << 19
+"""Rows of steps that are read or written at a time, so that a long run stays small."""
 
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
@@ -295,3 +299,5 @@ class RunRecord:
     notes: list[str]
     cpu_s: float
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
+    terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
+    """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

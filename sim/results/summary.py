@@ -26,7 +26,7 @@ from sim.results.metrics import (
     good_requests,
     run_window,
 )
-from sim.results.record import RunRecord, Status
+from sim.results.record import ROWS_AT_ONCE, RunRecord, Status
 from sim.results.verdicts import (
     KvUse,
     class_verdicts,
@@ -202,8 +202,21 @@ def _utilization(record: RunRecord, context: RunContext, window: tuple[int, int]
         "mean_num_running": per_step(steps["num_running"]),
         "mean_step_ms": _ratio(gpu_ns / NS_PER_MS, exact_sum(num_steps)),
         "seat_efficiency": _ratio(exact_dot(batch, num_steps), exact_dot(steps["num_seats"], num_steps)),
+        "step_time_s": _terms(record),
     }
     return section
+
+
+def _terms(record: RunRecord) -> dict[str, float] | None:
+    """Seconds of all accelerators by term of the step cost, in chunks that keep a long run small."""
+    if record.terms is None:
+        return None
+    total: dict[str, int] = {}
+    for start in range(0, len(record.steps["gpu_ns"]), ROWS_AT_ONCE):
+        rows = {name: column[start : start + ROWS_AT_ONCE] for name, column in record.steps.items()}
+        for name, times in record.terms(rows).items():
+            total[name] = total.get(name, 0) + exact_sum(times)
+    return {name: times / NS_PER_S for name, times in total.items()}
 
 
 def _work(steps: Mapping[str, IntColumn], context: RunContext, gpu_ns: int, length_ns: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sim.latency.models import load_model
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.file import Host, Profile
 from sim.latency.profile.graphs import graph_sizes, padded
-from sim.latency.profile.integers import Segments, context_knots
+from sim.latency.profile.integers import Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found, builtin_names, find_profile
 from sim.latency.profile.mixed import FLASH_ATTENTION_2, mixed_ratio, uses_flash_attention_2
 from sim.latency.profile.operators import STEP_NS
@@ -307,3 +308,36 @@ def test_describe_says_what_it_stands_on() -> None:
     assert (told["kind"], told["estimate"], told["profile"]) == ("profile", False, "h100-sxm")
     assert "gemm" in told["kernels"]  # type: ignore[operator]
     assert told["stand_ins"]
+
+
+# -- recorded steps by term -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COSTS)
+@settings(deadline=None)
+@given(shapes=st.lists(SHAPES, min_size=1, max_size=8), steps=st.integers(1, 20))
+def test_recorded_steps_are_told_by_the_same_terms(name: str, shapes: list[StepShape], steps: int) -> None:
+    model = COSTS[name]
+    rows = [(shape, steps if not shape.num_prefills else 1) for shape in shapes]
+    fields = ("num_prefills", "num_prefill_tokens", "prefill_context_tokens", "prefill_attention_pairs", "num_decodes")
+    columns = {field: np.array([getattr(shape, field) for shape, _ in rows]) for field in fields}
+    columns["num_steps"] = np.array([count for _, count in rows])
+    runs = [
+        [
+            replace(shape, decode_context_tokens=shape.decode_context_tokens + i * shape.num_decodes)
+            for i in range(count)
+        ]
+        for shape, count in rows
+    ]
+    columns["gpu_ns"] = np.array([sum(model.gpu_ns(step) for step in run) for run in runs])
+    terms = model.terms(columns)
+    for row, run in enumerate(runs):
+        expected = {term: sum(model.breakdown(step)[term] for step in run) for term in model.breakdown(run[0])}
+        swap = expected.pop("swap")
+        assert swap == 0
+        assert {term: int(times[row]) for term, times in terms.items()} == expected
+
+
+def test_whole_square_roots() -> None:
+    squares = np.array([root * root + off for root in (1, 2, 1000, 46341, 60_000_000) for off in (-1, 0, 1)])
+    assert whole_sqrt(squares).tolist() == [isqrt(value) for value in squares.tolist()]

@@ -8,12 +8,11 @@ those only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.latency.base import StepShape
 from sim.latency.gpus import GpuSpec
@@ -21,10 +20,11 @@ from sim.latency.models import ModelSpec
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
-from sim.latency.profile.integers import ONE, SLOPE_BITS, Segments, context_knots
+from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found
 from sim.latency.profile.operators import Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
+from sim.latency.profile.terms import step_terms
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ProfileCost:
         """Nanoseconds of one stage of this step by term; their sum is ``gpu_ns``."""
         tokens = np.array([float(shape.num_tokens)])
         terms = {name: round(float(times[0])) for name, times in self.token_terms_ns(tokens).items()}
-        terms["prefill_attention"] = self._prefill_attention_ns(shape) if shape.num_prefills else 0
+        terms["prefill_attention"] = self.prefill_attention_ns(shape) if shape.num_prefills else 0
         terms["decode_attention"] = self._decode_attention_ns(shape) if shape.num_decodes else 0
         terms["head_and_sampler"] = self._rows.ns(shape.num_prefills + shape.num_decodes)
         terms["swap"] = self._swap.ns(shape.swap_bytes)
@@ -163,7 +163,20 @@ class ProfileCost:
         segments = self._mixed_segments if shape.num_prefills else self._decode_segments
         return segments(shape.num_decodes).at(shape.decode_context_tokens)
 
-    def _prefill_attention_ns(self, shape: StepShape) -> int:
+    def tokens_ns(self, tokens: int) -> int:
+        """One stage's time that depends on the number of tokens alone, as it is charged."""
+        return self._tokens.ns(tokens)
+
+    def rows_ns(self, rows: int) -> int:
+        """LM head and sampler over that many rows, as it is charged."""
+        return self._rows.ns(rows)
+
+    def terms(self, columns: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
+        """Nanoseconds by term of recorded steps, see ``terms.step_terms``."""
+        return step_terms(self, columns)
+
+    def prefill_attention_ns(self, shape: StepShape) -> int:
+        """All layers' attention of the step's prefill chunks, as it is charged."""
         num, pairs = shape.num_prefills, shape.prefill_attention_pairs >> 1
         size = max(1, isqrt(2 * pairs // num))
         bound = max(
@@ -171,6 +184,14 @@ class ProfileCost:
             self._context.ns(shape.prefill_context_tokens) + self._query.ns(shape.num_prefill_tokens),
         )
         return (bound + self._launch_ns) * self._prefill_segments(num).at(size) >> SLOPE_BITS
+
+    def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
+        """``prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
+        pairs = pairs >> 1
+        sizes = np.maximum(whole_sqrt(2 * pairs // num), 1)
+        bound = np.maximum(self._pair.many_ns(pairs), self._context.many_ns(context) + self._query.many_ns(tokens))
+        times: IntColumn = (bound + self._launch_ns) * self._prefill_segments(num).many(sizes) >> SLOPE_BITS
+        return times
 
     # -- the interface of StepCost ----------------------------------------------------------------
 
@@ -181,12 +202,12 @@ class ProfileCost:
         if num_decodes:
             ns += self._decode_attention_ns(shape)
         if shape.num_prefills:
-            ns += self._prefill_attention_ns(shape)
+            ns += self.prefill_attention_ns(shape)
         if shape.swap_bytes:
             ns += self._swap.ns(shape.swap_bytes)
         return ns
 
-    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
+    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
         fixed = self._tokens.ns(num_decodes) + self._rows.ns(num_decodes)
         if not num_decodes:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+IntColumn = npt.NDArray[np.int64]
 
 SLOPE_BITS = 20
 ONE = 1 << SLOPE_BITS
@@ -35,7 +36,14 @@ class Segments:
         place = max(0, bisect_right(self.knots, count) - 1)
         return self.values[place] + ((count - self.knots[place]) * self.slopes[place] >> SLOPE_BITS)
 
-    def run(self, first: int, stride: int, length: int) -> npt.NDArray[np.int64]:
+    def many(self, counts: IntColumn) -> IntColumn:
+        """The values at ``counts``: the same integers as ``at``."""
+        places = np.maximum(np.searchsorted(self.knots, counts, side="right") - 1, 0)
+        knots, values, slopes = (np.array(each, dtype=np.int64) for each in (self.knots, self.values, self.slopes))
+        result: IntColumn = values[places] + ((counts - knots[places]) * slopes[places] >> SLOPE_BITS)
+        return result
+
+    def run(self, first: int, stride: int, length: int) -> IntColumn:
         """Values at ``first``, ``first + stride``, ...: element for element the same integers as ``at``."""
         counts = np.arange(first, first + stride * length, stride, dtype=np.int64)
         knots = self.knots
@@ -62,3 +70,10 @@ def context_knots(longest: int) -> list[int]:
         knots += [value, value * 5 // 4, value * 3 // 2, value * 7 // 4]
         value *= 2
     return [*knots, value]
+
+
+def whole_sqrt(values: IntColumn) -> IntColumn:
+    """``math.isqrt`` of each of ``values`` (below 2**52): floating point, put right where it rounded up."""
+    roots = np.sqrt(values.astype(np.float64)).astype(np.int64)
+    result: IntColumn = roots - (roots * roots > values)
+    return result
