@@ -210,10 +210,20 @@ class RunKVCache(KVCache):
         self.cache_blocks(request, num_tokens)
 
     def free(self, request: Request) -> None:
+        ended = request.state is State.FINISHED
+        if ended:
+            self._runs_of.pop(request, None)
+            if not self._runs_of and not self._shared_by_key:
+                # Nothing that is free can be found again (``forget_order``).
+                self._evictable.clear()
+                self.num_free_blocks += request.num_blocks
+                self._num_blank = self.num_free_blocks
+                request.private_hits = []
+                self._forget(request)
+                return
         num_shared, num_cached = len(request.shared_blocks), request.num_cached_blocks
         self._num_blank += request.num_blocks - num_cached
         self.num_free_blocks += request.num_blocks - num_shared
-        ended = request.state is State.FINISHED
         if num_cached > num_shared:
             pieces = request.private_hits
             first = pieces[-1][1] if pieces else num_shared
@@ -228,8 +238,6 @@ class RunKVCache(KVCache):
             if not block.references:
                 self._evictable[block] = None
                 self.num_free_blocks += 1
-        if ended:
-            self._runs_of.pop(request, None)
         request.shared_blocks = []
         request.private_hits = []
         self._forget(request)

@@ -19,6 +19,9 @@ from sim.engine.shares import StepShares
 from sim.engine.waiting import AdmissionOrder, FcfsQueue, RankedQueue
 from sim.results.record import Recorder
 
+FEW = 4
+"""Requests that are faster taken out of ``running`` one by one."""
+
 
 class Scheduler:
     """The queue, the running list and the KV cache of one engine."""
@@ -427,9 +430,10 @@ class Scheduler:
 
     def _release(self, finished: list[Request]) -> None:
         """Seats and blocks of what ended, at once; a static batch gives them back when all of it has ended."""
-        if len(finished) == 1:
-            if finished[0] in self.running:
-                self.running.remove(finished[0])
+        if len(finished) <= FEW:
+            for request in finished:
+                if request in self.running:
+                    self.running.remove(request)
         else:
             self.running = [request for request in self.running if request.state is not State.FINISHED]
         if self.settings.static_batching:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sim.engine import decode_sums
 from sim.engine.decode_sums import MOST_SIZE
+from sim.engine.fast_forward import FastReplica
 from sim.engine.steady import SteadyLoop
 from sim.errors import SimulationError
 from sim.latency.base import StepShape
@@ -108,7 +109,9 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
                 ROOFLINE,
                 ROOFLINE,
                 {"kind": "roofline", "host_overhead_ms": 0.0},
-                {"kind": "roofline", "host_overhead_ms": 6.4},  # near what the accelerator takes
+                # What the accelerator takes: for one request and a little context, for several or more context.
+                {"kind": "roofline", "host_overhead_ms": 8.82},
+                {"kind": "roofline", "host_overhead_ms": 9.0},
                 {"kind": "constant", "step_s": 0.02},
             ]
         )
@@ -180,11 +183,47 @@ def test_blocks_that_run_out_interrupt_the_loop(takings: list[str]) -> None:
     assert preempted > 0
 
 
-def test_a_host_slower_than_the_accelerator_interrupts_the_loop(takings: list[str]) -> None:
-    scenario = scenario_of(traffic([40], [30]))
-    scenario["latency"] = {"kind": "roofline", "host_overhead_ms": 12.0}
+def test_blocks_of_its_own_are_found_again_by_a_request_that_the_loop_began(takings: list[str]) -> None:
+    """Prompts shorter than a block, generated tokens by the hundred, preempted after the loop gave up."""
+    rows = traffic([7, 4, 19, 28, 36, 5, 1, 11], [700, 16, 2, 1, 16, 2, 17, 2], requests=65)
+    rows["arrival"] = {"process": "constant", "rate": 50.0}
+    scenario = scenario_of(rows, num_gpu_blocks_override=70)
+    assert_equal(scenario)
+    requests = run(load(scenario)).record.requests
+    assert sum(requests["num_preemptions"]) > 0
+    assert takings
+
+
+def test_nothing_is_outstanding_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    real = FastReplica.finish
+
+    def finish(self: FastReplica) -> None:
+        real(self)
+        left.append(self.scheduler.outstanding_tokens)
+
+    monkeypatch.setattr(FastReplica, "finish", finish)
+    run(load(scenario_of(traffic([60] * 20 + [500], [300], rate=3.0), max_num_batched_tokens=256)))
+    run(load(scenario_of(traffic([200], [150], rate=6.0), num_gpu_blocks_override=100)))
+    assert left == [0, 0]
+
+
+@pytest.mark.parametrize("overhead_ms", [8.81, 8.83, 8.85, 8.88, 8.9, 8.95, 9.0, 12.0])
+def test_a_host_slower_than_the_accelerator_interrupts_the_loop(overhead_ms: float, takings: list[str]) -> None:
+    """A step takes 8.80 ms for one short request, 8.84 for two, 9.01 for two long ones."""
+    scenario = scenario_of(traffic([40, 300], [30, 60], rate=3.0))
+    scenario["latency"] = {"kind": "roofline", "host_overhead_ms": overhead_ms}
     assert_equal(scenario)
     assert takings
+
+
+def test_seats_blocks_budget_and_watermark_bound_a_step_that_admits() -> None:
+    """Each just where the decodes of the step leave too little for the prompt."""
+    full = traffic([20], [200], rate=25.0, requests=120)
+    assert_equal(scenario_of(full, max_num_batched_tokens=64, max_num_seqs=60))
+    assert_equal(scenario_of(full, max_num_seqs=30))
+    assert_equal(scenario_of(traffic([200], [60], rate=12.0), num_gpu_blocks_override=80, watermark=0.3))
+    assert_equal(scenario_of(traffic([200], [20], rate=50.0), max_prefill_tokens_per_step=399))
 
 
 @pytest.mark.parametrize(
