@@ -111,7 +111,7 @@ def test_a_step_counted_by_hand() -> None:
     assert terms["decode_attention"] == pytest.approx(2 * (kv + 32 * LAUNCH_NS), rel=1e-3)
     head = 128256 * 4096 * 2 / 3e12 * 1e9
     assert terms["head_and_sampler"] == pytest.approx(2 * head + 50_000 + STEP_NS, rel=0.02)
-    assert terms["all_reduce"] == terms["experts"] == terms["swap"] == 0
+    assert not {"all_reduce", "experts", "send_receive", "launches"} & set(terms)
     assert 32 * 5 * 3000 < terms["elementwise"] < 32 * 6 * 3100
 
 

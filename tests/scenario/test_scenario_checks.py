@@ -105,7 +105,6 @@ def test_no_note_without_reason(overrides: Sequence[str]) -> None:
         (["latency.profile=a100-80gb"], "`latency.profile`: no profile 'a100-80gb'; did you mean 'a100-80gb-sxm'?"),
         (["latency.profile=mine.json"], "`latency.profile`: no profile file 'mine.json'"),
         (["latency.profile=h100-sxm"], "`latency.profile`: h100-sxm was measured on h100-sxm, but engine.gpu is"),
-        (["engine.gpu=rtx-4090", "latency.kind=profile"], "`latency.kind`: there is no built-in profile for rtx-4090"),
         (["workload.input_tokens.value=4096"], "`workload.input_tokens` is at least 4096"),
         (["workload.input_tokens={dist: uniform, low: 5000, high: 6000}"], "`workload.input_tokens` is at least 5000"),
         (

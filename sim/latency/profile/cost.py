@@ -92,23 +92,25 @@ class ProfileCost:
     # -- terms ------------------------------------------------------------------------------------
 
     def token_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
-        """One stage's time that depends on the number of tokens alone, by term."""
+        """One stage's time that depends on the number of tokens alone, by those terms that the engine has."""
         ops, model = self.operators, self.model
         sizes = padded(tokens, self._graphs)
         num_moe, num_dense = model.num_moe_layers, model.num_layers - model.num_moe_layers
-        zero = np.zeros_like(sizes)
-        width = model.shared_expert_intermediate_size or model.moe_intermediate_size
-        per_stage = {
-            "matrices": model.num_layers * ops.attention_projections_ns(sizes)
-            + (num_dense * ops.mlp_ns(sizes, model.intermediate_size) if num_dense else zero),
-            "experts": num_moe * ops.experts_ns(sizes) if num_moe else zero,
-            "elementwise": (num_dense * ops.elementwise_ns(sizes, model.intermediate_size) if num_dense else zero)
-            + (num_moe * ops.elementwise_ns(sizes, width) if num_moe else zero)
-            + ops.lookup_ns(sizes),
-            "all_reduce": (2.0 * model.num_layers + 1.0) * ops.all_reduce_ns(sizes),
-        }
-        terms = {name: times / ops.pp for name, times in per_stage.items()}
-        terms["send_receive"] = ops.send_receive_ns(sizes)
+        matrices = model.num_layers * ops.attention_projections_ns(sizes)
+        elementwise = ops.lookup_ns(sizes)
+        if num_dense:
+            matrices += num_dense * ops.mlp_ns(sizes, model.intermediate_size)
+            elementwise += num_dense * ops.elementwise_ns(sizes, model.intermediate_size)
+        if num_moe:
+            width = model.shared_expert_intermediate_size or model.moe_intermediate_size
+            elementwise += num_moe * ops.elementwise_ns(sizes, width)
+        terms = {"matrices": matrices / ops.pp, "elementwise": elementwise / ops.pp}
+        if num_moe:
+            terms["experts"] = num_moe * ops.experts_ns(sizes) / ops.pp
+        if ops.tp > 1:
+            terms["all_reduce"] = (2.0 * model.num_layers + 1.0) * ops.all_reduce_ns(sizes) / ops.pp
+        if ops.pp > 1:
+            terms["send_receive"] = ops.send_receive_ns(sizes)
         if self._eager:
             terms["launches"] = np.maximum(ops.launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
         return terms

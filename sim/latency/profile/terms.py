@@ -31,7 +31,7 @@ def step_terms(cost: ProfileCost, columns: Mapping[str, IntColumn]) -> dict[str,
     place = np.zeros(int(tokens.max(initial=0)) + 1, dtype=np.int64)
     place[sizes] = np.arange(len(sizes))
     at = place[tokens]
-    terms = {name: times[at] * steps if times.any() else np.zeros_like(steps) for name, times in by_size.items()}
+    terms = {name: times[at] * steps for name, times in by_size.items()}
 
     terms["head_and_sampler"] = _by_count(cost.rows_ns, prefills + decodes) * steps
     attention = np.zeros_like(steps)
