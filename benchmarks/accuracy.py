@@ -1,0 +1,134 @@
+"""How far predictions are from real engines: every public measured set, predicted against measured.
+
+    python -m benchmarks.accuracy [--data DIR] [--quick] [--jobs N] [--page docs/accuracy.md] [--check]
+    python -m benchmarks.accuracy --profile A --profile B [--scenario FILE.yaml]
+
+The first prints ``docs/accuracy.md``, and writes it with ``--page``. Without the data only single operators are scored.
+The second shows what two profiles predict of a scenario and which operator makes the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import sim
+from benchmarks.accuracy_operators import ProfileScore, operator_scores
+from benchmarks.accuracy_page import page, plain
+from benchmarks.accuracy_runs import Outcome, predict_all
+from benchmarks.accuracy_scores import MARGIN, scores
+from benchmarks.accuracy_sets import Experiment, read_sets
+from sim.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+"""Where the data files are looked for; a user gives ``--data``."""
+QUICK_EACH = 12
+"""``--quick`` takes every so manyth experiment of a set."""
+DEFAULT_SCENARIO = ROOT / "scenarios" / "quickstart.yaml"
+
+
+def some(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Every ``QUICK_EACH``-th validation experiment of each set, the first included."""
+    taken: dict[str, int] = {}
+    chosen = []
+    for each in experiments:
+        if each.is_training:
+            continue
+        place = taken[each.group] = taken.get(each.group, -1) + 1
+        if place % QUICK_EACH == 0:
+            chosen.append(each)
+    return chosen
+
+
+def failed_checks(outcomes: Sequence[Outcome], operators: Sequence[ProfileScore], *, quick: bool = False) -> list[str]:
+    """One line for each thing that ``--check`` does not let pass.
+
+    Of a few experiments (``quick``) the median says little: they are allowed twice as much.
+    """
+    slack = 2.0 if quick else 1.0
+    lines = []
+    for each in scores(outcomes):
+        allowed = each.bar.held * (slack if each.num_experiments > 1 else 1.0)
+        if each.scored > allowed:
+            lines.append(f"{each.bar.group}: {each.bar.label} off by {plain(each.scored)}, at most {plain(allowed)}")
+    for profile in operators:
+        worst = profile.worst_layer_operator
+        if profile.bar is not None and worst is not None and worst > MARGIN * profile.bar:
+            lines.append(f"{profile.name}: operators off by {plain(worst)}, at most {plain(MARGIN * profile.bar)}")
+    lines += [f"{each.experiment.group}: {each.experiment.name}: {each.failure}" for each in outcomes if each.failure]
+    return lines
+
+
+def head(num_experiments: int, cpu_s: float) -> str:
+    """When and with what the page was made."""
+    return (
+        f"Made on {date.today().isoformat()} with version {sim.__version__}, Python {platform.python_version()}:"
+        f" {num_experiments} simulated runs in {cpu_s:.0f} s."
+    )
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help=f"folder of the measured sets (default {DATA.name})")
+    parser.add_argument("--quick", action="store_true", help="a few experiments of each set, two profiles")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page there as well")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 where a bar is missed by more than its margin"
+    )
+    parser.add_argument("--profile", action="append", metavar="NAME", help="twice: compare these two instead")
+    parser.add_argument("--scenario", type=Path, default=DEFAULT_SCENARIO, help="what --profile compares on")
+    options = parser.parse_args(arguments)
+    if options.profile is not None and len(options.profile) != 2:
+        parser.error("--profile must be given twice")
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    if options.quick and options.page is not None:
+        parser.error("--page needs all experiments, not --quick")
+    if options.data is not None and not options.data.is_dir():
+        parser.error(f"--data {options.data}: there is no such folder")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 1 where ``--check`` finds something, 2 for a wrong profile or scenario."""
+    options = _arguments(arguments)
+    if options.profile is not None:
+        return _compare(options.scenario, options.profile)
+    sets = read_sets(options.data or DATA)
+    if not sets.experiments:
+        print(f"no measured sets under {options.data or 'the default folder'}: single operators only", file=sys.stderr)
+    started = time.perf_counter()
+    outcomes = predict_all(some(sets.experiments) if options.quick else sets.experiments, options.jobs)
+    operators = operator_scores(quick=options.quick)
+    text = page(sets, outcomes, operators, head(len(outcomes), time.perf_counter() - started))
+    print(text)
+    if options.page is not None:
+        options.page.write_text(text, encoding="utf-8")
+    failures = failed_checks(outcomes, operators, quick=options.quick) if options.check else []
+    for line in failures:
+        print(f"check: {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _compare(scenario: Path, profiles: list[str]) -> int:
+    from benchmarks.accuracy_compare import compare
+
+    try:
+        print(compare(scenario, profiles))
+    except (InputError, LookupError) as error:  # LookupError: a profile without what every step needs
+        print(f"benchmarks.accuracy: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""From errors to scores: what every set has to reach, what it reaches, and what ``--check`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.accuracy_runs import Outcome
+from benchmarks.accuracy_sets import LLAMA, MINIMAX, QWEN, RTX_LLAMA, RTX_QWEN, RTX_QWEN_LINK, STATISTICS
+
+MARGIN = 1.15
+"""``--check`` allows this many times the bar, so that only what got worse fails it."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a set must reach in one metric. ``known`` instead of the bar where it is missed today."""
+
+    group: str
+    keys: tuple[str, ...]
+    """Of ``summary.json``."""
+    label: str
+    limit: float
+    """Of the median absolute error over experiments; where a set is one run, of the largest over ``keys``."""
+    known: float | None = None
+    """The error reached today, where that misses the bar: ``--check`` holds this one."""
+
+    @property
+    def held(self) -> float:
+        """What ``--check`` fails beyond."""
+        return MARGIN * (self.limit if self.known is None else max(self.limit, self.known))
+
+
+def _keys(metric: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{metric}_ms" for name in STATISTICS)
+
+
+def _point_bars(group: str, tpot: float | None = None, ttft: float | None = None) -> tuple[Bar, ...]:
+    return (
+        Bar(group, ("mean_tpot_ms",), "TPOT", 0.08, tpot),
+        Bar(group, ("mean_ttft_ms",), "TTFT", 0.20, ttft),
+    )
+
+
+def _run_bars(
+    group: str, tpot: float | None = None, e2e: float | None = None, ttft: float | None = None
+) -> tuple[Bar, ...]:
+    return (
+        Bar(group, _keys("tpot"), "TPOT", 0.05, tpot),
+        Bar(group, _keys("e2el"), "E2E", 0.05, e2e),
+        Bar(group, _keys("ttft"), "TTFT", 0.15, ttft),
+    )
+
+
+BARS: tuple[Bar, ...] = (
+    *_point_bars(LLAMA),
+    *_point_bars(MINIMAX, tpot=2.4, ttft=1.3),
+    *_point_bars(QWEN),
+    *_run_bars(RTX_LLAMA),
+    *_run_bars(RTX_QWEN, tpot=0.20, e2e=0.24, ttft=0.28),
+    *_run_bars(RTX_QWEN_LINK),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far one set is off in one metric."""
+
+    bar: Bar
+    num_experiments: int
+    median: float
+    """Absolute error."""
+    mape: float
+    bias: float
+    """Mean of the signed errors."""
+    largest: float
+
+    @property
+    def scored(self) -> float:
+        """The one number that the bar is for."""
+        return self.median if len(self.bar.keys) == 1 else self.largest
+
+    @property
+    def met(self) -> bool:
+        """Whether the bar is reached."""
+        return self.scored <= self.bar.limit
+
+    @property
+    def held(self) -> bool:
+        """Whether ``--check`` passes."""
+        return self.scored <= self.bar.held
+
+
+def score(bar: Bar, outcomes: Sequence[Outcome], *, training: bool = False) -> Score | None:
+    """Of the validation experiments (or the training ones) that could be simulated; None without any."""
+    errors = [
+        error
+        for outcome in outcomes
+        if outcome.experiment.group == bar.group and outcome.experiment.is_training == training
+        for key in bar.keys
+        if (error := outcome.error(key)) is not None
+    ]
+    if not errors:
+        return None
+    signed = np.array(errors)
+    off = np.abs(signed)
+    return Score(
+        bar=bar,
+        num_experiments=len(errors) // len(bar.keys),
+        median=float(np.median(off)),
+        mape=float(off.mean()),
+        bias=float(signed.mean()),
+        largest=float(off.max()),
+    )
+
+
+def scores(outcomes: Sequence[Outcome], *, training: bool = False) -> list[Score]:
+    """One for each bar that there are experiments for."""
+    found = (score(bar, outcomes, training=training) for bar in BARS)
+    return [each for each in found if each is not None]
+
+
+# --- what is off, by what ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Signed errors of the experiments of a set that share a setting."""
+
+    setting: str
+    num_experiments: int
+    median_tpot: float
+    median_ttft: float
+
+
+def slices(outcomes: Sequence[Outcome], group: str) -> list[Slice]:
+    """Median signed errors by tensor parallelism, by clients and by input length: where a set is off."""
+    chosen = [each for each in outcomes if each.experiment.group == group and not each.failure]
+    found = []
+    for setting, of in (("TP", _tp), ("clients", _clients), ("tokens in", _tokens_in)):
+        values = sorted({of(outcome) for outcome in chosen})
+        if len(values) < 2:
+            continue
+        for value in values:
+            some = [outcome for outcome in chosen if of(outcome) == value]
+            tpot, ttft = (
+                float(np.median([outcome.error(key) or 0.0 for outcome in some]))
+                for key in ("mean_tpot_ms", "mean_ttft_ms")
+            )
+            found.append(Slice(f"{setting} {value:,}", len(some), tpot, ttft))
+    return found
+
+
+def _tp(outcome: Outcome) -> int:
+    return int(outcome.experiment.scenario["engine"]["tensor_parallel_size"])
+
+
+def _clients(outcome: Outcome) -> int:
+    return int(outcome.experiment.scenario["workload"]["arrival"]["concurrency"])
+
+
+def _tokens_in(outcome: Outcome) -> int:
+    tokens = outcome.experiment.scenario["workload"]["input_tokens"]
+    return int(tokens.get("value", tokens.get("high", 0)))

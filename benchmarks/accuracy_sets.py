@@ -1,0 +1,318 @@
+"""The public measured sets of ``benchmarks.accuracy``, read as experiments: a scenario, and what was measured.
+
+The data files are not part of the project; ``SOURCES`` says where they are from.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.seeds import rng
+
+Scenario = dict[str, Any]
+
+FIXED = "e2e/aiconfigurator_vllm_h100_fixed_concurrency.csv"
+REQUESTS = "e2e/llmservingsim_vllm019_requests.csv.gz"
+META = "e2e/llmservingsim_meta_{gpu}_{run}.json"
+
+SOURCES = {
+    FIXED: "ai-dynamo/aiconfigurator, Apache-2.0: `systems/silicon_sample.csv` of PyPI's `aiconfigurator-core`, rows of"
+    " vLLM on H100 (and one model on H200)",
+    REQUESTS: "casys-kaist/LLMServingSim, MIT: `bench/examples`, runs of April 2026 on vLLM 0.19.0",
+}
+
+LLAMA, MINIMAX, QWEN = "Llama-3.1-70B FP8, H100", "MiniMax-M2.5 FP8, H100", "Qwen3-32B BF16, H100"
+RTX_LLAMA, RTX_QWEN = "Llama-3.1-8B, RTX PRO 6000", "Qwen3-32B TP 2, RTX PRO 6000"
+RTX_QWEN_LINK = f"{RTX_QWEN}, link as its owners state"
+
+THINK_TIME_S = 0.01
+"""Qwen3-32B on H100: from the end of a client's request to the arrival of its next one."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """An all-reduce between two GPUs: a fixed time and a bandwidth, in place of a profile's curves."""
+
+    start_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One simulated run and the milliseconds that were measured, by key of ``summary.json``."""
+
+    group: str
+    """The set that it is scored in."""
+    name: str
+    scenario: Scenario
+    measured: Mapping[str, float]
+    trace: str | None = None
+    """Content of the generic trace (CSV) that the scenario replays."""
+    link: Link | None = None
+    is_training: bool = False
+    """Of the half that an assumption was chosen on: not scored."""
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """Rows of a set that no run stands for, and why."""
+
+    what: str
+    count: int
+    reason: str
+
+
+@dataclass
+class Sets:
+    """All experiments found under a data folder."""
+
+    experiments: list[Experiment] = field(default_factory=list)
+    unscored: list[Unscored] = field(default_factory=list)
+
+    def groups(self) -> list[str]:
+        """Names of the sets, in order."""
+        return list(dict.fromkeys(each.group for each in self.experiments))
+
+
+def read_sets(data: Path) -> Sets:
+    """Whatever of the sets lies under ``data``; nothing where nothing does."""
+    sets = Sets()
+    if (data / FIXED).is_file():
+        with open(data / FIXED, newline="", encoding="utf-8") as file:
+            add_fixed_concurrency(sets, list(csv.DictReader(file)))
+    if (data / REQUESTS).is_file():
+        with gzip.open(data / REQUESTS, "rt", newline="", encoding="utf-8") as file:
+            add_runs(sets, list(csv.DictReader(file)), data)
+    return sets
+
+
+# --- fixed concurrency -------------------------------------------------------------------------
+
+
+def _uniform(longest: int) -> Scenario:
+    return {"dist": "uniform", "low": int(longest * 0.8), "high": longest}
+
+
+def _fixed(tokens: int) -> Scenario:
+    return {"dist": "fixed", "value": tokens}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One measured point of the file."""
+
+    model: str
+    system: str
+    precision: str
+    isl: int
+    osl: int
+    concurrency: int
+    tp: int
+    data_parallel: int
+    ttft_ms: float
+    tpot_ms: float
+
+    @property
+    def name(self) -> str:
+        return f"TP {self.tp}, {self.isl:,} in / {self.osl:,} out, {self.concurrency} clients"
+
+    @property
+    def measured(self) -> dict[str, float]:
+        return {"mean_ttft_ms": self.ttft_ms, "mean_tpot_ms": self.tpot_ms}
+
+
+def _number(row: Mapping[str, str], key: str) -> int:
+    return int(float(row[key] or 0))
+
+
+def _rows(table: list[dict[str, str]]) -> Iterator[_Row]:
+    for row in table:
+        yield _Row(
+            model=row["model_path"],
+            system=row["system"],
+            precision=row["precision"],
+            isl=_number(row, "isl"),
+            osl=_number(row, "osl"),
+            concurrency=_number(row, "batch_size"),
+            tp=_number(row, "tp_size"),
+            data_parallel=_number(row, "attention_dp_size"),
+            ttft_ms=float(row["silicon_ttft_ms"]),
+            tpot_ms=float(row["silicon_tpot_ms"]),
+        )
+
+
+def closed_loop(row: _Row, lengths: tuple[Scenario, Scenario], think_time_s: float, engine: Scenario) -> Scenario:
+    """Ten requests per client, all clients starting at once; every request counts."""
+    return {
+        "name": row.name,
+        "workload": {
+            "requests": 10 * row.concurrency,
+            "arrival": {"process": "closed_loop", "concurrency": row.concurrency, "think_time_s": think_time_s},
+            "input_tokens": lengths[0],
+            "output_tokens": lengths[1],
+        },
+        "engine": {
+            "gpu": "h100-sxm",
+            "tensor_parallel_size": row.tp,
+            "enable_prefix_caching": False,
+            **engine,
+        },
+        "latency": {"kind": "profile"},
+        "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
+    }
+
+
+def llama_point(row: _Row) -> Scenario:
+    """Settings of InferenceMAX's script for this model (``70b_fp8_h100_slurm.sh``), KV in 16 bits."""
+    settings = {
+        "model": "llama-3.1-70b",
+        "dtype": "fp8",
+        "max_num_seqs": row.concurrency,
+        "max_num_batched_tokens": 8192,
+        "max_model_len": 10240,
+    }
+    return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), 0.0, settings)
+
+
+def minimax_point(row: _Row) -> Scenario:
+    """Settings of InferenceX's script for this model (``minimaxm2.5_fp8_h100.sh``), the rest vLLM's defaults."""
+    settings = {
+        "model": "minimax-m2.5",
+        "dtype": "fp8",
+        "enable_expert_parallel": True,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 8192,
+        "max_model_len": row.isl + row.osl + 200,
+    }
+    return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), 0.0, settings)
+
+
+def qwen_point(row: _Row) -> Scenario:
+    """Settings that aiconfigurator's own generator of vLLM benchmarks would give; vLLM 0.12 schedules in step."""
+    settings = {
+        "model": "qwen3-32b",
+        "async_scheduling": False,
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": row.isl + 1500 + row.concurrency,
+        "max_model_len": row.isl + row.osl + 1500,
+    }
+    return closed_loop(row, (_fixed(row.isl), _fixed(row.osl)), THINK_TIME_S, settings)
+
+
+def add_fixed_concurrency(sets: Sets, table: list[dict[str, str]]) -> None:
+    """The points that are scored, and the rest with the reason."""
+    rows = list(_rows(table))
+    llama = [row for row in rows if row.model.endswith("Llama-3.1-70B")]
+    minimax = [row for row in rows if "MiniMax" in row.model and row.data_parallel <= 1]
+    qwen = [row for row in rows if row.model.endswith("Qwen3-32B") and not row.precision]
+    training = set(rng(0, "accuracy", "training half").permutation(len(qwen))[: len(qwen) // 2].tolist())
+    sets.experiments += [Experiment(LLAMA, row.name, llama_point(row), row.measured) for row in llama]
+    sets.experiments += [Experiment(MINIMAX, row.name, minimax_point(row), row.measured) for row in minimax]
+    sets.experiments += [
+        Experiment(QWEN, row.name, qwen_point(row), row.measured, is_training=i in training)
+        for i, row in enumerate(qwen)
+    ]
+    for what, reason, chosen in (
+        (
+            "openai/gpt-oss-120b",
+            "4-bit floating-point experts, attention sinks and alternating windows are not modelled",
+            [row for row in rows if "gpt-oss" in row.model],
+        ),
+        (
+            "nvidia/Llama-3.1-8B-Instruct-FP8, H200",
+            "the client is not recorded, and a closed loop it was hardly: 112 clients with 1,000 tokens in and 100 out"
+            " would prefill at 1.5 PFLOP/s beside their decodes",
+            [row for row in rows if "8B" in row.model],
+        ),
+        (
+            "MiniMax-M2.5, attention over 4 replicas",
+            "the same experiments at 4 times the concurrency under another label (aiconfigurator's own file gives the"
+            " concurrency, and the times are those of the 15 rows that are scored)",
+            [row for row in rows if "MiniMax" in row.model and row.data_parallel > 1],
+        ),
+        (
+            "Qwen3-32B FP8",
+            "three points of another collection, their clients and engine settings unknown",
+            [row for row in rows if row.model.endswith("Qwen3-32B") and row.precision],
+        ),
+    ):
+        if chosen:
+            sets.unscored.append(Unscored(what, len(chosen), reason))
+
+
+# --- per-request runs --------------------------------------------------------------------------
+
+STATISTICS = ("mean", "p50", "p90", "p99")
+METRICS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
+RUNS = {"Llama-3.1-8B": ("llama-3.1-8b", RTX_LLAMA), "Qwen3-32B": ("qwen3-32b", RTX_QWEN)}
+OWNERS_LINK = Link(start_s=20e-6, bytes_per_s=16e9)
+"""Of the two RTX PRO 6000: `link_latency` and `link_bw` in LLMServingSim's own configuration of this run
+(``bench/examples/configs/Qwen3-32B.json`` when the run was published)."""
+
+
+def statistics_ms(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Mean and percentiles as ``summary.json`` names them, from seconds per request by metric (``ttft`` ...)."""
+    found = {}
+    for metric, values in seconds.items():
+        array = np.array(values) * 1e3
+        for name in STATISTICS:
+            value = array.mean() if name == "mean" else np.percentile(array, float(name[1:]))
+            found[f"{name}_{metric}_ms"] = float(value)
+    return found
+
+
+def add_runs(sets: Sets, table: list[dict[str, str]], data: Path) -> None:
+    """The runs as traces: requests arrive when the engine queued them."""
+    for run, (model, group) in RUNS.items():
+        rows = [row for row in table if row["run"] == run]
+        if not rows:
+            continue
+        meta = json.loads((data / META.format(gpu=rows[0]["gpu"], run=run)).read_text(encoding="utf-8"))
+        measured = statistics_ms(
+            {metric: [float(row[key]) for row in rows if row[key]] for metric, key in METRICS.items()}
+        )
+        experiment = Experiment(group, run, _replay(run, model, meta["engine_kwargs"]), measured, _trace(rows))
+        sets.experiments.append(experiment)
+        if meta["engine_kwargs"]["tensor_parallel_size"] == 2:
+            scenario = deepcopy(experiment.scenario)
+            sets.experiments.append(
+                Experiment(RTX_QWEN_LINK, run, scenario, measured, experiment.trace, link=OWNERS_LINK)
+            )
+
+
+def _trace(rows: list[dict[str, str]]) -> str:
+    first = min(float(row["queued_ts"]) for row in rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arrival_s", "input_tokens", "output_tokens", "request_id"])
+    for row in sorted(rows, key=lambda row: float(row["queued_ts"])):
+        arrival = float(row["queued_ts"]) - first
+        writer.writerow([f"{arrival:.6f}", row["input_toks"], row["output_toks"], row["request_id"]])
+    return text.getvalue()
+
+
+def _replay(run: str, model: str, told: Mapping[str, Any]) -> Scenario:
+    return {
+        "name": run,
+        "workload": {"trace": {"path": None, "format": "generic"}},
+        "engine": {
+            "model": model,
+            "gpu": "rtx-pro-6000",
+            "tensor_parallel_size": told["tensor_parallel_size"],
+            "max_num_seqs": told["max_num_seqs"],
+            "max_num_batched_tokens": told["max_num_batched_tokens"],
+            "max_model_len": 16384,
+        },
+        "latency": {"kind": "profile"},
+        "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
+    }

@@ -1,0 +1,351 @@
+"""The accuracy benchmark: sets become the right scenarios, errors the right scores, and a miss is told."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import accuracy
+from benchmarks.accuracy_operators import OperatorScore, ProfileScore, operator_scores
+from benchmarks.accuracy_page import experiment_table, page, run_table, score_table
+from benchmarks.accuracy_runs import Outcome, predict, predict_all, with_link
+from benchmarks.accuracy_scores import BARS, MARGIN, Bar, score, scores, slices
+from benchmarks.accuracy_sets import (
+    FIXED,
+    LLAMA,
+    META,
+    MINIMAX,
+    QWEN,
+    REQUESTS,
+    RTX_LLAMA,
+    RTX_QWEN,
+    RTX_QWEN_LINK,
+    Experiment,
+    Link,
+    Sets,
+    read_sets,
+    statistics_ms,
+)
+from benchmarks.accuracy_text import ABOUT, flow
+from sim.latency.profile.file import Error, load_profile
+from sim.latency.profile.library import BUILTIN
+from sim.latency.profile.predict import Predictor
+from sim.run import load
+
+COLUMNS = (
+    *("model_path", "system", "precision", "isl", "osl", "batch_size", "tp_size", "attention_dp_size"),
+    *("silicon_ttft_ms", "silicon_tpot_ms"),
+)
+POINTS = (
+    ("Qwen/Qwen3-32B", "h100_sxm", "", 64, 16, "2.0", "2.0", "", 50.0, 12.0),
+    ("Qwen/Qwen3-32B", "h100_sxm", "", 64, 16, "4.0", "2.0", "", 60.0, 13.0),
+    ("Qwen/Qwen3-32B", "h100_sxm", "fp8", 4000, 1000, "24.0", "1.0", "", 294.8, 16.8),
+    ("meta-llama/Llama-3.1-70B", "h100_sxm", "fp8", 100, 20, "3.0", "4.0", "1.0", 80.0, 11.0),
+    ("MiniMaxAI/MiniMax-M2.5", "h100_sxm", "fp8", 100, 20, "3.0", "4.0", "1.0", 80.0, 11.0),
+    ("MiniMaxAI/MiniMax-M2.5", "h100_sxm", "fp8", 100, 20, "3.0", "4.0", "4.0", 80.0, 11.0),
+    ("openai/gpt-oss-120b", "h100_sxm", "fp4", 100, 20, "3.0", "4.0", "1.0", 80.0, 11.0),
+    ("nvidia/Llama-3.1-8B-Instruct-FP8", "h200_sxm", "fp8", 100, 20, "3.0", "1.0", "", 80.0, 11.0),
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder laid out as the public data is, with a handful of rows."""
+    (tmp_path / "e2e").mkdir()
+    with open(tmp_path / FIXED, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *POINTS])
+    columns = ("gpu", "run", "input_toks", "output_toks", "queued_ts", "request_id", "ttft_s", "e2e_s", "tpot_s")
+    runs = [
+        ("RTX", "Llama-3.1-8B", 30, 5, 100.5, "b", 0.02, 0.1, 0.02),
+        ("RTX", "Llama-3.1-8B", 20, 6, 100.0, "a", 0.04, 0.3, 0.04),
+        ("RTX", "Llama-3.1-8B", 20, 1, 101.0, "c", 0.03, 0.03, ""),
+        ("RTX", "Qwen3-32B", 20, 6, 7.0, "a", 0.04, 0.3, 0.04),
+    ]
+    with gzip.open(tmp_path / REQUESTS, "wt", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *runs])
+    for run, tp in (("Llama-3.1-8B", 1), ("Qwen3-32B", 2)):
+        told = {"tensor_parallel_size": tp, "max_num_seqs": 128, "max_num_batched_tokens": 2048}
+        (tmp_path / META.format(gpu="RTX", run=run)).write_text(json.dumps({"engine_kwargs": told}))
+    return tmp_path
+
+
+def of(sets: Sets, group: str) -> list[Experiment]:
+    return [each for each in sets.experiments if each.group == group]
+
+
+def test_every_row_is_scored_or_has_a_reason(data: Path) -> None:
+    sets = read_sets(data)
+    assert sets.groups() == [LLAMA, MINIMAX, QWEN, RTX_LLAMA, RTX_QWEN, RTX_QWEN_LINK]
+    scored = sum(len(of(sets, group)) for group in (LLAMA, MINIMAX, QWEN))
+    assert scored + sum(each.count for each in sets.unscored) == len(POINTS)
+    assert all(each.reason for each in sets.unscored)
+    assert set(ABOUT) == set(sets.groups())
+    assert {bar.group for bar in BARS} == set(sets.groups())
+
+
+def test_points_become_the_scenarios_that_the_page_states(data: Path) -> None:
+    llama = of(read_sets(data), LLAMA)[0].scenario
+    assert llama["workload"]["requests"] == 30
+    assert llama["workload"]["arrival"] == {"process": "closed_loop", "concurrency": 3, "think_time_s": 0.0}
+    assert llama["workload"]["input_tokens"] == {"dist": "uniform", "low": 80, "high": 100}
+    assert (llama["engine"]["max_num_seqs"], llama["engine"]["tensor_parallel_size"]) == (3, 4)
+    qwen = of(read_sets(data), QWEN)[1].scenario
+    assert qwen["workload"]["output_tokens"] == {"dist": "fixed", "value": 16}
+    assert qwen["engine"]["async_scheduling"] is False
+    assert qwen["engine"]["max_num_batched_tokens"] == 64 + 1500 + 4
+
+
+def test_half_of_the_set_with_a_chosen_assumption_is_for_training(data: Path) -> None:
+    experiments = read_sets(data).experiments
+    assert [each.group for each in experiments if each.is_training] == [QWEN]
+    again = [each.is_training for each in read_sets(data).experiments]
+    assert again == [each.is_training for each in experiments]
+
+
+def test_scenarios_are_valid(data: Path, tmp_path: Path) -> None:
+    for each in read_sets(data).experiments:
+        scenario = each.scenario
+        if each.trace is not None:
+            (tmp_path / "trace.csv").write_text(each.trace)
+            scenario["workload"]["trace"]["path"] = str(tmp_path / "trace.csv")
+        assert load(scenario).scenario.engine.gpu in ("h100-sxm", "rtx-pro-6000")
+
+
+def test_runs_are_replayed_in_order_of_arrival_at_the_engine(data: Path) -> None:
+    run = of(read_sets(data), RTX_LLAMA)[0]
+    assert run.trace is not None
+    assert run.trace.splitlines() == [
+        "arrival_s,input_tokens,output_tokens,request_id",
+        "0.000000,20,6,a",
+        "0.500000,30,5,b",
+        "1.000000,20,1,c",
+    ]
+    assert run.measured["mean_ttft_ms"] == pytest.approx(30.0)
+    assert run.measured["mean_tpot_ms"] == pytest.approx(30.0)  # of the two that have one
+
+
+def test_statistics_are_those_of_the_summary() -> None:
+    found = statistics_ms({"ttft": [0.001, 0.002, 0.003, 0.010]})
+    assert found["mean_ttft_ms"] == pytest.approx(4.0)
+    assert found["p50_ttft_ms"] == pytest.approx(2.5)
+    assert found["p90_ttft_ms"] == pytest.approx(7.9)
+
+
+def test_without_data_there_is_nothing_to_run(tmp_path: Path) -> None:
+    assert read_sets(tmp_path) == Sets()
+
+
+# --- running -----------------------------------------------------------------------------------
+
+
+def test_predictions_stand_beside_measurements(data: Path) -> None:
+    chosen = [of(read_sets(data), group)[0] for group in (LLAMA, RTX_LLAMA)]
+    for outcome in predict_all(chosen):
+        assert not outcome.failure
+        assert set(outcome.predicted) == set(outcome.experiment.measured)
+        key = "mean_tpot_ms"
+        expected = outcome.predicted[key] / outcome.experiment.measured[key] - 1
+        assert outcome.error(key) == pytest.approx(expected)
+
+
+def test_what_cannot_be_simulated_says_why(data: Path) -> None:
+    experiment = of(read_sets(data), LLAMA)[0]
+    engine = {**experiment.scenario["engine"], "model": "no-such-model"}
+    outcome = predict(replace(experiment, scenario={**experiment.scenario, "engine": engine}))
+    assert "no-such-model" in outcome.failure
+    assert outcome.error("mean_tpot_ms") is None
+
+
+def test_a_link_takes_the_place_of_the_measured_all_reduce(data: Path) -> None:
+    profile = load_profile(BUILTIN / "rtx-pro-6000.json.gz")
+    slow = Predictor(with_link(profile, Link(start_s=20e-6, bytes_per_s=16e9), 2))
+    assert slow.time_ns("all_reduce", ("nccl", 2), 16 << 20) == pytest.approx(20e3 + (16 << 20) / 16, rel=1e-6)
+    assert not slow.has("all_reduce", ("custom", 2))
+    plain, linked = (predict(of(read_sets(data), group)[0]) for group in (RTX_QWEN, RTX_QWEN_LINK))
+    assert linked.predicted["mean_tpot_ms"] > plain.predicted["mean_tpot_ms"]
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+def outcome(group: str, errors: dict[str, float], **more: Any) -> Outcome:
+    measured = dict.fromkeys(errors, 100.0)
+    scenario = {
+        "engine": {"tensor_parallel_size": more.pop("tp", 2)},
+        "workload": {"arrival": {"concurrency": more.pop("clients", 4)}, "input_tokens": {"value": 64}},
+    }
+    experiment = Experiment(group, "x", scenario, measured, **more)
+    return Outcome(experiment, {key: 100.0 * (1 + error) for key, error in errors.items()})
+
+
+def points(*errors: float, **more: Any) -> list[Outcome]:
+    return [outcome(LLAMA, {"mean_tpot_ms": error, "mean_ttft_ms": 2 * error}, **more) for error in errors]
+
+
+def test_points_are_scored_by_their_median_error() -> None:
+    bar = Bar(LLAMA, ("mean_tpot_ms",), "TPOT", 0.08)
+    found = score(bar, points(-0.02, 0.05, -0.30))
+    assert found is not None
+    assert (found.num_experiments, found.met) == (3, True)
+    assert found.median == pytest.approx(0.05)
+    assert found.mape == pytest.approx(0.37 / 3)
+    assert found.bias == pytest.approx(-0.09)
+    assert score(bar, points(0.09, 0.09, 0.0)).met is False  # type: ignore[union-attr]
+    assert score(bar, [outcome(QWEN, {"mean_tpot_ms": 0.1})]) is None
+
+
+def test_a_run_is_scored_by_its_worst_statistic() -> None:
+    bar = next(bar for bar in BARS if bar.group == RTX_LLAMA and bar.label == "TPOT")
+    errors = dict.fromkeys(bar.keys, 0.01)
+    good, bad = (score(bar, [outcome(RTX_LLAMA, {**errors, "p99_tpot_ms": last})]) for last in (-0.04, -0.06))
+    assert good is not None
+    assert bad is not None
+    assert (good.num_experiments, good.met, bad.met) == (1, True, False)
+
+
+def test_training_is_kept_out_of_the_scores() -> None:
+    mixed = [*points(0.01), *points(0.5, is_training=True)]
+    assert [round(each.median, 3) for each in scores(mixed)] == [0.01, 0.02]
+    assert [round(each.median, 3) for each in scores(mixed, training=True)] == [0.5, 1.0]
+
+
+def test_check_holds_the_bar_with_its_margin_and_what_is_known_to_be_missed() -> None:
+    bar = Bar(LLAMA, ("mean_tpot_ms",), "TPOT", 0.08)
+    assert score(bar, points(0.08 * MARGIN - 1e-6)).held  # type: ignore[union-attr]
+    assert not score(bar, points(0.08 * MARGIN + 1e-6)).held  # type: ignore[union-attr]
+    known = replace(bar, known=0.2)
+    assert score(known, points(0.22)).held  # type: ignore[union-attr]
+    assert not score(known, points(0.24)).held  # type: ignore[union-attr]
+    assert not score(known, points(0.22)).met  # type: ignore[union-attr]
+
+
+def test_failed_checks_name_set_metric_operator_and_failure() -> None:
+    good = Error(median=0.01, p90=0.1, mean=0.02, bias=0.0, num_points=10)
+    operators = [
+        ProfileScore(name, (OperatorScore(name, "gemm", {"random_points": error}, True),))
+        for name, error in (("h100-sxm", replace_median(good, 0.2)), ("a100-80gb-sxm", good), ("l40s", good))
+    ]
+    broken = Outcome(points(0.0)[0].experiment, failure="no such model")
+    lines = accuracy.failed_checks([*points(0.5, 0.5), broken], operators)
+    assert [line.partition(": ")[0] for line in lines] == [LLAMA, LLAMA, "h100-sxm", LLAMA]
+    assert "TPOT off by 50.0 %, at most 9.2 %" in lines[0]
+    assert "no such model" in lines[-1]
+    assert accuracy.failed_checks(points(0.01), operators[1:]) == []
+
+
+def replace_median(error: Error, median: float) -> Error:
+    return error.model_copy(update={"median": median})
+
+
+def test_slices_show_where_a_set_is_off() -> None:
+    found = slices([*points(0.1, tp=2), *points(-0.1, -0.3, tp=8, clients=8)], LLAMA)
+    told = {each.setting: (each.num_experiments, round(each.median_tpot, 3)) for each in found}
+    assert told == {"TP 2": (1, 0.1), "TP 8": (2, -0.2), "clients 4": (1, 0.1), "clients 8": (2, -0.2)}
+
+
+def test_operators_of_a_profile_are_scored_by_leaving_parts_out() -> None:
+    found = {each.name: each for each in operator_scores(quick=True)}
+    assert set(found) == {"a100-80gb-sxm", "h100-sxm"}
+    for profile in found.values():
+        gemm = next(each for each in profile.operators if each.operator == "gemm")
+        random = gemm.error("random_points")
+        assert random is not None
+        assert 0 < random.median < random.p90
+        assert profile.worst_layer_operator is not None
+        assert math.isfinite(profile.worst_layer_operator)
+
+
+# --- page and command --------------------------------------------------------------------------
+
+
+def test_tables_hold_prediction_measurement_and_error() -> None:
+    table = experiment_table(points(0.125))
+    assert "| x " in table
+    assert "+12.5 %" in table
+    assert "validation" not in table
+    assert "training" in experiment_table(points(0.1, is_training=True))
+    bar = BARS[0]
+    found = score(bar, points(0.5))
+    assert found is not None
+    assert "**no**" in score_table([found])
+    run = outcome(RTX_LLAMA, {"mean_ttft_ms": -0.02})
+    assert "-2.0 %" in run_table(run)
+    assert "-4.0 %" in run_table(run)
+
+
+def test_the_page_holds_every_set_and_reason(data: Path) -> None:
+    sets = read_sets(data)
+    outcomes = [Outcome(each, {key: 1.1 * value for key, value in each.measured.items()}) for each in sets.experiments]
+    text = page(sets, outcomes, operator_scores(quick=True), "made today")
+    for heading in (*sets.groups(), "Not scored", "Other simulators", "Single operators", "What is off, and why"):
+        assert f"## {heading}" in text
+    for each in sets.unscored:
+        assert each.reason in text
+    assert "+10.0 %" in text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 200
+
+
+def test_text_is_filled() -> None:
+    assert flow("  one\n   two\n\n  three ") == "one two\n\nthree"
+
+
+def test_the_command_without_data_scores_operators_and_checks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert accuracy.main(["--quick", "--check", "--data", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "| h100-sxm " in printed.out
+    assert "single operators only" in printed.err
+
+
+def test_the_command_on_a_few_experiments_tells_misses(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The measurements are invented, so predictions are far off."""
+    assert accuracy.main(["--quick", "--check", "--data", str(data)]) == 1
+    printed = capsys.readouterr()
+    assert f"check: {LLAMA}: T" in printed.err
+    assert accuracy.main(["--quick", "--data", str(data)]) == 0
+
+
+def test_two_profiles_are_compared_operator_by_operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sim.latency.profile.file import save_profile
+
+    profile = load_profile(BUILTIN / "a100-80gb-sxm.json.gz")
+    gemm = profile.operators["gemm"]
+    slow = [each.model_copy(update={"time_ns": tuple(2 * time for time in each.time_ns)}) for each in gemm.curves]
+    operators = {**profile.operators, "gemm": gemm.model_copy(update={"curves": tuple(slow), "kernel": "slow GEMM"})}
+    save_profile(profile.model_copy(update={"operators": operators}), tmp_path / "slow.json.gz")
+    scenario = tmp_path / "scenario.yaml"
+    scenario.write_text(
+        "name: x\n"
+        "workload: {requests: 20, arrival: {process: poisson, rate: 5}, input_tokens: {dist: fixed, value: 100},"
+        " output_tokens: {dist: fixed, value: 20}}\n"
+        "engine: {model: llama-3.1-8b, gpu: a100-80gb-sxm}\n"
+    )
+    paths = ["--profile", "a100-80gb-sxm", "--profile", str(tmp_path / "slow.json.gz")]
+    assert accuracy.main([*paths, "--scenario", str(scenario)]) == 0
+    printed = capsys.readouterr().out
+    terms = printed[printed.index("| operator ") :].splitlines()
+    assert terms[2].startswith("| matrices ")  # the largest difference first
+    first, second = (float(cell) for cell in terms[2].split("|")[2:4])
+    assert second == pytest.approx(2 * first, rel=0.05)
+    assert "slow GEMM" in printed
+    assert accuracy.main(["--profile", "a100-80gb-sxm", "--profile", "nope", "--scenario", str(scenario)]) == 2
+    assert "nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--jobs", "0"], ["--profile", "a"], ["--data", "no such folder"], ["--quick", "--page", "x.md"]],
+    ids=" ".join,
+)
+def test_wrong_arguments_to_accuracy_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        accuracy.main(arguments)
+    assert stop.value.code == 2
