@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from gpu_calibrate.held_out import held_out_errors
-from gpu_calibrate.importers import aiconfigurator, import_profile, llmservingsim
+from gpu_calibrate.importers import aiconfigurator, import_profile
 from gpu_calibrate.importers.thin import keep_curves, thin_points
 from sim.errors import InputError
 from sim.latency.profile.file import Gate, Profile, save_profile
@@ -24,8 +24,10 @@ CREATED = "2026-11-21T00:00:00+00:00"
 TOLERANCE = 0.01
 
 AICONFIGURATOR = {preset: own for own, preset in aiconfigurator.GPU_NAMES.items()}
-LLMSERVINGSIM = {preset: own for own, preset in llmservingsim.GPU_NAMES.items()}
-"""Presets and the sources' names of them."""
+"""Presets and the source's names of them."""
+LLMSERVINGSIM = ("rtx-pro-6000",)
+"""Presets whose kernels LLMServingSim timed in a running vLLM for several models: those come first. (The RTX 4090 it
+timed for one model, too little to go by for others.)"""
 
 MIN_N, MIN_K, MAX_K = 128, 256, 51200
 """Linear layers of the models people serve, under tensor parallelism of up to 8."""
@@ -60,8 +62,8 @@ def build(preset: str, path: Path | None, llmservingsim_path: Path | None) -> Pr
     The errors are found before thinning, which adds at most ``TOLERANCE`` to any point.
     """
     if preset in LLMSERVINGSIM:
-        also: list[tuple[str, Path | None]] = [("aiconfigurator", path)] if preset in AICONFIGURATOR else []
-        imported = import_profile("llmservingsim", gpu=preset, path=llmservingsim_path, command=COMMAND, add=also)
+        add = [("aiconfigurator", path)]
+        imported = import_profile("llmservingsim", gpu=preset, path=llmservingsim_path, command=COMMAND, add=add)
     else:
         imported = import_profile("aiconfigurator", gpu=preset, path=path, command=COMMAND)
     kept = keep_curves(imported, wanted)
@@ -79,10 +81,10 @@ def gates(profile: Profile) -> tuple[Gate, ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write all, or those named. Exit code 2 where tables are missing."""
-    known = sorted({*AICONFIGURATOR, *LLMSERVINGSIM})
+    known = sorted(AICONFIGURATOR)
     parser = argparse.ArgumentParser(description="Make the built-in profiles.")
     parser.add_argument("--path", type=Path, help="where aiconfigurator-core is unpacked, if not installed")
-    parser.add_argument("--llmservingsim", type=Path, help="folder of LLMServingSim's tables; without it: no RTX GPUs")
+    parser.add_argument("--llmservingsim", type=Path, help="folder of LLMServingSim's tables; without it: no RTX GPU")
     parser.add_argument("--out", type=Path, default=BUILTIN)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all if none is named")
     chosen = parser.parse_args(arguments)
