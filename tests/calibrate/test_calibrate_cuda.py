@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,21 @@ def test_a_point_that_cannot_be_timed_says_why(gpu: CudaDevice) -> None:
         gpu.prepare(Point("decode_attention", ("bfloat16", "bfloat16", 8, 8, 72, 0, 1), 16))
 
 
+def test_nothing_is_collected_while_capturing(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing device memory in the middle of a capture breaks it."""
+    mm = FakeTorch.mm
+    collecting: dict[bool, set[bool]] = {True: set(), False: set()}
+
+    def watched(torch: FakeTorch, a: Any, b: Any, out: Any) -> Any:
+        collecting[torch.cuda.capturing is not None].add(gc.isenabled())
+        return mm(torch, a, b, out)
+
+    monkeypatch.setattr(FakeTorch, "mm", watched)
+    gpu.prepare(POINTS[0])
+    assert collecting == {True: {False}, False: {True}}
+    assert gc.isenabled()
+
+
 def test_a_failed_capture_leaves_the_device_usable(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     mm = FakeTorch.mm
 
@@ -133,6 +149,7 @@ def test_a_failed_capture_leaves_the_device_usable(gpu: CudaDevice, monkeypatch:
     with pytest.raises(PointError, match="not permitted"):
         gpu.prepare(POINTS[0])
     monkeypatch.setattr(FakeTorch, "mm", mm)
+    assert gc.isenabled()
     assert gpu.replay([gpu.prepare(POINTS[0])])[0] > 0
 
 

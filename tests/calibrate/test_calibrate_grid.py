@@ -11,6 +11,7 @@ from gpu_calibrate.grid import (
     DEFAULT_S,
     DENSE_M,
     QUICK_S,
+    Plan,
     candidates,
     fits,
     head_matrix,
@@ -88,6 +89,10 @@ def test_m_is_dense_where_tiles_wave() -> None:
     assert list(DENSE_M) == sorted(set(DENSE_M))
 
 
+def counts_of_roles(chosen: Plan) -> Counter[str]:
+    return Counter(point.role for point in chosen.points)
+
+
 @pytest.mark.parametrize("gpu", ["h200-sxm", "a100-80gb-sxm", "rtx-4090"])
 def test_a_plan_keeps_its_budget_and_what_is_needed(gpu: str) -> None:
     quick, full = plan(GPUS[gpu], QUICK_S), plan(GPUS[gpu], DEFAULT_S)
@@ -99,6 +104,8 @@ def test_a_plan_keeps_its_budget_and_what_is_needed(gpu: str) -> None:
         assert counts["gemm"] > 100
         assert counts["decode_attention"] > 40
         assert counts["prefill_attention"] > 15
+        repeats = counts_of_roles(chosen)[REPEAT]
+        assert 0.02 < repeats / counts_of_roles(chosen)[CURVE] < 0.08 or repeats > 30
     assert quick.left_out > full.left_out
     assert {point.role for point in full.points} == {CURVE, RANDOM, REPEAT, SKEW}
 
