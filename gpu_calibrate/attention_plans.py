@@ -205,10 +205,10 @@ def plan_decode(
         )
         second = KernelCall(
             "merge_splits",
-            (num_q_heads, seqs, 1),
+            (-(-num_q_heads // 4), seqs, 1),
             (SMALL_BLOCK, 1, 1),
             0,
-            ("out", *parts[:3], "context_lens", np.int32(chunk), np.int32(splits)),
+            ("out", *parts[:3], "context_lens", np.int32(num_q_heads), np.int32(chunk), np.int32(splits)),
         )
         calls = (first, second) if splits > 1 and merge == "kernel" else (first,)
     elif op == "paged_attention_gqa":

@@ -91,6 +91,19 @@ DEVICE void load_once(unsigned* words, const void* address) {
     }
 }
 
+// What another block of this launch has written: from L2, which all blocks share, not from this multiprocessor's L1.
+DEVICE float load_from_others(const float* address) {
+    float value;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(address));
+    return value;
+}
+
+DEVICE void load_four_from_others(float (&values)[4], const float* address) {
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3])
+                 : "l"(address));
+}
+
 // D += A x B on a warp's tensor core, 16 x 8 x 16, float32 sums. Fragments as PTX's mma.m16n8k16 lays them out: with g
 // = lane / 4 and j = lane % 4, a = {(g; 2j), (g + 8; 2j), (g; 2j + 8), (g + 8; 2j + 8)}, each a pair along k; b = {(2j;
 // g), (2j + 8; g)}, a pair along k; d = {(g; 2j), (g; 2j + 1), (g + 8; 2j), (g + 8; 2j + 1)}.

@@ -21,6 +21,6 @@ extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, RESIDENT_BLOCKS(SPLI
     const int seq = blockIdx.z;
     const decode::HeadTile heads(num_q_heads, num_kv_heads);
     const PagedCache cache(block_tables, seq, max_blocks, block_stride, num_kv_heads, heads.kv_head);
-    attend_split(out, partial_out, partial_max, partial_sum, arrivals, query, k_cache, v_cache, cache, heads,
+    attend_split(out, Partials{partial_out, partial_max, partial_sum}, arrivals, query, k_cache, v_cache, cache, heads,
                  context_lens[seq], num_q_heads, tokens_per_split, last_merges, k_scale, v_scale);
 }

@@ -366,6 +366,16 @@ inline T __shfl_xor_sync(unsigned mask, T value, int lanes) {
     return value;
 }
 
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int source) {
+    static_assert(sizeof(T) == 4, "one register");
+    cpu::Message message{};
+    std::memcpy(message.words, &value, 4);
+    cpu::exchange(mask, message);
+    std::memcpy(&value, cpu::of(source % cpu::WARP_SIZE).words, 4);
+    return value;
+}
+
 // Blocks run one after another, and so do the threads of a block.
 inline void __threadfence() {}
 inline int atomicAdd(int* address, int value) {
@@ -444,6 +454,12 @@ DEVICE void load_once(unsigned* words, const void* address) {
         cpu::block.error = "a vector load from an address that it does not divide";
     if (BYTES < 4) words[0] = 0;
     std::memcpy(words, address, BYTES);
+}
+
+DEVICE float load_from_others(const float* address) { return *address; }
+
+DEVICE void load_four_from_others(float (&values)[4], const float* address) {
+    load_once<16>(reinterpret_cast<unsigned*>(values), address);
 }
 
 namespace cpu {

@@ -62,9 +62,15 @@ NUMERIC = [
     # The sum of the weights, 1/sqrt(d), and the maximum.
     mistake("undivided_naive", NAIVE, ("weighted / sum * v_scale", "weighted * v_scale")),
     mistake("undivided_shared", SHARED, ("sums[i] / softmax.sum", "sums[i]")),
-    mistake("undivided_split", SPLIT, ("merged.value / merged.sum", "merged.value")),
+    mistake("undivided_split", SPLIT, ("sums[q][k] / total", "sums[q][k]")),
     mistake("unscaled", SPLIT, ("rsqrtf(static_cast<float>(HEAD_SIZE)) * ", "")),
-    mistake("merge_forgets_maximum", SPLIT, ("exp2_fast(part.largest - merged.largest)", "1.0f")),
+    mistake("undivided_gqa", GQA, ("merged.value / merged.sum", "merged.value")),
+    mistake("merge_forgets_maximum", GQA, ("exp2_fast(part.largest - merged.largest)", "1.0f")),
+    mistake(
+        "splits_forget_maximum",
+        SPLIT,
+        ("exp2_fast(load_from_others(partials.largest + first + mine) - largest)", "1.0f"),
+    ),
     mistake("tile_forgets_to_shrink", GQA, ("results.out[column][m][i] *= shrink[i % 2];", ";")),
     mistake("softmax_forgets_to_shrink", UNCOALESCED, ("sum = sum * shrink + ", "sum = sum + ")),
     # Which head, which query, which token.
