@@ -170,6 +170,8 @@ class CudaDevice:
             raise
         except Exception as error:
             self.still_alive(error)
+            if "out of memory" in str(error).lower():
+                self._return_memory()
             raise PointError(f"{type(error).__name__}: {_first_line(error)}") from error
         return Prepared(point, handle.launches, operation.kernel, operation.kernel_hash, handle)
 
@@ -280,10 +282,14 @@ class CudaDevice:
             for each in prepared:
                 _forget(each.handle)
             if self.memory_used_bytes() > RESERVE_BYTES:
-                self._cupy.get_default_memory_pool().free_all_blocks()
-                self._torch.cuda.empty_cache()
+                self._return_memory()
         except Exception as error:
             raise DeviceError(f"the GPU failed: {_first_line(error)}") from error
+
+    def _return_memory(self) -> None:
+        """What both allocators hold in reserve goes back to the card."""
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        self._torch.cuda.empty_cache()
 
     def release_handle(self, handle: Handle) -> None:
         """As ``release``, of something captured by hand."""

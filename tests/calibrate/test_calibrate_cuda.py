@@ -153,6 +153,30 @@ def test_a_failed_capture_leaves_the_device_usable(gpu: CudaDevice, monkeypatch:
     assert gpu.replay([gpu.prepare(POINTS[0])])[0] > 0
 
 
+def test_after_running_out_of_memory_reserves_are_given_back(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[str] = []
+    monkeypatch.setattr(gpu.torch.cuda, "empty_cache", lambda: given_back.append("torch"))
+    monkeypatch.setattr(gpu._cupy.get_default_memory_pool(), "free_all_blocks", lambda: given_back.append("cupy"))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
+
+    monkeypatch.setattr(FakeTorch, "mm", fails)
+    with pytest.raises(PointError, match=r"out of memory. Tried to allocate 20.00 GiB$"):
+        gpu.prepare(POINTS[0])
+    assert given_back == ["cupy", "torch"]
+
+
+def test_large_reserves_are_given_back_between_batches(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[str] = []
+    monkeypatch.setattr(gpu.torch.cuda, "empty_cache", lambda: given_back.append("torch"))
+    gpu.release([gpu.prepare(POINTS[0])])
+    assert given_back == []
+    gpu.torch.cuda.used_bytes = 30 << 30
+    gpu.release([gpu.prepare(POINTS[0])])
+    assert given_back == ["torch"]
+
+
 def test_a_dead_gpu_is_told_from_a_bad_point(gpu: CudaDevice) -> None:
     prepared = gpu.prepare(POINTS[0])
     gpu.torch.cuda.broken = True
