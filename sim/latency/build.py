@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,17 @@ from sim.latency.base import StepCost
 from sim.latency.constant import ConstantCost
 from sim.latency.kind import latency_kind
 from sim.latency.memory import load_model_and_gpu
+from sim.latency.operators import Efficiency
+from sim.latency.parallel import Link
 from sim.latency.profile.library import find_profile
 from sim.latency.roofline import RooflineCost
 from sim.latency.work import WorkModel
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig, LatencyConfig
+
+LINK_LATENCY_US = 20.0
+"""Of a collective over a link that is stated rather than measured."""
 
 
 def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> StepCost:
@@ -30,12 +36,25 @@ def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path
             raise InputError("latency.step_s: kind constant needs the time of a step, for example step_s: 0.05")
         return ConstantCost(round(latency.step_s * 1e9))
     model, gpu = load_model_and_gpu(engine, base_dir)
+    host_ms, link = latency.host_overhead_ms, _link(latency)
     if kind == "roofline":
-        return RooflineCost(model, gpu, engine, host_overhead_ms=latency.host_overhead_ms)
+        if link is None:
+            return RooflineCost(model, gpu, engine, host_overhead_ms=host_ms)
+        linked = replace(gpu, nvlink_bandwidth=link.bandwidth)
+        latency_s = link.latency_ns / 1e9
+        costs = Efficiency(link=1.0, nvlink_latency_s=latency_s, nvlink_hop_s=0.0)
+        return RooflineCost(model, linked, engine, host_overhead_ms=host_ms, efficiency=costs)
     from sim.latency.profile.cost import ProfileCost
 
     found = find_profile(latency.profile, gpu, base_dir)
-    return ProfileCost(found, model, gpu, engine, host_overhead_ms=latency.host_overhead_ms)
+    return ProfileCost(found, model, gpu, engine, host_overhead_ms=host_ms, link=link)
+
+
+def _link(latency: LatencyConfig) -> Link | None:
+    if latency.link_bandwidth_gb_s is None:
+        return None
+    latency_us = LINK_LATENCY_US if latency.link_latency_us is None else latency.link_latency_us
+    return Link(latency_us * 1e3, latency.link_bandwidth_gb_s * 1e9)
 
 
 def build_work_model(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> WorkModel | None:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sim.errors import Problem
 from sim.latency.models import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How GPUs of a machine are linked, as stated: latency of a collective and bytes/s per direction."""
+
+    latency_ns: float
+    bandwidth: float
 
 
 def kv_heads_per_gpu(num_kv_heads: int, tensor_parallel_size: int) -> int:

@@ -12,7 +12,13 @@ from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig
 
 _ENGINE = ("engine",)
 
-LATENCY_KEYS = {"step_s": ("constant",), "profile": ("profile",), "host_overhead_ms": ("roofline", "profile")}
+LATENCY_KEYS = {
+    "step_s": ("constant",),
+    "profile": ("profile",),
+    "host_overhead_ms": ("roofline", "profile"),
+    "link_bandwidth_gb_s": ("roofline", "profile"),
+    "link_latency_us": ("roofline", "profile"),
+}
 """Keys of ``latency`` and the kinds that read them."""
 
 
@@ -117,6 +123,10 @@ def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings:
             if kind not in kinds:
                 belongs = " or ".join(kinds)
                 findings.unused(latency, path, key, f"it belongs to `kind: {belongs}`, and this is `kind: {kind}`")
+    if kind != "constant" and latency.link_bandwidth_gb_s is None:
+        findings.unused(latency, path, "link_latency_us", "there is no `link_bandwidth_gb_s`")
+    elif kind != "constant" and engine is not None and engine.tensor_parallel_size * engine.pipeline_parallel_size == 1:
+        findings.unused(latency, path, "link_bandwidth_gb_s", "a replica has one GPU")
     if latency.kind == "constant" and engine is not None and engine.pipeline_parallel_size > 1:
         stages = engine.pipeline_parallel_size
         findings.note(

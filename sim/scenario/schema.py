@@ -319,6 +319,11 @@ class LatencyConfig(Strict):
     """``profile``: a built-in profile's name or a profile file; null = the one that comes with the GPU."""
     host_overhead_ms: NonNegativeFloat | None = None
     """``roofline`` and ``profile``: host time per step; null = the model's stated default."""
+    link_bandwidth_gb_s: PositiveFloat | None = None
+    """GB/s per direction between the GPUs of a replica, where they are linked otherwise than the profile's or the GPU
+    preset's (PCIe without peer access, NVLink that fell back); replaces measured collectives. null = as they are."""
+    link_latency_us: NonNegativeFloat | None = None
+    """With ``link_bandwidth_gb_s``: what a collective takes beside its bytes; null = 20."""
     client_overhead_ms: NonNegativeFloat | None = None
     """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
     for ``profile``, 0 otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -53,6 +54,22 @@ def test_profiles_that_are_not_there_or_of_another_gpu_are_refused() -> None:
         build_step_cost(ENGINE, LatencyConfig(profile="h100_sxm"))
     with pytest.raises(InputError, match=r"measured on h100-sxm, but engine\.gpu is a100-80gb-sxm"):
         build_step_cost(ENGINE, LatencyConfig(profile="h100-sxm"))
+
+
+@pytest.mark.parametrize("kind", ["roofline", "profile"])
+def test_a_stated_link_replaces_the_machines(kind: Literal["roofline", "profile"]) -> None:
+    shape = StepShape(
+        num_prefills=1, num_prefill_tokens=1024, prefill_context_tokens=1024, prefill_attention_pairs=1 << 20
+    )
+    engine = ENGINE.model_copy(update={"tensor_parallel_size": 2})
+    slow, slower = (
+        build_step_cost(engine, LatencyConfig(kind=kind, link_bandwidth_gb_s=rate, link_latency_us=50))
+        for rate in (16.0, 8.0)
+    )
+    payload = 1024 * 4096 * 2
+    passes = (2 * 32 + 1) * payload
+    assert slower.gpu_ns(shape) - slow.gpu_ns(shape) == pytest.approx(passes / 16e9 * 1e9, rel=0.02)
+    assert build_step_cost(engine, LatencyConfig(kind=kind)).gpu_ns(shape) < slow.gpu_ns(shape)
 
 
 def test_names_and_splits_are_checked() -> None:

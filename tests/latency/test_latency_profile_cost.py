@@ -294,6 +294,36 @@ def test_splitting_over_gpus_is_faster_for_large_steps_and_costs_communication()
         assert one.gpu_ns(shape) / 4 < four.gpu_ns(shape) < one.gpu_ns(shape)
 
 
+def test_experts_of_a_near_number_format_but_the_very_shape_come_first() -> None:
+    shape = (4096, 14336, 8, 2, 1, 1)
+    wrong: list[Any] = [("fp8", 4096, 7168, 64, 6, 1, 1), ("bfloat16", *shape)]
+    profile = hand_made(moe=wrong)
+    curves = tuple(
+        each.model_copy(update={"time_ns": tuple(9 * time for time in each.time_ns)}) if each.key[0] == "fp8" else each
+        for each in profile.operators["moe"].curves
+    )
+    operators = {**profile.operators, "moe": profile.operators["moe"].model_copy(update={"curves": curves})}
+    model = cost(
+        profile.model_copy(update={"operators": operators}), model="mixtral-8x7b", dtype="fp8", max_model_len=64
+    )
+    plain = cost(hand_made(moe=wrong[1:]), model="mixtral-8x7b", dtype="fp8", max_model_len=64)
+    assert model.breakdown(decodes(4, 64))["experts"] == plain.breakdown(decodes(4, 64))["experts"]
+
+
+def test_a_dip_in_a_table_of_matrices_is_the_most_that_fewer_tokens_take() -> None:
+    profile = hand_made()
+    curves = tuple(
+        each.model_copy(
+            update={"time_ns": tuple(t * (1.5 if at == 16 else 1) for at, t in zip(each.at, each.time_ns, strict=True))}
+        )
+        for each in profile.operators["gemm"].curves
+    )
+    operators = {**profile.operators, "gemm": profile.operators["gemm"].model_copy(update={"curves": curves})}
+    bumpy, plain = cost(profile.model_copy(update={"operators": operators})), cost()
+    assert bumpy.breakdown(decodes(16, 64))["matrices"] <= bumpy.breakdown(decodes(64, 64))["matrices"]
+    assert plain.breakdown(decodes(64, 64))["matrices"] == bumpy.breakdown(decodes(64, 64))["matrices"]
+
+
 def test_experts() -> None:
     """Few tokens touch few experts; whole experts on each GPU are read by fewer of them."""
     mixtral = built_in("h100-sxm", model="mixtral-8x7b", tensor_parallel_size=2)

@@ -17,6 +17,7 @@ import numpy as np
 from sim.latency.base import StepShape
 from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
+from sim.latency.parallel import Link
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
@@ -30,9 +31,10 @@ from sim.latency.tables import Rate, Table
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-HOST_STEP_NS = 1_000_000
-HOST_REQUEST_NS = 8_000
-"""Host time of a step and of each request in it, where the profile has none: see ``roofline``."""
+HOST_STEP_NS = 700_000
+HOST_REQUEST_NS = 36_000
+"""Host time of a step and of each request in it, where the profile has none. Fitted on the training half of the public
+Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows): ``docs/accuracy.md``."""
 SWAP_EFFICIENCY = 0.7
 """Share of the PCIe bandwidth that copies of KV blocks reach."""
 
@@ -50,6 +52,7 @@ class ProfileCost:
         engine: EngineConfig,
         *,
         host_overhead_ms: float | None = None,
+        link: Link | None = None,
     ) -> None:
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
@@ -58,7 +61,7 @@ class ProfileCost:
         self.precision = precision = resolve_precision(engine, gpu)
         self.pipeline_stages = pp
         ep = tp if engine.enable_expert_parallel and model.num_experts else 1
-        self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, ep)
+        self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, link, ep)
         self._eager = engine.enforce_eager
         self._graphs = [] if engine.enforce_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
         self._knots = context_knots(engine.max_model_len)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.latency.models import ModelSpec
-from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
+from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.file import Device, Key, Profile
 from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
@@ -42,6 +42,8 @@ SAMPLER_BYTES_PER_LOGIT = 24.0
 STEP_NS = 250_000.0
 """Kernels of a step outside its layers that no table holds: copies of the inputs, slot mapping, attention's plan, cast
 and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
+GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float64)
+"""Numbers of tokens that a smaller number's time is held against."""
 L2_SHARE = 1.2
 """KV of this many times the L2 cache's size comes from memory however often a benchmark repeats."""
 MIXED_CHUNK = 512
@@ -67,6 +69,8 @@ class ProfiledOperators:
     precision: Precision
     tp: int
     pp: int
+    link: Link | None = None
+    """What replaces the measured collectives, where the machine's GPUs are linked another way."""
     ep: int = 1
     """GPUs that experts are spread over whole; 1 = each expert is split over the ``tp`` GPUs."""
     stand_ins: dict[str, str] = field(default_factory=dict)
@@ -88,7 +92,10 @@ class ProfiledOperators:
 
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
         """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
-        for candidate in _near_keys(key, dtype_places):
+        candidates = _near_keys(key, dtype_places)
+        if operator == "moe":  # kernels tuned for a shape differ from others by a multiple: the shape comes first
+            candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
+        for candidate in candidates:
             if self.predictor.has(operator, candidate):
                 if candidate != key:
                     used = "/".join(str(candidate[place]) for place in dtype_places)
@@ -100,12 +107,18 @@ class ProfiledOperators:
     # -- matrices ---------------------------------------------------------------------------------
 
     def linear_ns(self, tokens: Floats, n: int, k: int, dtype: str | None = None) -> Floats:
-        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens."""
+        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens.
+
+        No more than the time of any larger number of tokens: where a table says so, it is its noise, or a choice of
+        kernel that differs from release to release.
+        """
         key = (dtype or self.precision.weights, n, k)
-        times = self._times("gemm", key, (0,), np.maximum(tokens, 1.0))
+        sizes, place = np.unique(np.concatenate([np.maximum(tokens, 1.0), GEMM_SIZES]), return_inverse=True)
+        times = self._times("gemm", key, (0,), sizes)
         if times is None:
             raise LookupError(f"profile {self.profile.name} has no gemm")
-        return np.where(tokens > 0, times, 0.0)
+        padded = np.minimum.accumulate(times[::-1])[::-1]
+        return np.where(tokens > 0, padded[place[: len(tokens)]], 0.0)
 
     def attention_projections_ns(self, tokens: Floats) -> Floats:
         """QKV and output projection of one layer."""
@@ -185,6 +198,10 @@ class ProfiledOperators:
 
     def collective_ns(self, operator: str, payload: Floats) -> Floats:
         """A collective over the ``tp`` GPUs: vLLM's own where it was measured, else NCCL, else the link's bandwidth."""
+        if self.link is not None:
+            passes = 2.0 if operator == "all_reduce" else 1.0
+            share = passes * (self.tp - 1) / self.tp
+            return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
         known = [
             self.predictor.times_ns(operator, (implementation, self.tp), payload)
             for implementation in ("custom", "nccl")

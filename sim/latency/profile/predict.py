@@ -47,6 +47,11 @@ class Predictor:
         """Whether ``times_ns`` has curves to go by for this key: some that share what must be shared."""
         return self._curves(operator) is not None and self._exactly(operator, key) is not None
 
+    def has_exactly(self, operator: str, key: Key) -> bool:
+        """Whether this very key was measured."""
+        curves = self._curves(operator)
+        return curves is not None and key in curves.keys
+
     def time_ns(self, operator: str, key: Key, at: int) -> float:
         """One launch at one place of the axis, nanoseconds."""
         return float(self.times_ns(operator, key, np.array([float(at)]))[0])
@@ -145,6 +150,7 @@ class _Curves:
         self._numbers = sorted(numbers, key=lambda name: name not in FIRST_FIELDS)
         self._names = layout.key
         self.groups: dict[Key, _Group] = {}
+        self.keys = {curve.key for curve in measured.curves}
         for curve in measured.curves:
             fields = dict(zip(layout.key, curve.key, strict=True))
             at = np.array(curve.at, dtype=np.float64)
