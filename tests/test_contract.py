@@ -42,6 +42,7 @@ workload:
       output_tokens: {dist: fixed, value: 20}
       sessions: {turns: 3, think_time_s: 0.4}
 cluster: {replicas: 2, router: least_outstanding}
+latency: {client_overhead_ms: 0}  # so that tokens are seen at the very end of their steps
 engine:
   model: llama-2-7b
   gpu: a100-80gb-sxm
@@ -371,7 +372,7 @@ def test_every_problem_is_told_at_once_with_its_place(tmp_path: Path) -> None:
     assert process.returncode == 2
     lines = process.stderr.splitlines()
     assert any(line.startswith("broken.yaml:8:") and "rate" in line for line in lines)
-    assert any(line.startswith("broken.yaml:30:") and "did you mean `max_model_len`" in line for line in lines)
+    assert any(line.startswith("broken.yaml:31:") and "did you mean `max_model_len`" in line for line in lines)
 
 
 def test_a_failed_simulation_exits_with_1(tmp_path: Path) -> None:
