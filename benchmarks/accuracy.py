@@ -2,9 +2,11 @@
 
     python -m benchmarks.accuracy [--data DIR] [--quick] [--jobs N] [--page docs/accuracy.md] [--check]
     python -m benchmarks.accuracy --profile A --profile B [--scenario FILE.yaml]
+    python -m benchmarks.accuracy --data DIR --fit-host
 
 The first prints ``docs/accuracy.md``, and writes it with ``--page``. Without the data only single operators are scored.
-The second shows what two profiles predict of a scenario and which operator makes the difference.
+The second shows what two profiles predict of a scenario and which operator makes the difference, the third
+fits the time that the host takes on the half of one set that is kept for it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from datetime import date
 from pathlib import Path
 
 import sim
+from benchmarks.accuracy_host import fit_host
 from benchmarks.accuracy_operators import ProfileScore, operator_scores
 from benchmarks.accuracy_page import page, plain
 from benchmarks.accuracy_runs import Outcome, predict_all
@@ -81,6 +84,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few experiments of each set, two profiles")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page there as well")
+    parser.add_argument("--fit-host", action="store_true", help="fit the host's time on its training half instead")
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 where a bar is missed by more than its margin"
     )
@@ -106,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sets = read_sets(options.data or DATA)
     if not sets.experiments:
         print(f"no measured sets under {options.data or 'the default folder'}: single operators only", file=sys.stderr)
+    if options.fit_host:
+        print(fit_host(sets.experiments, options.jobs))
+        return 0
     started = time.perf_counter()
     outcomes = predict_all(some(sets.experiments) if options.quick else sets.experiments, options.jobs)
     operators = operator_scores(quick=options.quick)

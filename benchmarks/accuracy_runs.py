@@ -9,13 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks.accuracy_sets import Experiment, Link
+from benchmarks.accuracy_sets import Experiment
 from sim.errors import InputError, SimulationError
-
-if TYPE_CHECKING:
-    from sim.latency.profile.file import Profile
 
 
 @dataclass(frozen=True)
@@ -32,23 +28,6 @@ class Outcome:
         return None if value is None else value / self.experiment.measured[key] - 1.0
 
 
-def with_link(profile: Profile, link: Link, num_gpus: int) -> Profile:
-    """The profile with one curve each for all-reduce and all-gather: the link's fixed time and bandwidth.
-
-    A ring sends 2 (n - 1) / n of the payload over each link for an all-reduce, half of that for an all-gather.
-    """
-    from sim.latency.profile.file import Curve, Operator
-
-    sizes = [1024 << power for power in range(18)]
-    operators = dict(profile.operators)
-    for name, share in (("all_reduce", 2.0), ("all_gather", 1.0)):
-        share *= (num_gpus - 1) / num_gpus
-        times = tuple(1e9 * (link.start_s + size * share / link.bytes_per_s) for size in sizes)
-        curve = Curve(key=("nccl", num_gpus), at=tuple(sizes), time_ns=times)
-        operators[name] = Operator(kernel="NCCL", origin="start and bandwidth of a link", curves=(curve,))
-    return profile.model_copy(update={"operators": operators, "name": f"{profile.name}-link"})
-
-
 def predict(experiment: Experiment) -> Outcome:
     """Simulate one experiment."""
     import sim
@@ -60,10 +39,6 @@ def predict(experiment: Experiment) -> Outcome:
             path = folder / "trace.csv"
             path.write_text(experiment.trace, encoding="utf-8")
             scenario["workload"]["trace"]["path"] = str(path)
-        if experiment.link is not None:
-            path = folder / "profile.json"
-            _save_with_link(path, experiment.link, scenario["engine"])
-            scenario["latency"]["profile"] = str(path)
         try:
             summary = sim.simulate(scenario).summary
         except (InputError, SimulationError) as error:
@@ -72,15 +47,6 @@ def predict(experiment: Experiment) -> Outcome:
     if missing:
         return Outcome(experiment, failure=f"the run has no {', '.join(missing)}")
     return Outcome(experiment, {key: float(summary[key]) for key in experiment.measured})
-
-
-def _save_with_link(path: Path, link: Link, engine: dict[str, object]) -> None:
-    from sim.latency.gpus import GPUS
-    from sim.latency.profile.file import save_profile
-    from sim.latency.profile.library import find_profile
-
-    found = find_profile(None, GPUS[str(engine["gpu"])])
-    save_profile(with_link(found.profile, link, int(str(engine["tensor_parallel_size"]))), path)
 
 
 def predict_all(experiments: Sequence[Experiment], jobs: int = 1) -> list[Outcome]:

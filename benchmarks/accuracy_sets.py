@@ -35,16 +35,9 @@ LLAMA, MINIMAX, QWEN = "Llama-3.1-70B FP8, H100", "MiniMax-M2.5 FP8, H100", "Qwe
 RTX_LLAMA, RTX_QWEN = "Llama-3.1-8B, RTX PRO 6000", "Qwen3-32B TP 2, RTX PRO 6000"
 RTX_QWEN_LINK = f"{RTX_QWEN}, link as its owners state"
 
-THINK_TIME_S = 0.01
-"""Qwen3-32B on H100: from the end of a client's request to the arrival of its next one."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """An all-reduce between two GPUs: a fixed time and a bandwidth, in place of a profile's curves."""
-
-    start_s: float
-    bytes_per_s: float
+OWNERS_LINK = {"link_bandwidth_gb_s": 16.0, "link_latency_us": 20.0}
+"""Between the two RTX PRO 6000: ``link_bw`` and ``link_latency`` in LLMServingSim's own configuration of this run
+(``bench/examples/configs/Qwen3-32B.json`` when the run was published)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,6 @@ class Experiment:
     measured: Mapping[str, float]
     trace: str | None = None
     """Content of the generic trace (CSV) that the scenario replays."""
-    link: Link | None = None
     is_training: bool = False
     """Of the half that an assumption was chosen on: not scored."""
 
@@ -151,13 +143,13 @@ def _rows(table: list[dict[str, str]]) -> Iterator[_Row]:
         )
 
 
-def closed_loop(row: _Row, lengths: tuple[Scenario, Scenario], think_time_s: float, engine: Scenario) -> Scenario:
+def closed_loop(row: _Row, lengths: tuple[Scenario, Scenario], engine: Scenario) -> Scenario:
     """Ten requests per client, all clients starting at once; every request counts."""
     return {
         "name": row.name,
         "workload": {
             "requests": 10 * row.concurrency,
-            "arrival": {"process": "closed_loop", "concurrency": row.concurrency, "think_time_s": think_time_s},
+            "arrival": {"process": "closed_loop", "concurrency": row.concurrency},
             "input_tokens": lengths[0],
             "output_tokens": lengths[1],
         },
@@ -181,7 +173,7 @@ def llama_point(row: _Row) -> Scenario:
         "max_num_batched_tokens": 8192,
         "max_model_len": 10240,
     }
-    return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), 0.0, settings)
+    return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
 
 
 def minimax_point(row: _Row) -> Scenario:
@@ -194,7 +186,7 @@ def minimax_point(row: _Row) -> Scenario:
         "max_num_batched_tokens": 8192,
         "max_model_len": row.isl + row.osl + 200,
     }
-    return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), 0.0, settings)
+    return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
 
 
 def qwen_point(row: _Row) -> Scenario:
@@ -206,7 +198,7 @@ def qwen_point(row: _Row) -> Scenario:
         "max_num_batched_tokens": row.isl + 1500 + row.concurrency,
         "max_model_len": row.isl + row.osl + 1500,
     }
-    return closed_loop(row, (_fixed(row.isl), _fixed(row.osl)), THINK_TIME_S, settings)
+    return closed_loop(row, (_fixed(row.isl), _fixed(row.osl)), settings)
 
 
 def add_fixed_concurrency(sets: Sets, table: list[dict[str, str]]) -> None:
@@ -255,9 +247,6 @@ def add_fixed_concurrency(sets: Sets, table: list[dict[str, str]]) -> None:
 STATISTICS = ("mean", "p50", "p90", "p99")
 METRICS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
 RUNS = {"Llama-3.1-8B": ("llama-3.1-8b", RTX_LLAMA), "Qwen3-32B": ("qwen3-32b", RTX_QWEN)}
-OWNERS_LINK = Link(start_s=20e-6, bytes_per_s=16e9)
-"""Of the two RTX PRO 6000: `link_latency` and `link_bw` in LLMServingSim's own configuration of this run
-(``bench/examples/configs/Qwen3-32B.json`` when the run was published)."""
 
 
 def statistics_ms(seconds: Mapping[str, list[float]]) -> dict[str, float]:
@@ -285,9 +274,8 @@ def add_runs(sets: Sets, table: list[dict[str, str]], data: Path) -> None:
         sets.experiments.append(experiment)
         if meta["engine_kwargs"]["tensor_parallel_size"] == 2:
             scenario = deepcopy(experiment.scenario)
-            sets.experiments.append(
-                Experiment(RTX_QWEN_LINK, run, scenario, measured, experiment.trace, link=OWNERS_LINK)
-            )
+            scenario["latency"].update(OWNERS_LINK)
+            sets.experiments.append(Experiment(RTX_QWEN_LINK, run, scenario, measured, experiment.trace))
 
 
 def _trace(rows: list[dict[str, str]]) -> str:
@@ -313,6 +301,6 @@ def _replay(run: str, model: str, told: Mapping[str, Any]) -> Scenario:
             "max_num_batched_tokens": told["max_num_batched_tokens"],
             "max_model_len": 16384,
         },
-        "latency": {"kind": "profile"},
+        "latency": {"kind": "profile", "client_overhead_ms": 0},  # the times are the engine's own
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }

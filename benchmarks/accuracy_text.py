@@ -12,11 +12,9 @@ from benchmarks.accuracy_sets import (
     RTX_LLAMA,
     RTX_QWEN,
     RTX_QWEN_LINK,
-    THINK_TIME_S,
 )
 
 WIDTH = 140
-THINK_MS = f"{THINK_TIME_S * 1e3:g} ms"
 
 
 def flow(text: str, indent: str = "") -> str:
@@ -37,56 +35,59 @@ ABOUT: dict[str, str] = {
         SemiAnalysisAI/InferenceX): each client sends its next request when its last one ended, ten requests per
         client, all start at once and every request counts; lengths uniform from 0.8 times the stated length up to
         it, in and out; `max_num_seqs` = clients, `max_num_batched_tokens` 8,192, `max_model_len` 10,240,
-        asynchronous scheduling, no prefix cache. That the points are of that sweep is read off aiconfigurator's
-        own file, which names it. The engine's version is not recorded. The script asks for an FP8 KV cache; the
+        asynchronous scheduling, no prefix cache. That the points are of that sweep is read off aiconfigurator's own
+        file, which names it. The engine's version is not recorded. The script asks for an FP8 KV cache; the
         queueing that was measured at TP 2 (59 s at 64 clients, 8,192 in) fits 16-bit KV only, so that is assumed.""",
     MINIMAX: """
         Client as above, engine as in `minimaxm2.5_fp8_h100.sh` of the same repository: TP 4 with expert
         parallelism, `max_num_seqs` 256, else vLLM 0.18's defaults (`max_num_batched_tokens` 8,192, asynchronous
-        scheduling). The script captures CUDA graphs piecewise only, so attention is launched from the host; that
-        is not modelled.""",
-    QWEN: f"""
+        scheduling). The script captures CUDA graphs piecewise only, so attention is launched from the host; that is
+        not modelled.""",
+    QWEN: """
         vLLM 0.12, which scheduled asynchronously only when asked (default since 0.14: release notes, pull request
-        27614). The client is not recorded; assumed are fixed lengths, ten requests per client and {THINK_MS} from
-        the end of a client's request to the arrival of its next one. Engine as the generator of vLLM benchmarks
-        in ai-dynamo/aiconfigurator sets it (`rule_plugin/benchmark/vllm.rule`): `max_num_batched_tokens` =
-        clients + input + 1,500, `max_model_len` = input + output + 1,500. The {THINK_MS} were chosen among 0, 5,
-        10 and 20 by the TTFT of the training half, which is drawn with a fixed seed and not in the scores.""",
+        27614). The client is not recorded; assumed are fixed lengths, ten requests per client, the next request
+        sent when the last one ended. Engine as the generator of vLLM benchmarks in ai-dynamo/aiconfigurator sets it
+        (`rule_plugin/benchmark/vllm.rule`): `max_num_batched_tokens` = clients + input + 1,500, `max_model_len` =
+        input + output + 1,500. Half of the points, drawn with a fixed seed, are for training (host time, see above;
+        pauses of 5, 10 and 20 ms between a client's requests were tried on them and fitted TTFT worse than none).
+        They are in the table below and not in the scores.""",
     RTX_LLAMA: """
         300 requests of ShareGPT at 10/s on vLLM 0.19.0, replayed with each request's own arrival at the engine
         (`queued_ts`), its lengths, and the settings in the run's own file (`max_num_seqs` 128,
         `max_num_batched_tokens` 2,048); asynchronous scheduling, as is the default of that version. Built-in
         profile `rtx-pro-6000`.""",
     RTX_QWEN: """
-        As above, TP 2 over PCIe. The all-reduce of the built-in profile was measured on another server, whose
-        GPUs reach each other directly. Full steps of 2,048 tokens, whose length the first tokens of this run give
-        away, show what this server lacks: they take 86 ms longer than was predicted, with 16, 64 and 110 decodes
-        alike. That is 0.67 ms for each of 128 all-reduces of 21 MB: 16 GB/s instead of 35.""",
+        As above, TP 2 over PCIe. The all-reduce of the built-in profile was measured on another server, whose GPUs
+        reach each other directly. Full steps of 2,048 tokens, whose length the first tokens of this run give away,
+        show what this server lacks: they take 86 ms longer than was predicted, with 16, 64 and 110 decodes alike.
+        That is 0.67 ms for each of 128 all-reduces of 21 MB: 16 GB/s instead of 35.""",
     RTX_QWEN_LINK: f"""
-        The same run, the profile's all-reduce replaced by the link that LLMServingSim's own configuration of this
-        run states (`link_bw` {OWNERS_LINK.bytes_per_s / 1e9:g} GB/s, `link_latency` {OWNERS_LINK.start_s * 1e6:g}
-        us; `bench/examples/configs/Qwen3-32B.json`, commit 9692a58). It is not fitted here. With IOMMU and ACS
-        off they later measured on that machine what the built-in profile has
-        (`profiler/perf/RTXPRO6000/hardware.yaml`).""",
+        The same run with the link that LLMServingSim's own configuration of this run states (`link_bw`
+        {OWNERS_LINK["link_bandwidth_gb_s"]:g} GB/s, `link_latency` {OWNERS_LINK["link_latency_us"]:g} us;
+        `bench/examples/configs/Qwen3-32B.json`, commit 9692a58), as `latency.link_bandwidth_gb_s` and
+        `link_latency_us`. It is not fitted here. With IOMMU and ACS off they later measured on that machine what
+        the built-in profile has (`profiler/perf/RTXPRO6000/hardware.yaml`).""",
 }
 
-FITTED = f"""
-    No constant of the cost model is fitted to any of these sets. One assumption about a client is: the {THINK_MS}
-    between a client's requests in the Qwen3-32B set, chosen on its training half."""
+FITTED = """
+    One thing in the cost model is fitted to measurements of whole engines: the default of the host's time per step
+    and per request in it, on the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR
+    --fit-host` repeats it). Everything scored here is validation."""
 
 HONEST = (
     """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
     assumption shows in TTFT first, as how many prompts share a step, in TPOT hardly.""",
-    """**Host time.** vLLM 0.12 waits for the host in every step. The Qwen3-32B set is too fast by about the same time
-    at 64 and 128 clients whatever the tensor parallelism, so the host takes longer per request than the default
-    says (some 36 us instead of 8, and 0.7 ms per step instead of 1). Asynchronous scheduling, the default since
-    0.14, hides that behind the GPU.""",
-    """**Matrices of few rows.** On H100 with TP 2 and 16 to 48 rows the profile's curves lie above those at 96 rows,
-    and predictions are too slow by 1 to 2 ms there; Llama-3.1-70B at 4 to 8 clients likewise.""",
+    """**Host time.** vLLM 0.12 waits for the host in every step, about 40 us for each request. How long the host of
+    another version or another machine takes is not known; asynchronous scheduling, the default since 0.14, hides it
+    behind the GPU wherever steps are longer than that.""",
+    """**Small batches of FP8.** Llama-3.1-70B at TP 2 and 4 to 8 clients is predicted a few per cent too slow, at 64
+    clients too fast.""",
     """**All-reduce over 8 GPUs.** From 8 to 16 clients the measured step of Llama-3.1-70B at TP 8 grows by 2 ms, the
     predicted one by about half of that; 16 rows are 256 KiB, where vLLM's own all-reduce changes its algorithm.""",
-    """**Links.** All-reduce times come from one server per GPU. Two GPUs on PCIe that cannot reach each other directly
-    are half as fast; so far only a profile of one's own can say so.""",
+    """**Links.** All-reduce times come from one server per GPU. Two GPUs on PCIe that cannot reach each other
+    directly are half as fast; a scenario says so with `latency.link_bandwidth_gb_s`, the default cannot know.""",
+    """**KV cache.** At TP 2 and 128 clients of 4,096 tokens about 63 requests of Qwen3-32B ran at a time, predicted
+    are 68: that server had some 7 % less room for KV than vLLM's defaults leave. It shows in TTFT where requests queue.""",
     """**Unequal contexts.** Decode attention is charged by the batch's total context. Where few long requests run
     among short ones (the end of the Llama-3.1-8B run) the longest one holds the step up: 3 ms of 20 at 40 to 60
     requests.""",

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from benchmarks import accuracy
+from benchmarks.accuracy_host import fit, training
 from benchmarks.accuracy_operators import OperatorScore, ProfileScore, operator_scores
 from benchmarks.accuracy_page import experiment_table, page, run_table, score_table
-from benchmarks.accuracy_runs import Outcome, predict, predict_all, with_link
+from benchmarks.accuracy_runs import Outcome, predict, predict_all
 from benchmarks.accuracy_scores import BARS, MARGIN, Bar, score, scores, slices
 from benchmarks.accuracy_sets import (
     FIXED,
@@ -28,7 +29,6 @@ from benchmarks.accuracy_sets import (
     RTX_QWEN,
     RTX_QWEN_LINK,
     Experiment,
-    Link,
     Sets,
     read_sets,
     statistics_ms,
@@ -36,7 +36,6 @@ from benchmarks.accuracy_sets import (
 from benchmarks.accuracy_text import ABOUT, flow
 from sim.latency.profile.file import Error, load_profile
 from sim.latency.profile.library import BUILTIN
-from sim.latency.profile.predict import Predictor
 from sim.run import load
 
 COLUMNS = (
@@ -93,7 +92,7 @@ def test_every_row_is_scored_or_has_a_reason(data: Path) -> None:
 def test_points_become_the_scenarios_that_the_page_states(data: Path) -> None:
     llama = of(read_sets(data), LLAMA)[0].scenario
     assert llama["workload"]["requests"] == 30
-    assert llama["workload"]["arrival"] == {"process": "closed_loop", "concurrency": 3, "think_time_s": 0.0}
+    assert llama["workload"]["arrival"] == {"process": "closed_loop", "concurrency": 3}
     assert llama["workload"]["input_tokens"] == {"dist": "uniform", "low": 80, "high": 100}
     assert (llama["engine"]["max_num_seqs"], llama["engine"]["tensor_parallel_size"]) == (3, 4)
     qwen = of(read_sets(data), QWEN)[1].scenario
@@ -163,13 +162,36 @@ def test_what_cannot_be_simulated_says_why(data: Path) -> None:
     assert outcome.error("mean_tpot_ms") is None
 
 
-def test_a_link_takes_the_place_of_the_measured_all_reduce(data: Path) -> None:
-    profile = load_profile(BUILTIN / "rtx-pro-6000.json.gz")
-    slow = Predictor(with_link(profile, Link(start_s=20e-6, bytes_per_s=16e9), 2))
-    assert slow.time_ns("all_reduce", ("nccl", 2), 16 << 20) == pytest.approx(20e3 + (16 << 20) / 16, rel=1e-6)
-    assert not slow.has("all_reduce", ("custom", 2))
-    plain, linked = (predict(of(read_sets(data), group)[0]) for group in (RTX_QWEN, RTX_QWEN_LINK))
+def test_the_owners_link_is_stated_and_slower(data: Path) -> None:
+    experiments = [of(read_sets(data), group)[0] for group in (RTX_QWEN, RTX_QWEN_LINK)]
+    assert [each.scenario["latency"].get("link_bandwidth_gb_s") for each in experiments] == [None, 16.0]
+    plain, linked = (predict(each) for each in experiments)
     assert linked.predicted["mean_tpot_ms"] > plain.predicted["mean_tpot_ms"]
+
+
+def test_the_hosts_time_is_fitted_on_training_points_alone(data: Path) -> None:
+    experiments = read_sets(data).experiments
+    assert training(experiments) == []  # its one training point has too few tokens out
+    point = next(each for each in experiments if each.is_training)
+    workload = {**point.scenario["workload"], "output_tokens": {"dist": "fixed", "value": 1000}}
+    long = replace(point, scenario={**point.scenario, "workload": workload})
+    (chosen,) = training([*experiments[:2], long])
+    assert chosen.scenario["latency"]["host_overhead_ms"] == 0
+    assert "host_overhead_ms" not in long.scenario["latency"]
+
+
+def test_a_known_host_is_found_again_beside_an_outlier() -> None:
+    def at(clients: int, host_ms: float) -> Outcome:
+        arrival = {"process": "closed_loop", "concurrency": clients}
+        measured = {"mean_tpot_ms": 10.0 + host_ms}
+        return Outcome(Experiment(QWEN, "x", {"workload": {"arrival": arrival}}, measured), {"mean_tpot_ms": 10.0})
+
+    found = fit([*(at(clients, 0.5 + 0.03 * clients) for clients in (8, 16, 32, 64, 128)), at(32, 9.0)])
+    assert found.step_ms == pytest.approx(0.5, abs=0.02)
+    assert found.request_us == pytest.approx(30, rel=0.02)
+    assert "6 points" in str(found)
+    with pytest.raises(ValueError, match="too few"):
+        fit([at(8, 1.0)])
 
 
 # --- scores ------------------------------------------------------------------------------------
