@@ -87,7 +87,8 @@ HONEST = (
     """**Links.** All-reduce times come from one server per GPU. Two GPUs on PCIe that cannot reach each other
     directly are half as fast; a scenario says so with `latency.link_bandwidth_gb_s`, the default cannot know.""",
     """**KV cache.** At TP 2 and 128 clients of 4,096 tokens about 63 requests of Qwen3-32B ran at a time, predicted
-    are 68: that server had some 7 % less room for KV than vLLM's defaults leave. It shows in TTFT where requests queue.""",
+    are 68: that server had some 7 % less room for KV than vLLM's defaults leave. It shows in TTFT where requests
+    queue.""",
     """**Unequal contexts.** Decode attention is charged by the batch's total context. Where few long requests run
     among short ones (the end of the Llama-3.1-8B run) the longest one holds the step up: 3 ms of 20 at 40 to 60
     requests.""",
