@@ -34,20 +34,20 @@ def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path
     if kind == "constant":
         if latency.step_s is None:
             raise InputError("latency.step_s: kind constant needs the time of a step, for example step_s: 0.05")
-        return ConstantCost(round(latency.step_s * 1e9))
+        return ConstantCost(round(latency.step_s * latency.time_scale * 1e9), time_scale=latency.time_scale)
     model, gpu = load_model_and_gpu(engine, base_dir)
-    host_ms, link = latency.host_overhead_ms, _link(latency)
+    host_ms, link, scale = latency.host_overhead_ms, _link(latency), latency.time_scale
     if kind == "roofline":
         if link is None:
-            return RooflineCost(model, gpu, engine, host_overhead_ms=host_ms)
+            return RooflineCost(model, gpu, engine, host_overhead_ms=host_ms, time_scale=scale)
         linked = replace(gpu, nvlink_bandwidth=link.bandwidth)
         latency_s = link.latency_ns / 1e9
         costs = Efficiency(link=1.0, nvlink_latency_s=latency_s, nvlink_hop_s=0.0)
-        return RooflineCost(model, linked, engine, host_overhead_ms=host_ms, efficiency=costs)
+        return RooflineCost(model, linked, engine, host_overhead_ms=host_ms, efficiency=costs, time_scale=scale)
     from sim.latency.profile.cost import ProfileCost
 
     found = find_profile(latency.profile, gpu, base_dir)
-    return ProfileCost(found, model, gpu, engine, host_overhead_ms=host_ms, link=link)
+    return ProfileCost(found, model, gpu, engine, host_overhead_ms=host_ms, link=link, time_scale=scale)
 
 
 def _link(latency: LatencyConfig) -> Link | None:

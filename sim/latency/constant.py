@@ -14,8 +14,10 @@ class ConstantCost:
     kind = "constant"
     pipeline_stages = 1
 
-    def __init__(self, step_ns: int) -> None:
+    def __init__(self, step_ns: int, *, time_scale: float = 1.0) -> None:
+        """``time_scale`` is in ``step_ns`` already; ``describe`` tells it."""
         self.step_ns = max(1, step_ns)
+        self.time_scale = time_scale
 
     def gpu_ns(self, shape: StepShape) -> int:
         """``step_ns``."""
@@ -40,4 +42,5 @@ class ConstantCost:
             "estimate": False,
             "text": "every step takes the same time, as the scenario says",
             "step_s": self.step_ns / 1e9,
+            "time_scale": self.time_scale,
         }

@@ -43,25 +43,29 @@ class RooflineCost(TabulatedCost):
         *,
         host_overhead_ms: float | None = None,
         efficiency: Efficiency | None = None,
+        time_scale: float = 1.0,
     ) -> None:
-        """``host_overhead_ms`` replaces all of the default host time, its part per request included."""
+        """``host_overhead_ms`` replaces all of the default host time, its part per request included; ``time_scale``
+        multiplies all other times."""
         self.model = model
         self.gpu = gpu
         self.precision = resolve_precision(engine, gpu)
         self.efficiency = efficiency or Efficiency()
         self.enforce_eager = engine.enforce_eager
+        self.time_scale = time_scale
+        ns = time_scale * 1e9
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.operators = Operators(model, gpu, self.precision, tp, pp, self.efficiency)
         ops = self.operators
         parallel_ns = HOST_PARALLEL_NS if tp * pp > 1 else 0
         default_host = host_overhead_ms is None
         super().__init__(
-            tokens=Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1),
-            sampled=Table(lambda rows: ops.head_s(rows) / pp, engine.max_num_seqs, least_ns=0),
-            decode_context=Rate(ops.decode_attention_s() / pp * 1e9),
-            prefill_pairs=Rate(ops.prefill_pair_s() / pp * 1e9),
-            prefill_context=Rate(ops.prefill_context_s() / pp * 1e9),
-            swap=Rate(1e9 / (gpu.pcie_bandwidth * self.efficiency.link * tp * pp)),
+            tokens=Table(lambda tokens: self._tokens_s(tokens) * time_scale, engine.max_num_batched_tokens, least_ns=1),
+            sampled=Table(lambda rows: ops.head_s(rows) * time_scale / pp, engine.max_num_seqs, least_ns=0),
+            decode_context=Rate(ops.decode_attention_s() / pp * ns),
+            prefill_pairs=Rate(ops.prefill_pair_s() / pp * ns),
+            prefill_context=Rate(ops.prefill_context_s() / pp * ns),
+            swap=Rate(ns / (gpu.pcie_bandwidth * self.efficiency.link * tp * pp)),
             pipeline_stages=pp,
             host_step_ns=HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6),
             host_request_ns=HOST_REQUEST_NS if default_host else 0,
@@ -91,9 +95,9 @@ class RooflineCost(TabulatedCost):
             "prefill_attention": attention / ops.pp if shape.num_prefill_tokens else 0.0,
             "decode_attention": shape.decode_context_tokens * ops.decode_attention_s() / ops.pp,
             "head_and_sampler": float(ops.head_s(np.array([float(shape.num_sampled)]))[0]) / ops.pp,
-            "swap": self._swap.ns(shape.swap_bytes) / 1e9,
         }
-        return terms
+        scaled = {name: seconds * self.time_scale for name, seconds in terms.items()}
+        return {**scaled, "swap": self._swap.ns(shape.swap_bytes) / 1e9}
 
     def describe(self) -> dict[str, object]:
         """Kind, that it is an estimate, and every constant it stands on."""
@@ -109,6 +113,7 @@ class RooflineCost(TabulatedCost):
             "tensor_parallel_size": self.operators.tp,
             "pipeline_parallel_size": self.operators.pp,
             "efficiency": asdict(self.efficiency),
+            "time_scale": self.time_scale,
             "host_overhead_ms": self.host_step_ns / 1e6,
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
         }

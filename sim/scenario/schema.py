@@ -324,6 +324,9 @@ class LatencyConfig(Strict):
     preset's (PCIe without peer access, NVLink that fell back); replaces measured collectives. null = as they are."""
     link_latency_us: NonNegativeFloat | None = None
     """With ``link_bandwidth_gb_s``: what a collective takes beside its bytes; null = 20."""
+    time_scale: PositiveFloat = 1.0
+    """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Host
+    and client times stay."""
     client_overhead_ms: NonNegativeFloat | None = None
     """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
     for ``profile``, 0 otherwise."""

@@ -53,6 +53,7 @@ class ProfileCost:
         *,
         host_overhead_ms: float | None = None,
         link: Link | None = None,
+        time_scale: float = 1.0,
     ) -> None:
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
@@ -65,9 +66,11 @@ class ProfileCost:
         self._eager = engine.enforce_eager
         self._graphs = [] if engine.enforce_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
         self._knots = context_knots(engine.max_model_len)
-        self._layers = model.num_layers / pp
+        self.time_scale = time_scale
+        self._layers = time_scale * model.num_layers / pp
+        """What one layer's times are multiplied by."""
         self._tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
-        self._rows = Table(lambda rows: ops.head_ns(rows) / pp / 1e9, engine.max_num_seqs, least_ns=0)
+        self._rows = Table(lambda rows: ops.head_ns(rows) * time_scale / pp / 1e9, engine.max_num_seqs, least_ns=0)
         self._decode: dict[int, Segments] = {}
         self._mixed: dict[int, Segments] = {}
         self._decode_times: list[Floats] = []
@@ -78,7 +81,7 @@ class ProfileCost:
         self._context = Rate(ops.context_ns() * self._layers)
         self._query = Rate(ops.query_ns() * self._layers)
         self._launch_ns = round(LAUNCH_NS * self._layers)
-        self._swap = Rate(1e9 / (gpu.pcie_bandwidth * SWAP_EFFICIENCY * tp * pp))
+        self._swap = Rate(time_scale * 1e9 / (gpu.pcie_bandwidth * SWAP_EFFICIENCY * tp * pp))
         self._set_host(host_overhead_ms)
         for segments in (self._mixed_segments, self._prefill_segments):
             segments(1)  # so that ``describe`` knows every stand-in from the start
@@ -116,7 +119,7 @@ class ProfileCost:
             terms["send_receive"] = ops.send_receive_ns(sizes)
         if self._eager:
             terms["launches"] = np.maximum(ops.launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
-        return terms
+        return {name: times * self.time_scale for name, times in terms.items()}
 
     def _tokens_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
@@ -243,6 +246,7 @@ class ProfileCost:
                 for name, kinds in sorted(profile.errors.items())
             },
             "stand_ins": dict(sorted(self.operators.stand_ins.items())),
+            "time_scale": self.time_scale,
             "notes": list(self.notes),
             "model": self.model.name,
             "dtype": self.precision.weights,
