@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policies.priority import Priority
 from sim.engine.kv_cache import PrefixKVCache
-from sim.engine.request import Content
+from sim.engine.request import Content, Request, State
 from sim.engine.run_kv_cache import RunKVCache
 
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -82,3 +82,29 @@ def test_runs_decide_as_blocks_do(rows: list[tuple[Any, ...]], engine: dict[str,
         return steps, [request.num_recomputed_tokens for request in requests]
 
     assert decisions(RunKVCache) == decisions(PrefixKVCache)
+
+
+def test_the_order_of_free_blocks_matters_while_somebody_can_find_one() -> None:
+    kv = RunKVCache(20, 4)
+    request = Request(
+        row=0,
+        request_id="0",
+        arrival_ns=0,
+        num_prompt_tokens=16,
+        output_tokens=9,
+        max_tokens=9,
+        max_model_len=99,
+        content=Content(1),
+    )
+    kv.admit(request, [], 16)
+    kv.cache_blocks(request, 16)
+    request.state = State.PREEMPTED
+    kv.free(request)
+    assert not kv.forget_order()
+    assert len(kv.lookup(request)) == 3
+    kv.admit(request, kv.lookup(request), 16)
+    request.state = State.FINISHED
+    kv.free(request)
+    assert kv.forget_order()
+    assert not kv.lookup(request)
+    assert kv.num_free_blocks == 19
