@@ -100,7 +100,7 @@ def _fixed(tokens: int) -> Scenario:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Point:
     """One measured point of the file."""
 
     model: str
@@ -127,9 +127,9 @@ def _number(row: Mapping[str, str], key: str) -> int:
     return int(float(row[key] or 0))
 
 
-def _rows(table: list[dict[str, str]]) -> Iterator[_Row]:
+def _rows(table: list[dict[str, str]]) -> Iterator[Point]:
     for row in table:
-        yield _Row(
+        yield Point(
             model=row["model_path"],
             system=row["system"],
             precision=row["precision"],
@@ -143,7 +143,7 @@ def _rows(table: list[dict[str, str]]) -> Iterator[_Row]:
         )
 
 
-def closed_loop(row: _Row, lengths: tuple[Scenario, Scenario], engine: Scenario) -> Scenario:
+def closed_loop(row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario) -> Scenario:
     """Ten requests per client, all clients starting at once; every request counts."""
     return {
         "name": row.name,
@@ -164,7 +164,7 @@ def closed_loop(row: _Row, lengths: tuple[Scenario, Scenario], engine: Scenario)
     }
 
 
-def llama_point(row: _Row) -> Scenario:
+def llama_point(row: Point) -> Scenario:
     """Settings of InferenceMAX's script for this model (``70b_fp8_h100_slurm.sh``), KV in 16 bits."""
     settings = {
         "model": "llama-3.1-70b",
@@ -176,7 +176,7 @@ def llama_point(row: _Row) -> Scenario:
     return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
 
 
-def minimax_point(row: _Row) -> Scenario:
+def minimax_point(row: Point) -> Scenario:
     """Settings of InferenceX's script for this model (``minimaxm2.5_fp8_h100.sh``), the rest vLLM's defaults."""
     settings = {
         "model": "minimax-m2.5",
@@ -189,7 +189,7 @@ def minimax_point(row: _Row) -> Scenario:
     return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
 
 
-def qwen_point(row: _Row) -> Scenario:
+def qwen_point(row: Point) -> Scenario:
     """Settings that aiconfigurator's own generator of vLLM benchmarks would give; vLLM 0.12 schedules in step."""
     settings = {
         "model": "qwen3-32b",
