@@ -17,7 +17,7 @@ from benchmarks import claims_batching, claims_compute, claims_memory, claims_pa
 from benchmarks.claims_base import Claim, ClaimBroken
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
-CHAPTERS: dict[str, tuple[Callable[[], Claim], ...]] = {
+CHAPTERS: dict[str, dict[str, Callable[[], Claim]]] = {
     "Batching": claims_batching.CLAIMS,
     "Memory": claims_memory.CLAIMS,
     "Several GPUs": claims_parallel.CLAIMS,
@@ -44,8 +44,8 @@ The curves behind the main ones: [`notebooks/05_claims.ipynb`](../notebooks/05_c
 
 
 def all_claims() -> dict[str, Callable[[], Claim]]:
-    """Every claim's maker by its name, in the page's order."""
-    return {make.__name__: make for makes in CHAPTERS.values() for make in makes}
+    """Every claim's maker by key, in the page's order."""
+    return {key: make for makes in CHAPTERS.values() for key, make in makes.items()}
 
 
 def overview(chapters: dict[str, list[Claim]]) -> str:
@@ -82,10 +82,10 @@ def make_all(only: Sequence[str] = ()) -> dict[str, list[Claim]]:
     chapters: dict[str, list[Claim]] = {}
     broken = []
     for chapter, makes in CHAPTERS.items():
-        for make in makes:
-            claim = make()
-            if only and claim.key not in only:
+        for key, make in makes.items():
+            if only and key not in only:
                 continue
+            claim = make()
             try:
                 claim.check()
             except ClaimBroken as error:
@@ -105,14 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="check all, write nothing")
     options = parser.parse_args(arguments)
     only = [key for key in options.only.split(",") if key]
+    missing = [key for key in only if key not in all_claims()]
+    if missing:
+        parser.error(f"--only: no claim {', '.join(missing)}; there are {', '.join(all_claims())}")
     try:
         chapters = make_all(only)
     except ClaimBroken as error:
         print(error, file=sys.stderr)
         return 1
-    missing = set(only) - {claim.key for claims in chapters.values() for claim in claims}
-    if missing:
-        parser.error(f"--only: no claim {', '.join(sorted(missing))}")
     if only:
         print("\n".join(section(claim) for claims in chapters.values() for claim in claims))
     elif not options.check:

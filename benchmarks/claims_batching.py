@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.claims_base import ONE_TICK_STEPS, Claim, Section, backlog, fixed, markdown_table, run, seat_share
@@ -347,4 +348,14 @@ def prefill_share() -> Claim:
     )
 
 
-CLAIMS = (spread, two_to_twenty, at_load, seats, mixed_steps, chunks, chunking_trades, prefill_share)
+CLAIMS: dict[str, Callable[[], Claim]] = {
+    "continuous-batching": spread,
+    "two-to-twenty-times": two_to_twenty,
+    "gain-at-load": at_load,
+    "seats-used": seats,
+    "mixed-steps": mixed_steps,
+    "chunk-counts": chunks,
+    "chunking": chunking_trades,
+    "prefill-share": prefill_share,
+}
+"""By key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.claims_base import Claim, backlog, decode_ns, markdown_table, run, step_cost
@@ -267,4 +268,12 @@ def reference_design() -> Claim:
     )
 
 
-CLAIMS = (float32, intensity, naive_attention, price_of_paging, speculative, reference_design)
+CLAIMS: dict[str, Callable[[], Claim]] = {
+    "fp32-by-mistake": float32,
+    "intensity": intensity,
+    "naive-attention": naive_attention,
+    "price-of-paging": price_of_paging,
+    "speculative": speculative,
+    "reference-design": reference_design,
+}
+"""By key."""

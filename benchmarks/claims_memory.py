@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from benchmarks.claims_base import Claim, backlog, decode_ns, markdown_table, run, step_cost
@@ -268,4 +270,13 @@ def prefix_caching() -> Claim:
     )
 
 
-CLAIMS = (sequences, waste, slots, weights, seventy_billion, fp8_kv, prefix_caching)
+CLAIMS: dict[str, Callable[[], Claim]] = {
+    "paging-sequences": sequences,
+    "paging-waste": waste,
+    "slots": slots,
+    "weights": weights,
+    "seventy-billion": seventy_billion,
+    "fp8-kv": fp8_kv,
+    "prefix-caching": prefix_caching,
+}
+"""By key."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from benchmarks.claims_base import Claim, backlog, markdown_table, run
 from sim.latency.parallel import all_reduce_bytes, pipeline_utilization, plain_transfer_s, ring_all_reduce_s
 
@@ -236,4 +238,11 @@ def slow_tokens() -> Claim:
     )
 
 
-CLAIMS = (communication, bubbles, thirteen_billion, seventy_on_sixteen, slow_tokens)
+CLAIMS: dict[str, Callable[[], Claim]] = {
+    "tp-communication": communication,
+    "bubbles": bubbles,
+    "thirteen-billion": thirteen_billion,
+    "seventy-on-sixteen": seventy_on_sixteen,
+    "slow-tokens": slow_tokens,
+}
+"""By key."""
