@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
+    from sim.uncertainty import SeedRuns
 
 __version__ = "0.1.0"
 
@@ -39,3 +40,27 @@ def simulate(
     from sim.run import load, run
 
     return run(load(scenario, overrides, seed))
+
+
+def simulate_seeds(
+    scenario: str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario,
+    *,
+    seeds: int = 5,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    jobs: int | None = None,
+) -> SeedRuns:
+    """Simulate several seeds side by side, so that every headline number has an interval.
+
+    Args:
+        scenario, overrides: as for ``simulate``.
+        seeds: how many; the first is the scenario's own, or ``seed``, the others are the next numbers.
+        jobs: runs at a time; None = one for each CPU.
+
+    Raises:
+        sim.errors.InputError: the scenario cannot be run, or ``seeds`` or ``jobs`` is not positive.
+        sim.errors.SimulationError: one of the runs failed.
+    """
+    from sim.uncertainty import simulate_seeds as simulate_all
+
+    return simulate_all(scenario, seeds=seeds, overrides=overrides, seed=seed, jobs=jobs)

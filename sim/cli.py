@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sim import __version__
-from sim.errors import InputError, OutputError, SimrunError
+from sim.errors import InputError, OutputError, Problem, SimrunError
 from sim.live.commands import COMMANDS
 from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
 
 if TYPE_CHECKING:
     from sim.results.results import Results
+    from sim.scenario.loader import LoadedScenario
+    from sim.uncertainty import SeedRuns
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SLO_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
@@ -68,6 +70,8 @@ def cli() -> None:
 @click.option("--out", metavar="DIR", help="Write summary, tables, report and trace to this folder.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key; may be repeated.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Take this seed instead of the scenario's.")
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Run N seeds; every number gets an interval.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="With --seeds: runs at a time; else one per CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of tables.")
 @click.option("--check-slo", is_flag=True, help="Exit with 3 if the scenario's SLO is missed.")
 @click.option("--decisions", metavar="FILE.jsonl", help="Write one line per scheduler step to this file.")
@@ -76,24 +80,25 @@ def run_command(
     out: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
+    seeds: int | None,
+    jobs: int | None,
     as_json: bool,
     check_slo: bool,
     decisions: str | None,
 ) -> int:
     """Simulate a scenario and print what it found."""
-    from sim.progress import ProgressBar
-    from sim.run import load, run
+    from sim.run import load
 
-    problems = [*folder_problems(out), *file_problems(decisions)]
+    problems = [*_seeds_problems(seeds, jobs, decisions), *folder_problems(out), *file_problems(decisions)]
     try:
         loaded = load(scenario, overrides, seed)
     except InputError as error:
         raise InputError([*error.problems, *problems]) from None
     if problems:
         raise InputError(problems)
-    with decisions_file(decisions) as stream, ProgressBar() as bar:
-        results = run(loaded, decisions=stream, progress=bar if bar.wanted else None)
-    written = [] if out is None else results.write(out)
+    many = None if seeds is None else _run_seeds(loaded, seeds, jobs)
+    results = _run_one(loaded, decisions) if many is None else many.results
+    written = [] if out is None else (many or results).write(out)
     with standard_output():
         if as_json:
             click.echo(results.summary_json, nl=False)
@@ -101,7 +106,38 @@ def run_command(
             from sim.results.terminal import print_summary
 
             print_summary(results.summary, written)
-    return _slo_verdict(results) if check_slo else EXIT_DONE
+    if not check_slo:
+        return EXIT_DONE
+    if many is not None and many.slo_met is not None:
+        click.echo(
+            f"simrun: SLO met in {sum(many.slo_met)} of {len(many.slo_met)} seeds; exit code by the first", err=True
+        )
+    return _slo_verdict(results)
+
+
+def _seeds_problems(seeds: int | None, jobs: int | None, decisions: str | None) -> list[Problem]:
+    """Options that do not go together."""
+    if seeds is None:
+        return [] if jobs is None else [Problem("--jobs: it says how many of --seeds run at a time; give --seeds too")]
+    if decisions is None:
+        return []
+    return [Problem("--decisions: it is about one run; leave out --seeds, and choose the run with --seed")]
+
+
+def _run_one(loaded: LoadedScenario, decisions: str | None) -> Results:
+    from sim.progress import ProgressBar
+    from sim.run import run
+
+    with decisions_file(decisions) as stream, ProgressBar() as bar:
+        return run(loaded, decisions=stream, progress=bar if bar.wanted else None)
+
+
+def _run_seeds(loaded: LoadedScenario, seeds: int, jobs: int | None) -> SeedRuns:
+    from sim.progress import RunsBar
+    from sim.uncertainty import simulate_seeds
+
+    with RunsBar() as bar:
+        return simulate_seeds(loaded, seeds=seeds, jobs=jobs, progress=bar if bar.wanted else None)
 
 
 def _slo_verdict(results: Results) -> int:
@@ -215,8 +251,9 @@ def _guarded(action: Callable[[], Any]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("simrun: interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        said = str(error.__cause__ or error)  # click puts its Abort around a KeyboardInterrupt
+        click.echo("simrun: interrupted" + (f": {said}" if said else ""), err=True)
         return EXIT_INTERRUPTED
     except InputError as error:
         for problem in error.problems:

@@ -66,3 +66,41 @@ class ProgressBar:
         )
         self._task = self._bar.add_task("run", total=None, simulated="0 s")
         self._bar.start()
+
+
+class RunsBar:
+    """Of several runs: call it with (finished, of how many). Shown as ``ProgressBar`` is."""
+
+    def __init__(self, file: TextIO | None = None, quiet_s: float = QUIET_S) -> None:
+        self._file = file or sys.stderr
+        self._quiet_s = quiet_s
+        self._started_s = time.monotonic()
+        self._bar: Progress | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._file.isatty()
+
+    def __enter__(self) -> RunsBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, finished: int, total: int) -> None:
+        """``finished`` of ``total`` runs have ended."""
+        if not self.wanted or time.monotonic() - self._started_s < self._quiet_s:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("simulating"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs,"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(file=self._file), transient=True)
+            self._bar.add_task("runs", total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=finished, total=total)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sim.results import interval_tables
 from sim.results.bottleneck import bottleneck
 from sim.results.wording import endings, nice_number, number, percent, plain, source_of
 
@@ -32,7 +33,10 @@ def print_summary(summary: dict[str, Any], written: Sequence[Path] = (), file: T
         _heading(console, summary)
         console.print(_facts(summary))
         console.print()
-        console.print(_latencies(summary))
+        if "intervals" in summary:
+            _intervals(console, summary["intervals"])
+        else:
+            console.print(_latencies(summary))
         if len(summary["tenants"]) > 1:
             console.print()
             console.print(_tenants(summary["tenants"]))
@@ -57,6 +61,19 @@ def _heading(console: Console, summary: dict[str, Any]) -> None:
     console.print()
 
 
+def _intervals(console: Console, section: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    console.print(Text(interval_tables.heading(section), style="bold"))
+    for table in (interval_tables.totals(section), *interval_tables.latencies(section)):
+        console.print()
+        console.print(table)
+    verdict = interval_tables.verdict(section)
+    if verdict is not None:
+        console.print()
+        console.print(verdict)
+
+
 def _grid(*columns: dict[str, Any]) -> Table:
     from rich.table import Table
 
@@ -79,7 +96,10 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
             f"tokens/s, {number(summary['total_token_throughput'])} tokens/s",
         ),
     ]
-    if summary["request_goodput"] is not None:
+    in_intervals = "intervals" in summary
+    if in_intervals:
+        rows.pop()
+    elif summary["request_goodput"] is not None:
         rows.append(("Goodput", f"{number(summary['request_goodput'])} requests/s within their SLO"))
     accelerator = f"busy {percent(use['busy_fraction'])}, mean batch {number(use['mean_batch_size'])}"
     if use["mfu"] is not None:
@@ -102,7 +122,7 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
         ("Bottleneck", bottleneck(summary)[0]),
     ]
     cost = summary["cost"] or {}
-    if cost.get("usd_per_million_tokens") is not None:
+    if cost.get("usd_per_million_tokens") is not None and not in_intervals:
         each = f"${cost['usd_per_million_tokens']:.3g} per million tokens"
         rows.append(("Cost", f"{each}, at ${cost['usd_per_gpu_hour']:g} per GPU hour ({plain(cost['price_source'])})"))
     for row in rows:

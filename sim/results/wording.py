@@ -35,14 +35,23 @@ def plain(text: str) -> str:
 
 
 def source_of(latency: dict[str, Any]) -> str:
-    """Where step times come from."""
+    """Where step times come from, and how far off they say they are."""
+    scale = float(latency.get("time_scale", 1.0))
+    return _origin(latency) + ("" if scale == 1.0 else f"; all times x {scale:g}")
+
+
+def _origin(latency: dict[str, Any]) -> str:
     kind = str(latency.get("kind", "unknown"))
     if kind == "roofline":
         return "roofline estimate, not measured"
     if kind == "constant":
         return "constant step time, an assumption, not measured"
     name = latency.get("name") or latency.get("profile")
-    return f"measured profile {name}" if name else f"{kind} latency model"
+    if not name:
+        return f"{kind} latency model"
+    error = latency.get("median_errors", {}).get("gemm", {}).get("random_points")
+    stated = "states no error" if error is None else f"matrices off by {percent(error)} in the median"
+    return f"measured, profile {name}, {stated}"
 
 
 def endings(counts: dict[str, int]) -> str:

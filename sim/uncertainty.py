@@ -1,0 +1,384 @@
+"""How sure a prediction is: the spread over seeds, and what the step times' own error does to it.
+
+Several seeds of a scenario run side by side. The first one runs twice more, with all accelerator times longer and
+shorter by the error that the profile states of itself; what queueing makes of that error is then in the results. Both
+parts are put together as the root of the sum of their squares. ``docs/uncertainty.md`` says what that tells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import InputError, OutputError
+from sim.workers import POLL_S, Workers
+
+if TYPE_CHECKING:
+    from sim.results.results import Results
+    from sim.scenario.loader import LoadedScenario
+    from sim.scenario.schema import Scenario
+
+CONFIDENCE = 0.95
+UNMEASURED_ERROR = 0.25
+"""Of a term that no measurement stands behind: an engineer's figure."""
+LARGEST_ERROR = 0.9
+"""Step times cannot get shorter by more than all of themselves."""
+STATISTICS = ("mean", "median", "p50", "p90", "p95", "p99")
+LATENCIES = ("ttft", "tpot", "itl", "e2el")
+TOP = ("duration", "request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
+COST = ("usd", "usd_per_million_tokens", "usd_per_million_output_tokens")
+TERM_OPERATORS = {"matrices": "gemm", "experts": "moe", "head_and_sampler": "sampling"}
+"""Terms of a step that are not called like the operator whose error they have. LM head and sampler go by the sampler:
+fixed work that no table holds is most of them."""
+T_975 = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
+"""Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom."""
+HOW = (
+    "value: mean over seeds. from_seeds: half width of the 95 % t-interval of that mean. from_profile: change of the "
+    "first seed's value when all accelerator times are 1 - error and 1 + error times as long. low and high: mean less "
+    "and plus the root of the sum of squares of the two. The profile's error is a median: half of its steps are off by "
+    "more, so the interval as a whole is no 95 % interval."
+)
+
+Headline = dict[str, float | None]
+Progress = Callable[[int, int], None]
+"""Called with (runs finished, runs in all)."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while runs were under way; the text says which had finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatedError:
+    """Relative error of a step's time, and where that figure comes from."""
+
+    value: float
+    source: str
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By term of the step: share of the run's accelerator time, error, where the error comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One number of the summary. ``low <= mean <= high``; units as in the summary."""
+
+    mean: float
+    low: float
+    high: float
+    from_seeds: float | None
+    """Half width of the t-interval of the mean; None for one seed."""
+    from_profile: tuple[float, float]
+    """Change of the first seed's value towards low and towards high."""
+    by_seed: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRuns:
+    """What several seeds of a scenario found."""
+
+    results: Results
+    """Of the first seed; its summary has the section ``intervals``."""
+    seeds: tuple[int, ...]
+    by_seed: tuple[Headline, ...]
+    shorter: Headline | None
+    """The first seed with accelerator times of 1 - error; None where step times state no error."""
+    longer: Headline | None
+    error: StatedError
+    intervals: dict[str, Interval]
+    slo_met: tuple[bool, ...] | None
+    """By seed; None without an SLO."""
+
+    def section(self) -> dict[str, Any]:
+        """``intervals`` of summary.json."""
+        return {
+            "seeds": list(self.seeds),
+            "confidence_over_seeds": CONFIDENCE,
+            "profile_error": self.error.value,
+            "slo_met_by_seed": None if self.slo_met is None else list(self.slo_met),
+            "metrics": {
+                name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in self.intervals.items()
+            },
+        }
+
+    def document(self) -> dict[str, Any]:
+        """The content of ``seeds.json``."""
+        error = self.error
+        metrics = {
+            name: {
+                "mean": each.mean,
+                "low": each.low,
+                "high": each.high,
+                "from_seeds": each.from_seeds,
+                "from_profile": {"low": each.from_profile[0], "high": each.from_profile[1]},
+            }
+            for name, each in self.intervals.items()
+        }
+        scaled = [(1.0 - error.value, self.shorter), (1.0 + error.value, self.longer)]
+        return {
+            "scenario": self.results.summary["run"]["scenario"],
+            "how": HOW,
+            "confidence_over_seeds": CONFIDENCE,
+            "profile_error": {"value": error.value, "source": error.source, "terms": error.terms},
+            "slo_met_by_seed": None
+            if self.slo_met is None
+            else dict(zip(map(str, self.seeds), self.slo_met, strict=True)),
+            "metrics": metrics,
+            "seeds": [
+                {"seed": seed, "metrics": headline} for seed, headline in zip(self.seeds, self.by_seed, strict=True)
+            ],
+            "scaled": [
+                {"seed": self.seeds[0], "step_times": factor, "metrics": headline}
+                for factor, headline in scaled
+                if headline is not None
+            ],
+        }
+
+    def write(self, out_dir: str | os.PathLike[str]) -> list[Path]:
+        """The first seed's files and ``seeds.json`` into ``out_dir``; errors as of ``Results.write``."""
+        written = self.results.write(out_dir)
+        path = Path(out_dir) / "seeds.json"
+        staging = path.with_name(f".seeds.json.{os.getpid()}.part")
+        try:
+            staging.write_text(
+                json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False) + "\n", "utf-8"
+            )
+            staging.replace(path)
+        except OSError as error:
+            raise OutputError(path, error, "the outputs are incomplete") from error
+        finally:
+            staging.unlink(missing_ok=True)
+        return [*written, path]
+
+
+def simulate_seeds(
+    scenario: str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario,
+    *,
+    seeds: int = 5,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> SeedRuns:
+    """Simulate ``seeds`` seeds of a scenario, the first one being its own (or ``seed``), the others the next numbers.
+
+    The first runs here, the others in at most ``jobs`` - 1 processes beside it (None = one run for each CPU).
+
+    Raises:
+        InputError: the scenario cannot be run, or ``seeds`` or ``jobs`` is not positive.
+        SimulationError: one of the runs failed.
+        Interrupted: Ctrl-C; all processes have gone.
+    """
+    from sim.run import load
+    from sim.scenario.checks import check_all
+
+    places = _checked(seeds, jobs)
+    loaded = load(scenario, overrides, seed)
+    check_all(loaded)
+    first = loaded.scenario.seed
+    if first + seeds > 2**63:
+        raise InputError(f"seeds: {first} and the {seeds - 1} after it are beyond the largest seed, 2**63 - 1")
+    numbers = tuple(range(first, first + seeds))
+    with Workers(places - 1) as workers:
+        runs = _Runs(workers, progress, {each: f"seed {each}" for each in numbers})
+        try:
+            return _all(loaded, numbers, runs)
+        except KeyboardInterrupt:
+            raise Interrupted(runs.finished_text()) from None
+
+
+def _checked(seeds: int, jobs: int | None) -> int:
+    """The number of runs at a time."""
+    if seeds < 1:
+        raise InputError(f"seeds: {seeds}; give at least 1")
+    if jobs is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jobs < 1:
+        raise InputError(f"jobs: {jobs}; give at least 1")
+    return jobs
+
+
+class _Runs:
+    """The runs under way, by a key of each."""
+
+    def __init__(self, workers: Workers, progress: Progress | None, names: Mapping[int, str]) -> None:
+        self._workers = workers
+        self._progress = progress
+        self._names: dict[int | str, str] = dict(names.items())
+        self._futures: dict[int | str, Future[dict[str, Any]]] = {}
+        self._done: set[int | str] = set()
+        self.expected = len(names)
+
+    def start(self, key: int | str, name: str, loaded: LoadedScenario) -> None:
+        self._names[key] = name
+        self._futures[key] = self._workers.start(loaded, name)
+
+    def done(self, key: int | str) -> None:
+        """A run that this process did itself."""
+        self._done.add(key)
+        self._workers.add_place()
+        self.watch()
+
+    def watch(self) -> None:
+        """Tell progress; raise what a run failed with."""
+        for key, future in self._futures.items():
+            if future.done():
+                future.result()
+                self._done.add(key)
+        if self._progress is not None:
+            self._progress(len(self._done), self.expected)
+
+    def collect(self) -> dict[int | str, dict[str, Any]]:
+        """All summaries, once all runs have ended. Raises what one of them failed with."""
+        left = set(self._futures.values())
+        while left:
+            left = wait(left, timeout=POLL_S, return_when=FIRST_COMPLETED).not_done
+            self.watch()
+        return {key: future.result() for key, future in self._futures.items()}
+
+    def finished_text(self) -> str:
+        """Which runs had ended."""
+        self._done |= {key for key, future in self._futures.items() if future.done() and not future.cancelled()}
+        if not self._done:
+            return f"none of the {self.expected} runs had finished"
+        names = ", ".join(name for key, name in self._names.items() if key in self._done)
+        return f"{len(self._done)} of {self.expected} runs had finished ({names}); nothing is written"
+
+
+def _all(loaded: LoadedScenario, seeds: tuple[int, ...], runs: _Runs) -> SeedRuns:
+    from sim.run import run
+
+    runs.expected += 2
+    for seed in seeds[1:]:
+        runs.start(seed, f"seed {seed}", _changed(loaded, seed, 1.0))
+    results = run(loaded, progress=lambda *_: runs.watch())
+    summary = results.summary
+    error = stated_error(summary)
+    if error.value:
+        for sign, word in ((-1.0, "shorter"), (1.0, "longer")):
+            name = f"seed {seeds[0]} with step times {error.value:.1%} {word}"
+            runs.start(word, name, _changed(loaded, seeds[0], 1.0 + sign * error.value))
+    else:
+        runs.expected -= 2
+    runs.done(seeds[0])
+    others = runs.collect()
+    summaries = [summary, *(others[seed] for seed in seeds[1:])]
+    headlines = tuple(headline(each) for each in summaries)
+    shorter, longer = (headline(others[word]) if word in others else None for word in ("shorter", "longer"))
+    found = SeedRuns(
+        results=results,
+        seeds=seeds,
+        by_seed=headlines,
+        shorter=shorter,
+        longer=longer,
+        error=error,
+        intervals=intervals(headlines, [each for each in (shorter, longer) if each is not None]),
+        slo_met=None if summary["slo"] is None else tuple(bool(each["slo"]["met"]) for each in summaries),
+    )
+    summary["intervals"] = found.section()
+    return found
+
+
+def _changed(loaded: LoadedScenario, seed: int, factor: float) -> LoadedScenario:
+    scenario = loaded.scenario
+    latency = scenario.latency.model_copy(update={"time_scale": scenario.latency.time_scale * factor})
+    return replace(loaded, scenario=scenario.model_copy(update={"seed": seed, "latency": latency}))
+
+
+def headline(summary: Mapping[str, Any]) -> Headline:
+    """The numbers of a summary that get an interval, by their keys there (``cost.usd`` for those of ``cost``)."""
+    found: Headline = {name: summary[name] for name in TOP}
+    found.update({f"{each}_{metric}_ms": summary[f"{each}_{metric}_ms"] for metric in LATENCIES for each in STATISTICS})
+    cost = summary["cost"] or {}
+    found.update({f"cost.{name}": cost[name] for name in COST if name in cost})
+    return found
+
+
+def intervals(by_seed: Sequence[Headline], scaled: Sequence[Headline]) -> dict[str, Interval]:
+    """The interval of every number that any seed has. ``scaled``: the first seed's with other step times."""
+    found: dict[str, Interval] = {}
+    for name in by_seed[0]:
+        values = [value for each in by_seed if (value := each.get(name)) is not None]
+        if values:
+            others = [value for each in scaled if (value := each.get(name)) is not None]
+            found[name] = _interval(values, by_seed[0][name], others, tuple(each.get(name) for each in by_seed))
+    return found
+
+
+def _interval(
+    values: list[float], first: float | None, scaled: list[float], by_seed: tuple[float | None, ...]
+) -> Interval:
+    mean = math.fsum(values) / len(values)
+    over_seeds = None
+    if len(values) > 1:
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        over_seeds = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+    changes = [] if first is None else [value - first for value in scaled]
+    down, up = min(0.0, *changes, 0.0), max(0.0, *changes, 0.0)
+    return Interval(
+        mean=mean,
+        low=max(0.0, mean - math.hypot(over_seeds or 0.0, down)),
+        high=mean + math.hypot(over_seeds or 0.0, up),
+        from_seeds=over_seeds,
+        from_profile=(down, up),
+        by_seed=by_seed,
+    )
+
+
+def t_quantile(degrees: int) -> float:
+    """Student's t at 97.5 %: the table, and beyond it the expansion in 1 / ``degrees`` (off by less than 1e-4)."""
+    if degrees <= len(T_975):
+        return T_975[degrees - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+def stated_error(summary: Mapping[str, Any]) -> StatedError:
+    """The relative error of a run's step times, as what they come from states it.
+
+    A profile's ``mixed_steps`` (whole steps, held out) where it has them; else its operators' median errors, each
+    weighted by its term's share of the run's accelerator time, as if all were off to the same side. A roofline counts
+    as unmeasured; a constant step time is what the scenario says and has no error.
+    """
+    latency, times = summary["run"]["latency"], summary["utilization"]["step_time_s"]
+    if latency["kind"] == "constant":
+        return StatedError(0.0, "constant step times are an assumption, without error")
+    if latency["kind"] != "profile" or not times:
+        return StatedError(UNMEASURED_ERROR, f"an engineer's figure: a {latency['kind']} estimate states no error")
+    errors = latency["median_errors"]
+    whole = errors.get("mixed_steps", {}).get("layers")
+    if whole is not None:
+        return StatedError(min(whole, LARGEST_ERROR), f"profile {latency['profile']}: median error of whole steps")
+    total = math.fsum(times.values())
+    terms: dict[str, dict[str, Any]] = {}
+    for name, seconds in times.items():
+        error, source = _term_error(name, errors, latency["stand_ins"])
+        terms[name] = {"share": seconds / total if total else 0.0, "error": error, "source": source}
+    value = math.fsum(term["share"] * term["error"] for term in terms.values())
+    source = (
+        f"profile {latency['profile']}: median errors of its operators (random points left out), weighted by their "
+        f"share of accelerator time; {UNMEASURED_ERROR:.0%} for what was not measured, an engineer's figure"
+    )
+    return StatedError(min(value, LARGEST_ERROR), source, terms)
+
+
+def _term_error(
+    term: str, errors: Mapping[str, Mapping[str, float]], stand_ins: Mapping[str, str]
+) -> tuple[float, str]:
+    operator = TERM_OPERATORS.get(term, term)
+    if operator in stand_ins:
+        return UNMEASURED_ERROR, f"not measured, stand-in: {stand_ins[operator]}"
+    stated = errors.get(operator, {})
+    for kind in ("random_points", "held_out_curves"):
+        if kind in stated:
+            return stated[kind], f"{operator}: median error, {kind}"
+    return UNMEASURED_ERROR, f"the profile states no error of {operator}"

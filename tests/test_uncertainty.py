@@ -1,0 +1,269 @@
+"""Several seeds at once: the arithmetic of intervals, the stated error, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sim
+from sim.errors import InputError, SimulationError
+from sim.uncertainty import (
+    UNMEASURED_ERROR,
+    Interrupted,
+    _interval,
+    headline,
+    intervals,
+    simulate_seeds,
+    stated_error,
+    t_quantile,
+)
+
+SCENARIO: dict[str, Any] = {
+    "name": "seeds",
+    "seed": 7,
+    "workload": {
+        "requests": 60,
+        "arrival": {"process": "poisson", "rate": 12.0},
+        "input_tokens": {"dist": "lognormal", "mean": 400, "cv": 0.6},
+        "output_tokens": {"dist": "uniform", "low": 5, "high": 80},
+    },
+    "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm"},
+    "slo": {"ttft_p95_ms": 500.0},
+}
+
+
+def without_timing(summary: dict[str, Any]) -> dict[str, Any]:
+    run = {key: value for key, value in summary["run"].items() if key not in ("cpu_s", "wall_s")}
+    return {**summary, "run": run}
+
+
+def latency(errors: dict[str, Any], stand_ins: dict[str, str] | None = None, kind: str = "profile") -> dict[str, Any]:
+    return {"kind": kind, "profile": "p", "median_errors": errors, "stand_ins": stand_ins or {}}
+
+
+def of(described: dict[str, Any], times: dict[str, float] | None) -> dict[str, Any]:
+    return {"run": {"latency": described}, "utilization": {"step_time_s": times}}
+
+
+# -- arithmetic -----------------------------------------------------------------------------------
+
+
+def test_the_t_interval_of_five_values() -> None:
+    """By hand: mean 3, deviation sqrt(2.5), t of 4 degrees 2.7764."""
+    found = _interval([1.0, 2.0, 3.0, 4.0, 5.0], 1.0, [], (1.0, 2.0, 3.0, 4.0, 5.0))
+    half = 2.7764 * math.sqrt(2.5 / 5)
+    assert found.mean == 3.0
+    assert found.from_seeds == pytest.approx(half)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
+
+
+def test_both_parts_are_added_as_squares_each_side_by_itself() -> None:
+    values = [10.0, 12.0, 11.0]
+    half = t_quantile(2) * statistics.stdev(values) / math.sqrt(3)
+    found = _interval(values, 10.0, [9.5, 14.0], tuple(values))
+    assert found.from_profile == (-0.5, 4.0)
+    assert found.low == pytest.approx(11.0 - math.hypot(half, 0.5))
+    assert found.high == pytest.approx(11.0 + math.hypot(half, 4.0))
+
+
+def test_a_change_to_one_side_only_moves_that_side() -> None:
+    found = _interval([10.0], 10.0, [10.0, 13.0], (10.0,))
+    assert (found.low, found.mean, found.high) == (10.0, 10.0, 13.0)
+    assert found.from_seeds is None
+
+
+def test_nothing_falls_below_zero() -> None:
+    assert _interval([1.0, 100.0], 1.0, [], (1.0, 100.0)).low == 0.0
+
+
+def test_seeds_without_a_value_are_left_out_and_none_at_all_gives_no_interval() -> None:
+    found = intervals([{"a": None, "b": None}, {"a": 2.0, "b": None}, {"a": 4.0, "b": None}], [{"a": 9.0, "b": None}])
+    assert set(found) == {"a"}
+    assert found["a"].mean == 3.0
+    assert found["a"].from_profile == (0.0, 0.0)  # the first seed has nothing to compare with
+    assert found["a"].by_seed == (None, 2.0, 4.0)
+
+
+def test_t_falls_to_the_normal_quantile_without_a_jump_at_the_end_of_the_table() -> None:
+    values = [t_quantile(degrees) for degrees in range(1, 200)]
+    assert values == sorted(values, reverse=True)
+    assert t_quantile(40) == pytest.approx(2.0211, abs=1e-4)  # Student's table
+    assert t_quantile(10**6) == pytest.approx(1.95996, abs=1e-4)
+
+
+# -- the stated error -----------------------------------------------------------------------------
+
+
+def test_whole_steps_count_first() -> None:
+    errors = {"mixed_steps": {"layers": 0.071}, "gemm": {"random_points": 0.5}}
+    found = stated_error(of(latency(errors), {"matrices": 1.0}))
+    assert found.value == 0.071
+    assert "whole steps" in found.source
+
+
+def test_operators_are_weighted_by_their_share_of_the_time() -> None:
+    errors = {
+        "gemm": {"random_points": 0.02, "held_out_curves": 0.4},
+        "decode_attention": {"random_points": 0.06},
+        "moe": {"held_out_curves": 0.1},
+    }
+    times = {"matrices": 5.0, "decode_attention": 3.0, "experts": 1.0, "elementwise": 0.5, "all_reduce": 0.5}
+    found = stated_error(of(latency(errors, {"elementwise": "a bound"}), times))
+    assert found.value == pytest.approx(0.5 * 0.02 + 0.3 * 0.06 + 0.1 * 0.1 + 0.05 * 0.25 + 0.05 * 0.25)
+    assert "a bound" in found.terms["elementwise"]["source"]
+    assert "states no error of all_reduce" in found.terms["all_reduce"]["source"]
+    assert sum(term["share"] for term in found.terms.values()) == pytest.approx(1.0)
+
+
+def test_a_stand_in_counts_as_unmeasured_even_where_an_error_is_stated() -> None:
+    described = latency({"gemm": {"random_points": 0.01}}, {"gemm": "curves of another format"})
+    assert stated_error(of(described, {"matrices": 2.0})).value == UNMEASURED_ERROR
+
+
+def test_estimates_are_unmeasured_and_constants_have_no_error() -> None:
+    assert stated_error(of({"kind": "roofline"}, None)).value == UNMEASURED_ERROR
+    assert stated_error(of({"kind": "constant"}, None)).value == 0.0
+
+
+def test_an_absurd_error_leaves_step_times_positive() -> None:
+    assert stated_error(of(latency({"mixed_steps": {"layers": 3.0}}), {"matrices": 1.0})).value < 1.0
+
+
+# -- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found() -> Any:
+    return simulate_seeds(SCENARIO, seeds=3, jobs=2)
+
+
+def test_each_seed_is_what_a_single_run_of_it_gives(found: Any) -> None:
+    assert found.seeds == (7, 8, 9)
+    for seed, values in zip(found.seeds, found.by_seed, strict=True):
+        assert values == headline(sim.simulate(SCENARIO, seed=seed).summary)
+
+
+def test_the_first_summary_is_untouched_but_for_the_section(found: Any) -> None:
+    summary = dict(found.results.summary)
+    section = summary.pop("intervals")
+    assert without_timing(summary) == without_timing(sim.simulate(SCENARIO).summary)
+    assert section["metrics"]["mean_ttft_ms"]["mean"] == pytest.approx(
+        statistics.fmean(each["mean_ttft_ms"] for each in found.by_seed)
+    )
+    assert section["slo_met_by_seed"] == [True, True, True]
+
+
+def test_scaled_runs_are_the_first_seed_with_that_time_scale(found: Any) -> None:
+    for values, factor in ((found.shorter, 1 - found.error.value), (found.longer, 1 + found.error.value)):
+        assert values == headline(sim.simulate(SCENARIO, overrides=[f"latency.time_scale={factor!r}"]).summary)
+    assert found.longer["mean_tpot_ms"] > found.by_seed[0]["mean_tpot_ms"] > found.shorter["mean_tpot_ms"]
+
+
+def test_the_scenario_s_own_time_scale_is_kept() -> None:
+    scaled = simulate_seeds({**SCENARIO, "latency": {"time_scale": 2.0}}, seeds=1)
+    factor = 2.0 * (1.0 + scaled.error.value)
+    assert scaled.longer == headline(sim.simulate(SCENARIO, overrides=[f"latency.time_scale={factor!r}"]).summary)
+
+
+def test_queueing_amplifies_the_profile_s_error() -> None:
+    """Near saturation a step time that is a few per cent off changes waiting by much more."""
+    busy = {**SCENARIO, "workload": {**SCENARIO["workload"], "requests": 200}}
+    busy["engine"] = {**SCENARIO["engine"], "max_num_seqs": 4}
+    found = simulate_seeds(busy, seeds=1)
+    ttft = found.intervals["p90_ttft_ms"]
+    assert ttft.high / ttft.mean - 1 > 3 * found.error.value
+
+
+def test_the_number_of_processes_changes_nothing(found: Any) -> None:
+    assert simulate_seeds(SCENARIO, seeds=3, jobs=1).document() == found.document()
+
+
+def test_every_number_lies_in_its_interval(found: Any) -> None:
+    assert {"duration", "output_throughput", "request_goodput", "p99_e2el_ms", "cost.usd"} <= set(found.intervals)
+    for each in found.intervals.values():
+        assert each.low <= each.mean <= each.high
+
+
+def test_constant_steps_have_the_spread_over_seeds_only() -> None:
+    constant = {**SCENARIO, "latency": {"kind": "constant", "step_s": 0.02}}
+    found = simulate_seeds(constant, seeds=2, jobs=1)
+    assert (found.shorter, found.longer) == (None, None)
+    assert found.document()["scaled"] == []
+    assert found.intervals["mean_ttft_ms"].from_profile == (0.0, 0.0)
+
+
+def test_written_files(found: Any, tmp_path: Path) -> None:
+    many, one = tmp_path / "many", tmp_path / "one"
+    written = found.write(many)
+    sim.simulate(SCENARIO).write(one)
+    assert {path.name for path in written} == {path.name for path in many.iterdir()}
+    assert {path.name for path in many.iterdir()} - {path.name for path in one.iterdir()} == {"seeds.json"}
+    for name in ("requests.parquet", "steps.parquet", "scenario.resolved.yaml", "trace.json.gz", "report.html"):
+        assert (many / name).read_bytes() == (one / name).read_bytes()
+    document = json.loads((many / "seeds.json").read_text())
+    assert [each["seed"] for each in document["seeds"]] == [7, 8, 9]
+    assert document["metrics"]["mean_ttft_ms"]["low"] < document["metrics"]["mean_ttft_ms"]["high"]
+    assert document["profile_error"]["value"] == found.error.value
+
+
+# -- what is refused, what fails ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_seeds_are_refused(count: int) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        simulate_seeds(SCENARIO, seeds=count)
+    with pytest.raises(InputError, match="at least 1"):
+        simulate_seeds(SCENARIO, jobs=count)
+
+
+def test_seeds_beyond_the_last_are_refused() -> None:
+    with pytest.raises(InputError, match="largest seed"):
+        simulate_seeds(SCENARIO, seed=2**63 - 1, seeds=2)
+
+
+def test_bad_input_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.uncertainty._all", lambda *_: pytest.fail("started"))
+    with pytest.raises(InputError, match="max_num_seqs"):
+        simulate_seeds(SCENARIO, overrides=["engine.max_num_seqs=-1"])
+
+
+FAILS_IN_WORKERS = """\
+import sys
+from policies.fcfs import Fcfs
+
+class Fails(Fcfs):
+    stock_mode = None
+
+    def rank(self, request, *more):
+        print("a policy that talks")
+        if sys.argv[0] == "-c":
+            raise ValueError("no rank for this one")
+        return super().rank(request, *more)
+"""
+
+
+def test_a_run_that_fails_fails_the_whole_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy of the user's own, found where the caller finds it; its output does not get into the answers."""
+    (tmp_path / "own_policy.py").write_text(FAILS_IN_WORKERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {**SCENARIO, "engine": {**SCENARIO["engine"], "policy": "own_policy:Fails"}}
+    sim.simulate(own)
+    with pytest.raises(SimulationError, match=r"seed 8: ValueError: no rank for this one in .*own_policy.py:10"):
+        simulate_seeds(own, seeds=2, jobs=2)
+
+
+def test_an_interrupted_run_says_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim import uncertainty
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uncertainty._Runs, "collect", interrupted)
+    with pytest.raises(Interrupted, match=r"1 of 4 runs had finished \(seed 7\)"):
+        simulate_seeds(SCENARIO, seeds=2, jobs=1)
