@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sim.engine.request import Request
 from sim.engine.shares import StepShares
@@ -30,10 +32,18 @@ class SchedulerSettings:
     static_batching: bool = False
     num_swap_blocks: int = 0
     """Host blocks for ``preemption: swap``; 0 = recompute."""
+    num_speculative_tokens: int = 0
+    """Draft tokens of a decode; 0 = none are made."""
+    num_lookahead_tokens: int = 0
+    """Slots that a draft model needs beyond the scheduled tokens (``VllmConfig.num_lookahead_tokens``)."""
+    draft_slots: int = 0
+    """Tokens of the step's budget that a draft model needs for each request
+    (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
 
 
+_NO_DRAFTS: Mapping[Request, int] = MappingProxyType({})
 _NOBODY: frozenset[Request] = frozenset()
 
 
@@ -41,6 +51,7 @@ class Batch:
     """What one step computes. ``scheduled`` is in the order of scheduling."""
 
     __slots__ = (
+        "drafts",
         "finished",
         "index",
         "num_free_blocks",
@@ -68,6 +79,8 @@ class Batch:
         """Freed since the step before."""
         self.stale: set[Request] | frozenset[Request] = _NOBODY
         """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
+        self.drafts: Mapping[Request, int] = _NO_DRAFTS
+        """Speculative decoding: draft tokens verified in this step, by request."""
         self.shape = StepShape() if shape is None else shape
         self.num_free_blocks = 0
         self.token_budget = 0

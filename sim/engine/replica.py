@@ -193,6 +193,7 @@ class Replica:
 
     def _record(self, batch: Batch, now_ns: int, start_ns: int, end_ns: int, gpu_ns: int, host_ns: int) -> None:
         shape, scheduler = batch.shape, self.scheduler
+        drafts = (shape.num_draft_tokens, shape.verify_attention_pairs) if self.recorder.is_speculative else ()
         self.recorder.steps.append(
             (
                 self.index,
@@ -216,6 +217,7 @@ class Replica:
                 scheduler.num_seats,
                 now_ns,
                 0,
+                *drafts,
             )
         )
 

@@ -52,6 +52,7 @@ class Request:
         "num_cached_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_draft_tokens",
         "num_known_tokens",
         "num_lost_tokens",
         "num_output_placeholders",
@@ -127,6 +128,8 @@ class Request:
         self.num_stale_batches = 0
         """Batches in flight whose output for this request predates its preemption."""
         self.num_swapped_tokens = 0
+        self.num_draft_tokens = 0
+        """Speculative decoding: draft tokens that wait to be verified (vLLM's ``spec_token_ids``)."""
         self.state = State.WAITING
         self.admission = 0
         """Position in the order of admission: the order of ``running``."""

@@ -19,6 +19,7 @@ from sim.engine.shares import StepShares
 from sim.engine.waiting import AdmissionOrder, FcfsQueue, RankedQueue
 from sim.results.record import Recorder
 
+LARGEST = 1 << 62
 FEW = 4
 """Requests that are faster taken out of ``running`` one by one."""
 
@@ -37,6 +38,8 @@ class Scheduler:
         self.in_flight: deque[Batch] = deque()
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
         self.free_swap_blocks = settings.num_swap_blocks
+        self._draft_slots = settings.draft_slots
+        self._lookahead = settings.num_lookahead_tokens
         self.outstanding_tokens = 0
         """Tokens still to compute, over all requests, if each used all of its ``max_tokens``."""
         self._freed: list[Request] = []
@@ -85,6 +88,8 @@ class Scheduler:
         if request.num_prompt_tokens >= limit:
             return f"prompt of {request.num_prompt_tokens} tokens does not leave room under max_model_len {limit}"
         most_tokens = request.num_prompt_tokens + request._stop_at_output_tokens - 1
+        if self.settings.num_speculative_tokens:
+            most_tokens = min(most_tokens + self.settings.num_speculative_tokens + self._lookahead, limit)
         need = self.kv.blocks_for(most_tokens)
         if need > self.kv.num_usable_blocks:
             return f"needs {need} KV blocks at its longest, the pool has {self.kv.num_usable_blocks}"
@@ -137,6 +142,10 @@ class Scheduler:
                 finished.append(request)
         if num_usual_gaps:
             self.recorder.itl(usual_gap_ns, num_usual_gaps)
+        return self._end_update(batch, finished, now_ns)
+
+    def _end_update(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
+        """What follows once the tokens of ``batch`` are counted; ``finished`` got their last one."""
         if batch.stale:
             for request in batch.stale:
                 request.num_stale_batches -= 1
@@ -167,7 +176,7 @@ class Scheduler:
 
     def _begin_step(self, now_ns: int) -> Step:
         settings = self.settings
-        budget = settings.max_num_batched_tokens
+        budget = settings.max_num_batched_tokens - self._draft_slots
         whole_prompts_only = not settings.enable_chunked_prefill
         largest_whole_prompt = settings.max_model_len
         if self._has_step_limits and (limits := self.policy.step_limits(now_ns)) is not None:
@@ -210,6 +219,8 @@ class Scheduler:
                 if 0 < chunk_cap < num_new:
                     num_new = chunk_cap
                 num_new = min(num_new, step.prefill_budget, step.token_budget, longest - computed)
+            elif request.num_draft_tokens:
+                num_new = min(1 + request.num_draft_tokens, chunk_cap or LARGEST, step.token_budget, longest - computed)
             elif computed >= longest:
                 num_new = 0
             if step.shares is not None:
@@ -217,7 +228,10 @@ class Scheduler:
             if num_new <= 0:
                 index += 1
                 continue
-            while request.num_slots < computed + num_new and not kv.grow(request, computed + num_new):
+            slots = computed + num_new
+            if self._lookahead:
+                slots = min(slots + self._lookahead, longest + 1)
+            while request.num_slots < slots and not kv.grow(request, slots):
                 nobody_preempted = False
                 victim = self._pick_victim(request, step.now_ns)
                 if victim is not request and victim in scheduled:
@@ -235,7 +249,7 @@ class Scheduler:
             if cacheable >= request.next_cacheable_tokens:
                 kv.cache_blocks(request, cacheable)
             scheduled[request] = num_new
-            step.token_budget -= num_new
+            step.token_budget -= num_new + self._draft_slots
             if is_prefill:
                 step.prefill_budget -= num_new
             if step.shares is not None:
@@ -270,7 +284,7 @@ class Scheduler:
                 request.scheduled_ns = step.now_ns
                 request.num_cached_tokens = request.num_computed_tokens
             batch.scheduled[request] = num_new
-            step.token_budget -= num_new
+            step.token_budget -= num_new + self._draft_slots
             step.prefill_budget -= num_new
             if step.shares is not None:
                 step.shares.use(request, num_new)
@@ -286,6 +300,8 @@ class Scheduler:
         hits = self._lookup(request) if not swapped else []
         computed = swapped or len(hits) * settings.block_size
         num_new = request.num_tokens - computed
+        if num_new == 1 and settings.num_speculative_tokens:
+            num_new = self._padded(computed, step)
         if 0 < step.chunk_cap < num_new:
             num_new = step.chunk_cap
         if step.whole_prompts_only and step.token_budget < num_new <= step.largest_whole_prompt:
@@ -300,9 +316,10 @@ class Scheduler:
             free_blocks -= self.watermark_blocks
         if settings.scheduler_reserve_full_isl and kv.blocks_for(request.num_tokens) > free_blocks:
             return 0
-        if kv.blocks_for(computed + num_new) > free_blocks:
+        slots = min(computed + num_new + self._lookahead, settings.max_model_len)
+        if kv.blocks_for(slots) > free_blocks:
             return 0
-        kv.admit(request, hits, computed + num_new)
+        kv.admit(request, hits, slots)
         kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
         if swapped:
             self._swap_in(request)
@@ -313,6 +330,10 @@ class Scheduler:
         request.num_computed_tokens = computed
         self.outstanding_tokens -= computed
         return num_new
+
+    def _padded(self, computed: int, step: Step) -> int:
+        """Tokens of a waiting request that needs one, where drafts are verified; 0 = not in this step."""
+        return 1
 
     def _lookup(self, request: Request) -> list[Any]:
         return self.kv.lookup(request)

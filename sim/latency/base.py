@@ -14,8 +14,9 @@ class StepShape:
     """One step as small sums, so that its cost does not depend on a loop over the batch.
 
     All counts are of one model replica (before tensor parallelism divides them). A decode is a
-    request that computes exactly one token, the one after everything it has already computed;
-    every other scheduled request is a prefill chunk (recomputed tokens included).
+    request that computes one token, the one after everything it has already computed, and with it
+    the draft tokens that are to be verified; every other scheduled request is a prefill chunk
+    (recomputed tokens included).
     """
 
     num_prefills: int = 0
@@ -26,16 +27,20 @@ class StepShape:
     """Sum over chunks of chunk * (2 * prior + chunk): twice the query-key pairs of causal attention."""
     num_decodes: int = 0
     decode_context_tokens: int = 0
-    """Sum over decodes of (computed + 1): the KV that their attention reads."""
+    """Sum over decodes of (computed + 1 + drafts): the KV that their attention reads."""
     num_sampled: int = 0
     """Rows that go through the LM head and the sampler."""
     swap_bytes: int = 0
     """KV moved between GPU and host before this step (``preemption: swap``)."""
+    num_draft_tokens: int = 0
+    """Speculative decoding: draft tokens of all decodes, verified in this step."""
+    verify_attention_pairs: int = 0
+    """Where drafts are verified: sum over decodes of (1 + drafts) * KV read, the query-key pairs; else 0."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the step's GEMMs."""
-        return self.num_prefill_tokens + self.num_decodes
+        return self.num_prefill_tokens + self.num_decodes + self.num_draft_tokens
 
     def clear(self) -> None:
         """Back to an empty step."""
@@ -43,6 +48,7 @@ class StepShape:
         self.prefill_context_tokens = self.prefill_attention_pairs = 0
         self.num_decodes = self.decode_context_tokens = 0
         self.num_sampled = self.swap_bytes = 0
+        self.num_draft_tokens = self.verify_attention_pairs = 0
 
 
 class StepCost(Protocol):

@@ -64,6 +64,12 @@ STEP_COLUMNS = (
     "free_block_ns",  # free blocks times nanoseconds, summed from scheduled_ns to last_scheduled_ns
 )
 
+DRAFT_COLUMNS = (
+    "num_draft_tokens",  # verified in the step
+    "verify_attention_pairs",
+)
+"""Further columns of steps where there is speculative decoding."""
+
 REQUEST_COLUMNS = (
     "row",  # position in the workload
     "status",  # Status
@@ -141,11 +147,40 @@ class ColumnWriter:
         return dict(zip(self.names, table, strict=True))
 
 
+class DraftCounts:
+    """What became of draft tokens, over all requests."""
+
+    def __init__(self, num_speculative_tokens: int) -> None:
+        self.num_speculative_tokens = num_speculative_tokens
+        self.num_verifications = 0
+        """How often a request's drafts were verified."""
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
+        self.num_output_tokens = 0
+        """Tokens that came out of those verifications: the accepted drafts, and one more each."""
+        self.num_drafts_at = [0] * num_speculative_tokens
+        self.num_accepted_at = [0] * num_speculative_tokens
+        """Of them, by position."""
+
+    def add(self, num_drafts: int, num_accepted: int) -> None:
+        """``num_drafts`` of one request were verified, the first ``num_accepted`` of them accepted."""
+        self.num_verifications += 1
+        self.num_draft_tokens += num_drafts
+        self.num_accepted_tokens += num_accepted
+        for position in range(num_drafts):
+            self.num_drafts_at[position] += 1
+        for position in range(num_accepted):
+            self.num_accepted_at[position] += 1
+
+
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
-    def __init__(self) -> None:
-        self.steps = ColumnWriter(STEP_COLUMNS)
+    def __init__(self, *, is_speculative: bool = False) -> None:
+        """``is_speculative``: rows of steps have ``DRAFT_COLUMNS`` too."""
+        self.is_speculative = is_speculative
+        self.drafts: DraftCounts | None = None
+        self.steps = ColumnWriter((*STEP_COLUMNS, *DRAFT_COLUMNS) if is_speculative else STEP_COLUMNS)
         self.requests = ColumnWriter(REQUEST_COLUMNS)
         self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
         self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
@@ -299,5 +334,7 @@ class RunRecord:
     notes: list[str]
     cpu_s: float
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
+    drafts: DraftCounts | None = None
+    """Speculative decoding: what became of the drafts."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

@@ -147,6 +147,7 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         ),
         cache_config=CacheConfig(block_size=settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
         device_config=DeviceConfig(device="cpu"),
+        speculative_config=_speculative_config(settings),
     )
     # The CPU platform's own preferences (block size, chunking, asynchrony) must not leak in.
     for section, wanted in ((config.scheduler_config, wanted_scheduler), (config.cache_config, wanted_cache)):
@@ -162,6 +163,21 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         ),
         structured_output_manager=StructuredOutputManager(config),
         block_size=settings.block_size,
+    )
+
+
+def _speculative_config(settings: CaseSettings) -> Any:
+    """vLLM's settings of speculative decoding, or None."""
+    from vllm.config import ParallelConfig, SpeculativeConfig
+
+    if not settings.num_speculative_tokens:
+        return None
+    method = {"method": "draft_model", "model": _model_directory()} if settings.has_draft_model else {"method": "ngram"}
+    return SpeculativeConfig(
+        num_speculative_tokens=settings.num_speculative_tokens,
+        target_model_config=_model_config(settings.max_model_len),
+        target_parallel_config=ParallelConfig(),
+        **method,
     )
 
 

@@ -27,6 +27,10 @@ class CaseSettings:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     enable_prefix_caching: bool = False
+    num_speculative_tokens: int = 0
+    """Drafts of a decode; 0 = no speculative decoding."""
+    has_draft_model: bool = False
+    """Drafts come from a draft model, else from n-grams."""
 
     @property
     def depth(self) -> int:
