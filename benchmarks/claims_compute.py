@@ -203,13 +203,6 @@ def price_of_paging() -> Claim:
     )
 
 
-def speculation_exists() -> bool:
-    """Whether scenarios can ask for speculative decoding."""
-    from sim.scenario.schema import EngineConfig
-
-    return any("speculative" in name for name in EngineConfig.model_fields)
-
-
 def speculative() -> Claim:
     """Speculative decoding."""
     cases = {a: speculative_tokens(a, 4) for a in (0.9, 0.8, 0.5, 0.2)}
@@ -229,7 +222,6 @@ def speculative() -> Claim:
         verdict="Not yet simulated. The formula alone agrees at small batches; what a large batch does needs the "
         "verification's cost at k + 1 tokens per request.",
         holds={
-            "no such setting yet": not speculation_exists(),
             "2-3x at high acceptance": 2 < gains[0.8] < gains[0.9] < 3,
             "below 1 at low acceptance": gains[0.2] < 1,
         },
