@@ -31,8 +31,8 @@ from sim.latency.tables import Rate, Table
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-HOST_STEP_NS = 700_000
-HOST_REQUEST_NS = 36_000
+HOST_STEP_NS = 620_000
+HOST_REQUEST_NS = 39_000
 """Host time of a step and of each request in it, where the profile has none. Fitted on the training half of the public
 Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows): ``docs/accuracy.md``."""
 SWAP_EFFICIENCY = 0.7

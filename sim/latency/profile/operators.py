@@ -44,6 +44,12 @@ STEP_NS = 250_000.0
 and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
 GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float64)
 """Numbers of tokens that a smaller number's time is held against."""
+CUSTOM_LIMITS = {
+    "9.0": {6: 512 << 10, 8: 256 << 10},
+    "10.0": {2: 2 << 20, 4: 2 << 20, 6: 1 << 20, 8: 1 << 20},
+}
+"""Bytes up to which vLLM reduces by its own kernel, by compute capability and GPUs
+(``CUSTOM_ALL_REDUCE_MAX_SIZES``, ``vllm/distributed/device_communicators/all_reduce_utils.py``), where below 8 MiB."""
 L2_SHARE = 1.2
 """KV of this many times the L2 cache's size comes from memory however often a benchmark repeats."""
 MIXED_CHUNK = 512
@@ -202,16 +208,27 @@ class ProfiledOperators:
             passes = 2.0 if operator == "all_reduce" else 1.0
             share = passes * (self.tp - 1) / self.tp
             return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
-        known = [
-            self.predictor.times_ns(operator, (implementation, self.tp), payload)
+        known = {
+            implementation: self.predictor.times_ns(operator, (implementation, self.tp), payload)
             for implementation in ("custom", "nccl")
             if self.predictor.has(operator, (implementation, self.tp))
-        ]
+        }
+        if operator == "all_reduce" and len(known) == 2:
+            return self._dispatched(payload, known["custom"], known["nccl"])
         if known:
-            return known[0]
+            return known.get("custom", known.get("nccl", payload))
         self.stand_ins[operator] = "70% of the link's bandwidth, 10 us at least"
         link = self.device.link_bandwidth_bytes_per_s or 32e9
         return ring_all_reduce_s(1.0, self.tp, 0.7 * link) * payload * 1e9 + 10_000.0
+
+    def _dispatched(self, payload: Floats, custom: Floats, nccl: Floats) -> Floats:
+        """vLLM leaves its own all-reduce above a size, for torch's symmetric memory, which no table holds: taken to lie
+        halfway between its own and NCCL, which it replaced. Tables of vLLM's own go on to any size."""
+        limit = CUSTOM_LIMITS.get(self.device.compute_capability or "", {}).get(self.tp)
+        if limit is None:
+            return custom
+        self.stand_ins["all_reduce"] = f"halfway between vLLM's own and NCCL from {limit >> 10} KiB on"
+        return np.where(payload < limit, custom, np.sqrt(custom * nccl))
 
     def send_receive_ns(self, tokens: Floats) -> Floats:
         """Hidden state and residual from one pipeline stage to the next; each GPU sends its share."""
