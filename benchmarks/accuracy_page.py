@@ -183,7 +183,7 @@ def _operator_section(operators: Sequence[ProfileScore]) -> str:
         source = "found on the points that the built-in profiles keep, which are those hardest to do without"
     text = f"""
         Times that the prediction did not see: {source}. Separate collections of the same operators on the same GPU
-        differ by 4 to 7 %, so no error of a whole engine below that should be expected of all sets."""
+        differ by 4 to 7 %."""
     return f"## Single operators\n\n{flow(text)}\n\n{operator_table(operators)}"
 
 

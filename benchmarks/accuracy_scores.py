@@ -56,7 +56,7 @@ def _run_bars(
 
 BARS: tuple[Bar, ...] = (
     *_point_bars(LLAMA),
-    *_point_bars(MINIMAX, tpot=2.4, ttft=1.3),
+    *_point_bars(MINIMAX),
     *_point_bars(QWEN),
     *_run_bars(RTX_LLAMA),
     *_run_bars(RTX_QWEN, tpot=0.20, e2e=0.24, ttft=0.28),

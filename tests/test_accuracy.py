@@ -371,3 +371,11 @@ def test_wrong_arguments_to_accuracy_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         accuracy.main(arguments)
     assert stop.value.code == 2
+
+
+def test_the_committed_page_is_of_these_sets() -> None:
+    text = (accuracy.ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert [each for each in headings if each in ABOUT] == list(ABOUT)
+    for bar in BARS:
+        assert f"| {bar.group} " in text
