@@ -62,12 +62,12 @@ def test_the_gain_in_time_is_less_than_in_steps() -> None:
 def test_batching_and_paging_together_pass_what_either_gives() -> None:
     lengths = {**claims_batching.SPREADS["exponential, mean 200"], "max": 1800}
     workload = backlog(512, 64, lengths)
-    engine = {"gpu": "a100-40gb-sxm", "max_model_len": 4096}
+    engine = {"gpu": "a100-40gb-sxm", "max_model_len": 4096, "async_scheduling": False}
     both, batching, paging, neither = (
         run({**engine, **settings}, workload).summary["duration"]
         for settings in ({}, {"kv": "contiguous"}, {"batching": "static"}, {"batching": "static", "kv": "contiguous"})
     )
-    assert neither / both > 7
+    assert neither / both > 6
     assert neither / both > 1.4 * max(neither / batching, neither / paging)
 
 
