@@ -72,10 +72,8 @@ ABOUT: dict[str, str] = {
 
 FITTED = """
     One thing in the cost model is fitted to measurements of whole engines: the default of the host's time, per step
-    and per request in it, to the Qwen3-32B points. A fit to their training half alone gives 0.62 ms and 39 us
-    (`python -m benchmarks.accuracy --data DIR --fit-host` repeats it; 25 points, median error 0.8 %). The default,
-    0.7 ms and 36 us, is rounded from residuals of both halves, so that set's TPOT is not pure validation. All other
-    sets are."""
+    and per request in it, on the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR
+    --fit-host` repeats it). Everything in this table is validation."""
 
 HONEST = (
     """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
@@ -85,10 +83,9 @@ HONEST = (
     """**Host time.** vLLM 0.12 waits for the host in every step, about 40 us for each request. How long the host of
     another version or another machine takes is not known; asynchronous scheduling, the default since 0.14, hides
     it behind the GPU wherever steps are longer than that.""",
-    """**All-reduce over 8 GPUs.** Llama-3.1-70B at TP 8 and 16 clients or more is predicted 5 to 9 % too fast. On 8
-    H100s vLLM uses its own all-reduce below 256 KiB only (`CUSTOM_ALL_REDUCE_MAX_SIZES`), which is 16 rows of
-    this model, and NCCL or symmetric memory from there on; predictions take its own at every size, 8 to 10 us
-    less for each of 161.""",
+    """**Batches of 32.** Llama-3.1-70B FP8 with 32 clients is predicted 5 % too fast, which 16 and 64 clients are
+    not. The cause is not found; FP8 matrices of about 32 rows, or what larger all-reduces than 256 KiB go through
+    on 8 GPUs (NCCL is assumed, symmetric memory possible), come to mind.""",
     """**Piecewise CUDA graphs.** The MiniMax-M2.5 server launched attention from the host. That is not modelled, nor
     the small all-reduce that its norm of queries and keys needs; TTFT comes out some 16 % too short.""",
     """**Links.** All-reduce times come from one server per GPU. Two GPUs on PCIe that cannot reach each other
