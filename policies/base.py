@@ -106,7 +106,11 @@ class Feedback(Enum):
 
 
 class Predictor(Protocol):
-    """Expected output length of a request, in tokens, at least 1."""
+    """Expected output length of a request, in tokens, at least 1.
+
+    A class may say ``is_pure = True``: ``predict`` depends on the request alone and ``on_finished`` does nothing.
+    It lets the simulator ask later, or not at all, and holds for the class that says it only.
+    """
 
     name: ClassVar[str]
 
@@ -174,6 +178,10 @@ class Policy:
     """Holds for the class that says it only: a class derived from it says it anew if it still holds."""
     feedback: ClassVar[Feedback] = Feedback.EACH
     """Holds for the class that says it only, as ``decode_ranks``."""
+    is_calm: ClassVar[bool] = False
+    """While everybody who waits has a seat and blocks for all its tokens, nothing but the order of ``rank`` decides:
+    ``rank`` is a number that depends on the request and its own progress alone, ``preempt`` answers nothing, and a
+    request that came and ended unseen leaves nothing to be told. Holds for the class that says it only."""
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
     shares_accumulate: bool = False

@@ -18,6 +18,7 @@ class Sjf(PredictingPolicy):
     name = "sjf"
     summary = "shortest expected total first"
     decode_ranks = DecodeRanks.STAY
+    is_calm = True
 
     def rank(self, request: RequestView, now_ns: int) -> int:
         """Prompt tokens plus weighted expected output tokens."""

@@ -83,11 +83,14 @@ class AheadScheduler(FastScheduler):
             return False
         return not self.in_flight[0].stale and all(r.joined_at != NOT_A_MEMBER for r in self.running)
 
-    def resume(self, num_updated: int, now_ns: int) -> None:
+    def resume(self, num_updated: int, now_ns: int, prefilling: list[Request]) -> None:
         """``running``, cohort and batches in flight have been set from outside; the tokens of ``num_updated``
-        batches are known, the last ones since now."""
+        batches are known, the last ones since now. ``prefilling`` are those whose prompt is not done."""
         self.num_updated = num_updated
         self.last_update_ns = now_ns
-        self._prefilling = []
+        self._prefilling = prefilling
         self.is_fast = True
         self._is_blocked = False
+        if self._victims is not None:
+            listed = set(prefilling)
+            self._victims.start(request for request in self.running if request not in listed)

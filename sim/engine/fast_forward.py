@@ -233,6 +233,7 @@ class FastReplica(Replica):
         request.state = State.FINISHED
         request.first_token_ns, request.last_token_ns = first_token_ns, now_ns
         request.num_output_tokens = request._stop_at_output_tokens
+        self.scheduler.policy.on_finished(request)
         self._record_end(request)
 
     def _set_timer(self) -> None:

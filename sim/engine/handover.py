@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sim.engine.batch import Batch
 from sim.engine.feed import Feed
+from sim.engine.intake import Chunk, Intake
 from sim.engine.kv_cache import ceil_div
 from sim.engine.request import NEVER, Request, State
 
@@ -28,6 +29,7 @@ class Handover:
         self._replica = replica
         self._scheduler = replica.scheduler
         self._feed = feed
+        self._intake = Intake(self._scheduler, feed)
         self._members: list[Member] = []
         """Everybody with steps to come, as a heap."""
         self._leaving: list[Member] = []
@@ -80,12 +82,19 @@ class Handover:
                 batch.num_in_step += 1
             computed = request.base_computed + latest - joined
             scheduler.outstanding_tokens += request.num_prompt_tokens + request.max_tokens - computed
+        prefilling = []
+        if (part := self._intake.part) is not None:
+            prefilling = [request := self._restore_part(part)]
+            batch.scheduled[request] = part.end - part.first
         if not is_idle:
             scheduler.in_flight.append(batch)
             replica._in_flight.append((batch, busy_ns))
             # What this batch brings is known when it ends, and is recorded then.
             scheduler.recorder.itl(busy_ns - now_ns, -batch.num_in_step)
-        scheduler.resume(latest if is_idle else latest - 1, now_ns)
+        scheduler.resume(latest if is_idle else latest - 1, now_ns, prefilling)
+        for position in self._intake.waiting:
+            scheduler.add_request(self._feed.make(position), self._feed.arrival_ns[position])
+        self._intake.clear()
         scheduler._freed, self._freed = self._freed, []
         replica.resume(now_ns, busy_ns)
         self._members, self._leaving = [], []
@@ -112,15 +121,29 @@ class Handover:
         if request._stop_at_output_tokens > request.base_output + 1:
             scheduler.cohort.enter(request, joined, base_output=request.base_output, is_known_to_end=True)
 
+    def _restore_part(self, part: Chunk) -> Request:
+        """A request whose prompt is not done, with its last chunk in flight."""
+        scheduler, request = self._scheduler, self._feed.make(part.position)
+        request.state, request.admission, request.scheduled_ns = State.RUNNING, part.admission, part.scheduled_ns
+        request.num_computed_tokens = part.end
+        scheduler.kv.restore(request, part.end)
+        scheduler.running.append(request)
+        scheduler.outstanding_tokens += request.num_prompt_tokens + request.max_tokens - part.end
+        return request
+
     # --- decisions ---------------------------------------------------------------------------
 
     def _log(
-        self, instants: Sequence[int], free_blocks: Sequence[int], members: Sequence[Member], new: Sequence[int]
+        self,
+        instants: Sequence[int],
+        free_blocks: Sequence[int],
+        members: Sequence[Member],
+        prompts: Sequence[tuple[int, int]],
     ) -> None:
-        """Lines for steps of ``members`` and, at these positions of the feed, new requests."""
+        """Lines for steps of ``members`` and, as (position in the feed, tokens), of prompts."""
         feed, replica = self._feed, self._replica
         scheduled = {feed.name(member[2]): 1 for member in sorted(members, key=_admission)}
-        scheduled |= {feed.name(feed.rows[position]): feed.prompt_tokens[position] for position in new}
+        scheduled |= {feed.name(feed.rows[position]): num_tokens for position, num_tokens in prompts}
         for at_ns, num_free in zip(instants, free_blocks, strict=True):
             replica._log_step(at_ns, scheduled, [], self._freed, num_free)
             replica.num_steps += 1

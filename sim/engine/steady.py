@@ -17,6 +17,7 @@ from policies.base import Policy
 from sim.engine.decode_sums import LENGTH, MOST_SIZE, SHORT, DecodeSums
 from sim.engine.feed import NO_MORE, Feed
 from sim.engine.handover import Handover
+from sim.engine.intake import Plan
 from sim.engine.request import NEVER
 from sim.latency.base import StepShape
 
@@ -36,12 +37,13 @@ ENDS_AT_ONCE = 256
 def is_steady_kind(scheduler: AheadScheduler) -> bool:
     """Whether this engine can be in the loop at all: asynchronous, first come first served, nothing unusual."""
     settings, policy = scheduler.settings, scheduler.policy
-    hooks = ("on_arrival", "on_scheduled", "on_step", "on_finished", "step_limits", "share_budgets", "victim")
+    hooks = ("on_arrival", "on_scheduled", "on_step", "step_limits", "share_budgets", "victim")
     return (
         settings.async_scheduling
-        and not scheduler.ranked
         and not policy.pass_over
-        and not policy.preempts
+        and (not scheduler.ranked or _is_calm(policy))
+        and (scheduler.ranked or not policy.preempts)
+        and (scheduler.ranked or type(policy).on_finished is Policy.on_finished)
         and all(getattr(type(policy), name) is getattr(Policy, name) for name in hooks)
         and scheduler.grows
         and not settings.static_batching
@@ -50,11 +52,18 @@ def is_steady_kind(scheduler: AheadScheduler) -> bool:
     )
 
 
+def _is_calm(policy: Policy) -> bool:
+    """What ``policy`` says of itself (``Policy.is_calm``), and its predictor if it asks one."""
+    if vars(type(policy)).get("is_calm") is not True:
+        return False
+    return not policy.uses_predictor or vars(type(policy.predictor)).get("is_pure") is True
+
+
 class SteadyLoop(Handover):
     """See the module. It runs ahead of everything else in the simulation, so nobody may ask the replica meanwhile.
 
-    It goes on while each arriving request can be scheduled as a whole in the first step after its arrival, the free
-    blocks are enough, and the accelerator is never waiting for the host but where the replica stands idle.
+    It goes on while nobody waits but for the budget of a step, the free blocks are enough, and the accelerator is
+    never waiting for the host but where the replica stands idle.
     """
 
     def __init__(self, replica: FastReplica, feed: Feed, sums: DecodeSums) -> None:
@@ -123,6 +132,7 @@ class SteadyLoop(Handover):
         for member in members:
             growth[member[5]] += 1
         num_ended = 0
+        intake, is_ranked, is_held = self._intake, scheduler.ranked, False
 
         while True:
             # Who got the last token with the batch before the last has ended; with the last, is left out from now on.
@@ -147,30 +157,45 @@ class SteadyLoop(Handover):
                 growth[member[5]] -= 1
                 leaving.append(member)
 
-            if arrival_ns <= now_ns:
-                # A step that admits all that wait.
-                ahead, num_prompts, prompt_tokens, pairs = position, 0, 0, 0
-                left = free - growth[batch % block_size]
-                running = size + len(leaving)
-                while arrival_ns <= now_ns:
-                    tokens = prompts[ahead]
-                    need = -(-tokens // block_size)
-                    prompt_tokens += tokens
-                    spare = left - watermark if running else left
-                    if need > spare or prompt_tokens > prompt_budget or running >= max_num_seqs:
+            if arrival_ns <= now_ns or is_held:
+                # A step that admits all that wait, mostly one and as a whole.
+                need = growth[batch % block_size]
+                plan = None
+                is_whole = not (is_held or (is_ranked and arrivals[position + 1] <= now_ns))
+                if is_whole:
+                    ahead, num_prompts, prompt_tokens, pairs = position, 0, 0, 0
+                    left = free - need
+                    running = size + len(leaving)
+                    while arrival_ns <= now_ns:
+                        tokens = prompts[ahead]
+                        need = -(-tokens // block_size)
+                        prompt_tokens += tokens
+                        spare = left - watermark if running else left
+                        if need > spare or prompt_tokens > prompt_budget or running >= max_num_seqs:
+                            break
+                        left -= need
+                        running += 1
+                        num_prompts += 1
+                        pairs += tokens * tokens
+                        ahead += 1
+                        arrival_ns = arrivals[ahead]
+                    is_whole = arrival_ns > now_ns and size + prompt_tokens <= token_budget
+                    shape.prefill_context_tokens = prompt_tokens
+                    shape.num_sampled = size + num_prompts
+                if not is_whole:
+                    while arrivals[position] <= now_ns:
+                        intake.waiting.append(position)
+                        position += 1
+                    arrival_ns = arrivals[position]
+                    plan = intake.plan(now_ns, free, growth[batch % block_size], size, size + len(leaving), admissions)
+                    if plan is None:
                         break
-                    left -= need
-                    running += 1
-                    num_prompts += 1
-                    pairs += tokens * tokens
-                    ahead += 1
-                    arrival_ns = arrivals[ahead]
-                if arrival_ns <= now_ns or size + prompt_tokens > token_budget:
-                    break
+                    num_prompts, prompt_tokens, pairs = len(plan.chunks), plan.tokens, plan.pairs
+                    shape.prefill_context_tokens = plan.context_tokens
+                    shape.num_sampled = size + num_prompts - intake.is_cut(plan)
                 shape.num_prefills, shape.num_prefill_tokens = num_prompts, prompt_tokens
-                shape.prefill_context_tokens, shape.prefill_attention_pairs = prompt_tokens, pairs
+                shape.prefill_attention_pairs = pairs
                 shape.num_decodes, shape.decode_context_tokens = size, context
-                shape.num_sampled = size + num_prompts
                 host_ns = cost.host_ns(shape)
                 start_ns = now_ns + host_ns
                 if start_ns <= busy_ns:
@@ -179,11 +204,33 @@ class SteadyLoop(Handover):
                     break
                 is_idle = False
                 gpu_ns = cost.gpu_ns(shape)
-                if log:
-                    log([now_ns], [left], members, range(position, ahead))
                 busy_ns = start_ns + gpu_ns
                 if size:
                     recorder.itl(gpu_ns, size)
+                if plan is not None:
+                    running = size + len(leaving) + num_prompts
+                    chunks = intake.carry_out(plan)
+                    free, admissions = plan.free, admissions + plan.num_new
+                    if log:
+                        log([now_ns], [free], members, [(c.position, c.end - c.first) for c in plan.chunks])
+                    self._record_chunks(plan, (now_ns, start_ns, gpu_ns, host_ns), running, size, context, len(chunks))
+                    context += size
+                    size += len(chunks)
+                    for chunk in chunks:
+                        at = chunk.position
+                        tokens, last = prompts[at], outputs[at] - 1
+                        phase = (batch + 1 - tokens) % block_size
+                        growth[phase] += 1
+                        context += tokens + 1
+                        blocks = -(-(tokens + last) // block_size)
+                        ends = (batch + last, chunk.admission, rows[at], blocks, tokens + last + 1, phase)
+                        heappush(members, (*ends, chunk.scheduled_ns, busy_ns, None))
+                    is_held = not intake.is_empty
+                    now_ns = start_ns
+                    batch += 1
+                    continue
+                if log:
+                    log([now_ns], [left], members, [(at, prompts[at]) for at in range(position, ahead)])
                 counts = (running, num_prompts, prompt_tokens, pairs, size, context)
                 add_row((index, now_ns, start_ns, gpu_ns, 1, *counts, host_ns, left, now_ns, 0))
                 free = left
@@ -282,3 +329,14 @@ class SteadyLoop(Handover):
         self._rest = self._next_rest
         self._members, self._leaving = members, leaving
         self._hand_back(batch, now_ns, NEVER if is_idle else busy_ns)
+
+    def _record_chunks(
+        self, plan: Plan, times: tuple[int, int, int, int], running: int, size: int, context: int, num_done: int
+    ) -> None:
+        """The row of a step with prompts that are not whole or others waiting behind them."""
+        now_ns, start_ns, gpu_ns, host_ns = times
+        recorder, waiting = self._replica.recorder, len(self._intake.waiting)
+        counts = (running, waiting, len(plan.chunks), plan.tokens, size, context, plan.context_tokens, plan.pairs)
+        rest = (size + num_done, gpu_ns, host_ns, plan.free, 0, running, now_ns, 0)
+        recorder.steps.append((self._replica.index, now_ns, start_ns, start_ns + gpu_ns, 1, *counts, *rest))
+        recorder.start_steady()

@@ -92,8 +92,11 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         "async_scheduling": draw(st.integers(0, 5)) > 0,
         "scheduler_reserve_full_isl": draw(st.booleans()),
         "watermark": draw(st.sampled_from([0.0, 0.05])),
+        "policy": draw(st.sampled_from(["fcfs", "srtf", "hybrid", "sjf", "throughput"])),
+        "predictor": draw(st.sampled_from(["exact", "noisy", "max_tokens", "learned"])),
+        "enable_chunked_prefill": draw(st.integers(0, 3)) > 0,
     }
-    if draw(st.integers(0, 3)) == 0:
+    if engine["enable_chunked_prefill"] and draw(st.integers(0, 3)) == 0:
         engine["max_prefill_tokens_per_step"] = draw(st.sampled_from([20, 300]))
     workload = {
         "requests": draw(st.integers(1, 80)),
@@ -167,12 +170,32 @@ def test_a_usual_run_is_one_loop(takings: list[str]) -> None:
     assert len(steps["replica"]) < 0.2 * int(np.sum(steps["num_steps"]))
 
 
-def test_a_prompt_too_long_for_a_step_interrupts_the_loop_and_it_comes_back(takings: list[str]) -> None:
-    scenario = scenario_of(
-        traffic([60] * 20 + [500] + [60] * 20, [300], rate=3.0, requests=41), max_num_batched_tokens=256
-    )
+LONG_ONES = traffic([60] * 20 + [500] + [60] * 20, [300], rate=3.0, requests=41)
+
+
+def test_prompts_in_chunks_and_others_behind_them_stay_in_the_loop(takings: list[str]) -> None:
+    for policy in ("fcfs", "srtf", "hybrid"):
+        rows = traffic([60, 700, 20, 400, 900, 30, 5], [40, 3, 1, 20], rate=12.0, requests=90)
+        assert_equal(scenario_of(rows, max_num_batched_tokens=256, policy=policy))
+    assert takings == ["idle"] * 6
+
+
+def test_a_prompt_that_may_not_be_cut_interrupts_the_loop_and_it_comes_back(takings: list[str]) -> None:
+    rows = traffic([60] * 20 + [200] + [60] * 20, [300], rate=15.0, requests=82)
+    engine = {"max_num_batched_tokens": 256, "enable_chunked_prefill": False, "policy": "sjf"}
+    scenario = scenario_of(rows, **engine)
     assert_equal(scenario)
     assert "busy" in takings
+
+
+@pytest.mark.parametrize("policy", ["srtf", "sjf", "hybrid", "throughput"])
+def test_a_ranked_policy_short_of_room_interrupts_the_loop_and_it_comes_back(policy: str, takings: list[str]) -> None:
+    rows = traffic([60, 300, 20, 100], [70, 20, 200], rate=3.0, requests=120)
+    rows["arrival"] = {"process": "gamma", "rate": 3.0, "cv": 4.0}
+    scenario = scenario_of(rows, num_gpu_blocks_override=60, policy=policy)
+    assert_equal(scenario)
+    assert run(load(scenario)).summary["preemptions"]["total"] > 0
+    assert len(takings) > 6
 
 
 def test_blocks_that_run_out_interrupt_the_loop(takings: list[str]) -> None:
@@ -203,9 +226,14 @@ def test_nothing_is_outstanding_at_the_end(monkeypatch: pytest.MonkeyPatch) -> N
         left.append(self.scheduler.outstanding_tokens)
 
     monkeypatch.setattr(FastReplica, "finish", finish)
-    run(load(scenario_of(traffic([60] * 20 + [500], [300], rate=3.0), max_num_batched_tokens=256)))
+    run(load(scenario_of(LONG_ONES, max_num_batched_tokens=256)))
     run(load(scenario_of(traffic([200], [150], rate=6.0), num_gpu_blocks_override=100)))
-    assert left == [0, 0]
+    # Chunks in flight, and requests that wait, when the host becomes the slower one.
+    rows = traffic([60, 700, 20, 400], [40], rate=12.0, requests=90)
+    scenario = scenario_of(rows, max_num_batched_tokens=64, policy="srtf", max_num_seqs=12)
+    scenario["latency"] = {"kind": "roofline", "host_overhead_ms": 9.0}
+    run(load(scenario))
+    assert left == [0, 0, 0]
 
 
 @pytest.mark.parametrize("overhead_ms", [8.81, 8.83, 8.85, 8.88, 8.9, 8.95, 9.0, 12.0])
@@ -230,7 +258,9 @@ def test_seats_blocks_budget_and_watermark_bound_a_step_that_admits() -> None:
     "change",
     [
         {"async_scheduling": False},
-        {"policy": "sjf"},
+        {"policy": "fair"},
+        {"policy": {"name": "deadline"}},
+        {"policy": "sjf", "predictor": "learned"},
         {"batching": "static"},
         {"kv": "contiguous"},
         {"preemption": "swap"},
