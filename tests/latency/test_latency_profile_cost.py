@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import ATTENTION, DEVICE, hand_made
 
+from sim.errors import InputError
 from sim.latency.base import StepShape
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.models import load_model
@@ -150,6 +151,14 @@ def test_vllm_leaves_its_own_all_reduce_above_a_size() -> None:
     for batch, ratio in ((24, 1.0), (64, 2.0)):
         times = [model.breakdown(decodes(batch, 64))["all_reduce"] for model in (hopper, ampere)]
         assert times[0] == pytest.approx(ratio * times[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("operator", ["gemm", "decode_attention", "prefill_attention"])
+def test_a_profile_that_lacks_what_every_step_needs_is_refused(operator: str) -> None:
+    profile = hand_made()
+    operators = {name: each for name, each in profile.operators.items() if name != operator}
+    with pytest.raises(InputError, match=rf"latency\.profile: hand-made has no {operator}"):
+        cost(profile.model_copy(update={"operators": operators})).gpu_ns(prefill(16))
 
 
 def test_graph_sizes_are_vllms() -> None:

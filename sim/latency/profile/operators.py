@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from sim.errors import InputError
 from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
@@ -110,6 +111,12 @@ class ProfiledOperators:
                 return self.predictor.times_ns(operator, key, at, like=candidate)
         return None
 
+    def _lacks(self, operator: str) -> InputError:
+        return InputError(
+            f"latency.profile: {self.profile.name} has no {operator} in any number format, and no step is without; measure "
+            "or import a whole profile, or use `kind: roofline`"
+        )
+
     # -- matrices ---------------------------------------------------------------------------------
 
     def linear_ns(self, tokens: Floats, n: int, k: int, dtype: str | None = None) -> Floats:
@@ -122,7 +129,7 @@ class ProfiledOperators:
         sizes, place = np.unique(np.concatenate([np.maximum(tokens, 1.0), GEMM_SIZES]), return_inverse=True)
         times = self._times("gemm", key, (0,), sizes)
         if times is None:
-            raise LookupError(f"profile {self.profile.name} has no gemm")
+            raise self._lacks("gemm")
         padded = np.minimum.accumulate(times[::-1])[::-1]
         return np.where(tokens > 0, padded[place[: len(tokens)]], 0.0)
 
@@ -294,7 +301,7 @@ class ProfiledOperators:
         """
         times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
         if times is None:
-            raise LookupError(f"profile {self.profile.name} has no decode attention")
+            raise self._lacks("decode_attention")
         cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
         beyond = int(np.argmin(cached)) if not cached.all() else len(contexts) - 1
         if cached[0] and beyond > 0:
@@ -323,9 +330,7 @@ class ProfiledOperators:
         at = np.array([chunk])
         times = self._times("prefill_attention", key, (0, 1), at)
         if times is None:
-            raise LookupError(
-                f"profile {self.profile.name} has no prefill attention of head size {self.model.head_size}"
-            )
+            raise self._lacks("prefill_attention")
         pairs = float(causal_pairs(at, 0.0)[0]) * batch
         context = batch * chunk
         return float(times[0]) / self.prefill_bound_ns(pairs, context, context)
