@@ -113,8 +113,8 @@ class ProfiledOperators:
 
     def _lacks(self, operator: str) -> InputError:
         return InputError(
-            f"latency.profile: {self.profile.name} has no {operator} in any number format, and no step is without; measure "
-            "or import a whole profile, or use `kind: roofline`"
+            f"latency.profile: {self.profile.name} has no {operator} in any number format, and no step is without; "
+            "measure or import a whole profile, or use `kind: roofline`"
         )
 
     # -- matrices ---------------------------------------------------------------------------------
