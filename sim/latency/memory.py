@@ -3,7 +3,9 @@
 The split is vLLM's (``gpu_worker.determine_available_memory``): total memory times
 ``gpu_memory_utilization``, less weights, less the peak of a profiling pass at the largest batch,
 less what is allocated outside PyTorch, less the CUDA graphs; the rest holds KV blocks. vLLM
-measures the middle three; here they are formulas, stated at each function.
+measures the middle three; here they are formulas, stated at each function. CUDA graphs count since
+vLLM 0.21; older versions took them from what ``gpu_memory_utilization`` leaves. ``docs/memory.md``
+compares the result with what vLLM logged.
 """
 
 from __future__ import annotations
@@ -21,15 +23,20 @@ from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precisio
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-SAMPLER_BYTES_PER_LOGIT = 36
-"""The profiling pass samples with top-k and top-p: logits in 16 and 32 bits, the scaled copy, sorted values and
-64-bit indices, softmax, cumulative sum, mask, scattered result."""
+SAMPLER_BYTES_PER_LOGIT = 38.4
+"""The profiling pass samples with top-k and top-p: logits in 16 and 32 bits, the scaled copy, the sort's values, 64-bit
+indices and workspace, softmax, cumulative sum, mask. vLLM 0.11 logs peaks of 38.2-38.6 bytes per logit beyond the
+hidden states, over three vocabularies and models from 0.6 B to 70 B."""
 
-NON_TORCH_BYTES = 256 << 20
-"""CUDA libraries and workspaces outside PyTorch's pool; vLLM logs 0.1-0.35 GiB for one GPU."""
+NON_TORCH_BYTES = 128 << 20
+"""CUDA libraries and workspaces outside PyTorch's pool; vLLM logs 0.13-0.14 GiB for one GPU."""
 
-COMMUNICATOR_BYTES = 1 << 30
-"""NCCL and custom all-reduce buffers of a GPU that talks to others."""
+NVLINK_COMMUNICATOR_BYTES = 416 << 20
+"""NCCL and custom all-reduce buffers of a GPU that talks to others over NVLink; vLLM logs 0.40-0.42 GiB more than
+for one GPU."""
+
+PCIE_COMMUNICATOR_BYTES = 96 << 20
+"""The same over PCIe, where custom all-reduce is off: 0-0.13 GiB by what vLLM logs."""
 
 GRAPH_BYTES_PER_LAYER = 16 << 20
 """CUDA graphs of all captured batch sizes; vLLM logs about 0.5 GiB for 32 layers."""
@@ -48,6 +55,8 @@ class MemoryPlan:
     weights_bytes: int
     reserve_bytes: int
     """Activations, CUDA graphs and what lives outside PyTorch."""
+    graph_bytes: int
+    """CUDA graphs, a part of ``reserve_bytes``."""
     available_kv_bytes: int
     kv_bytes_per_token: int
     """Of one GPU: its layers, its KV heads."""
@@ -80,6 +89,8 @@ class _Stage:
     weights: int
     kv_per_token: int
     reserve: int
+    graphs: int
+    """A part of ``reserve``."""
     requested: int
 
     @property
@@ -132,6 +143,7 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
         requested_bytes=stage.requested,
         weights_bytes=stage.weights,
         reserve_bytes=stage.reserve,
+        graph_bytes=stage.graphs,
         available_kv_bytes=stage.free,
         kv_bytes_per_token=stage.kv_per_token,
         block_size=engine.block_size,
@@ -142,8 +154,8 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
 
 
 def weights_bytes(model: ModelSpec, precision: Precision, tp: int, layers: range, *, embed: bool, head: bool) -> int:
-    """Weights on one of ``tp`` GPUs that hold ``layers``. Quantisation leaves the embedding and the LM head
-    in 16 bits; KV projections are replicated where there are more GPUs than KV heads."""
+    """Weights on one of ``tp`` GPUs that hold ``layers``, with the table of rotary positions. Quantisation leaves the
+    embedding and the LM head in 16 bits; KV projections are replicated where there are more GPUs than KV heads."""
     extra_kv = max(0, tp * kv_heads_per_gpu(model.num_kv_heads, tp) - model.num_kv_heads)
     replicated = 2 * model.hidden_size * extra_kv * model.head_size
     attention = model.attention_parameters + replicated
@@ -153,12 +165,14 @@ def weights_bytes(model: ModelSpec, precision: Precision, tp: int, layers: range
     matrices = 1 if embed and head and model.tie_word_embeddings else int(embed) + int(head)
     outer = matrices * model.vocab_size * model.hidden_size
     norms = (2 * len(layers) + 1) * model.hidden_size * precision.activation_bytes
-    return round(linear / tp * precision.linear_bytes + outer / tp * precision.head_bytes) + norms
+    rotary = model.max_position_embeddings * model.head_size * precision.activation_bytes
+    return round(linear / tp * precision.linear_bytes + outer / tp * precision.head_bytes) + norms + rotary
 
 
-def activation_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision) -> int:
+def activation_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision, *, head: bool) -> int:
     """Peak of vLLM's profiling pass (``profile_run``): the larger of one MLP or attention block at
-    ``max_num_batched_tokens`` and the sampler at ``max_num_seqs`` rows of logits."""
+    ``max_num_batched_tokens`` and, with ``head``, the sampler at ``max_num_seqs`` rows of whole logits beside the
+    hidden states."""
     tp = engine.tensor_parallel_size
     width = model.intermediate_size if model.num_moe_layers < model.num_layers else 0
     routed = model.experts_per_token * model.moe_intermediate_size + model.shared_expert_intermediate_size
@@ -166,16 +180,19 @@ def activation_bytes(engine: EngineConfig, model: ModelSpec, precision: Precisio
     attention = 2 * (model.q_size + model.kv_size) / tp
     per_token = 4 * model.hidden_size + max(mlp, attention)
     forward = engine.max_num_batched_tokens * per_token * precision.activation_bytes
+    if not head:
+        return round(forward)
     rows = min(engine.max_num_seqs, engine.max_num_batched_tokens)
-    return round(max(forward, rows * model.vocab_size * SAMPLER_BYTES_PER_LOGIT))
+    hidden = engine.max_num_batched_tokens * model.hidden_size * precision.activation_bytes
+    return round(max(forward, hidden + rows * model.vocab_size * SAMPLER_BYTES_PER_LOGIT))
 
 
-def reserve_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision, num_layers: int) -> int:
-    """What the engine keeps beside weights and KV on a GPU that holds ``num_layers`` layers."""
-    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    graphs = 0 if engine.enforce_eager else num_layers * GRAPH_BYTES_PER_LAYER
-    communicators = COMMUNICATOR_BYTES if num_gpus > 1 else 0
-    return activation_bytes(engine, model, precision) + NON_TORCH_BYTES + communicators + graphs
+def non_torch_bytes(engine: EngineConfig, gpu: GpuSpec) -> int:
+    """What lives outside PyTorch's pool: libraries and, with several GPUs, communicators."""
+    if engine.tensor_parallel_size * engine.pipeline_parallel_size == 1:
+        return NON_TORCH_BYTES
+    over_pcie = gpu.nvlink_bandwidth is None
+    return NON_TORCH_BYTES + (PCIE_COMMUNICATOR_BYTES if over_pcie else NVLINK_COMMUNICATOR_BYTES)
 
 
 def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> _Stage:
@@ -190,12 +207,16 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> _St
     for index, size in enumerate(sizes):
         layers = range(first, first + size)
         first += size
-        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=index == len(sizes) - 1)
+        head = index == len(sizes) - 1
+        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=head)
+        activations = activation_bytes(engine, model, precision, head=head)
+        graphs = 0 if engine.enforce_eager else size * GRAPH_BYTES_PER_LAYER
         stages.append(
             _Stage(
                 weights=weights,
                 kv_per_token=size * kv_per_layer,
-                reserve=reserve_bytes(engine, model, precision, size),
+                reserve=activations + non_torch_bytes(engine, gpu) + graphs,
+                graphs=graphs,
                 requested=int(gpu.memory_bytes * engine.gpu_memory_utilization),
             )
         )

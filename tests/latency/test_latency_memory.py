@@ -81,6 +81,37 @@ def test_llama_8b_on_an_h100_leaves_what_vllm_logs() -> None:
     assert plan.available_kv_bytes / GIB == pytest.approx(54.5, rel=0.02)
 
 
+def test_what_the_reserve_is_made_of() -> None:
+    """The sampler's logits at all seats, hidden states, libraries, communicators by link, CUDA graphs."""
+    few, many = (plan_memory(engine("llama-3.1-8b", "h100-sxm", max_num_seqs=seats)) for seats in (256, 1024))
+    assert many.reserve_bytes - few.reserve_bytes == pytest.approx(768 * 128256 * 38.4)
+    hidden, libraries = 2048 * 4096 * 2, 128 << 20
+    assert many.reserve_bytes - many.graph_bytes == pytest.approx(1024 * 128256 * 38.4 + hidden + libraries)
+    eager = plan_memory(engine("llama-3.1-8b", "h100-sxm", max_num_seqs=1024, enforce_eager=True))
+    assert eager.graph_bytes == 0
+    assert eager.available_kv_bytes == many.available_kv_bytes + many.graph_bytes
+
+
+@pytest.mark.parametrize(("gpu", "mib"), [("h100-sxm", 416), ("l40s", 96)])
+def test_communicators_by_link(gpu: str, mib: int) -> None:
+    one, two = (plan_memory(engine("llama-3.1-8b", gpu, tensor_parallel_size=tp)) for tp in (1, 2))
+    assert two.reserve_bytes - one.reserve_bytes == mib << 20
+
+
+def test_only_the_last_pipeline_stage_samples() -> None:
+    """The first stage of two has the embedding, the last one LM head and sampler: it has the least room."""
+    plan = plan_memory(engine("llama-3.1-8b", "h100-sxm", pipeline_parallel_size=2, max_num_seqs=1024))
+    logits = 1024 * 128256 * 38.4
+    assert plan.reserve_bytes > logits
+    alone = plan_memory(engine("llama-3.1-8b", "h100-sxm", pipeline_parallel_size=2, max_num_seqs=1))
+    assert alone.reserve_bytes < logits / 4
+
+
+def test_rotary_positions_are_a_table_beside_the_weights() -> None:
+    short, long = (plan_memory(engine(name)).weights_bytes for name in ("llama-3-8b", "llama-3.1-8b"))
+    assert long - short == (131072 - 8192) * 128 * 2
+
+
 def test_override_counts_the_null_block() -> None:
     plan = plan_memory(engine(num_gpu_blocks_override=101))
     assert (plan.num_gpu_blocks, plan.num_usable_blocks, plan.kv_capacity_tokens) == (101, 100, 1600)
@@ -97,7 +128,8 @@ def test_a_model_that_does_not_fit_says_by_how_much_and_what_would() -> None:
     with pytest.raises(InputError) as error:
         plan_memory(engine("llama-2-70b"))
     text = str(error.value)
-    misses = 2 * 68.977 + 2.1 - 0.9 * 79.15 * GIB / GB
+    activations = 2048 * (4 * 8192 + 3 * 28672) * 2 / GB
+    misses = 2 * 68.977 + activations + (128 + 80 * 16) * 1024**2 / GB - 0.9 * 79.15 * GIB / GB
     assert f"misses {misses:.1f} GB" in text
     assert "tensor_parallel_size: 2" in text
     assert "dtype: fp8" in text
