@@ -58,7 +58,19 @@ COUNTERS = ("duration", "completed", "failed", "total_input_tokens", "total_outp
 RATES = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
 STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")
 METRICS = ("ttft", "tpot", "itl", "e2el")
-SECTIONS = ("counts", "queue", "kv", "preemptions", "utilization", "cost", "slo", "tenants", "replicas", "run")
+SECTIONS = (
+    "counts",
+    "queue",
+    "kv",
+    "preemptions",
+    "utilization",
+    "cost",
+    "speculative",
+    "slo",
+    "tenants",
+    "replicas",
+    "run",
+)
 ENDS = ("completed", "rejected", "timed_out", "failed", "cancelled")
 LINE_KEYS = ["step", "time_s", "replica", "scheduled", "preempted", "finished", "free_blocks"]
 COMMAND = str(Path(sys.executable).with_name("simrun"))

@@ -18,12 +18,14 @@ from sim.engine.decode_sums import DecodeSums
 from sim.engine.fast_forward import FastReplica
 from sim.engine.replica import Replica
 from sim.engine.scheduler import Scheduler
+from sim.engine.speculative import Acceptance, SpeculativeScheduler
 from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
 from sim.latency.memory import MemoryPlan, plan_memory
 from sim.latency.profile.cost import ProfileCost
+from sim.latency.speculative import SpeculativeCost
 from sim.results.record import IntColumn, Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
@@ -53,7 +55,7 @@ def simulate_cluster(
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)
-    recorder = Recorder()
+    recorder = Recorder(is_speculative=engine.speculative is not None)
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
@@ -88,6 +90,8 @@ def is_asynchronous(engine: EngineConfig) -> bool:
         and engine.preemption == "recompute"
         and engine.batching == "continuous"
         and engine.kv == "paged"
+        # vLLM schedules n-grams synchronously: they are found on the host, in tokens that have to be there.
+        and (engine.speculative is None or engine.speculative.method != "ngram")
     )
 
 
@@ -104,6 +108,9 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
         max_model_len = min(max_model_len, engine.max_num_batched_tokens)
     gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
     block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
+    speculative = engine.speculative
+    drafts = 0 if speculative is None else speculative.num_speculative_tokens
+    has_draft_model = speculative is not None and speculative.method == "draft_model"
     swap_bytes = int(engine.swap_space_gib * 2**30) * gpus if engine.preemption == "swap" else 0
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
@@ -122,6 +129,9 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
         contiguous_kv=engine.kv == "contiguous",
         static_batching=engine.batching == "static",
         num_swap_blocks=swap_bytes // block_bytes,
+        num_speculative_tokens=drafts,
+        num_lookahead_tokens=drafts if has_draft_model else 0,
+        draft_slots=int(has_draft_model),
         block_bytes=block_bytes,
     )
 
@@ -151,6 +161,11 @@ def _build_replica(
     # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
     swaps_conversations = engine.preemption == "swap" and bool((gateway.workload.session != NO_GROUP).any())
     try:
+        if engine.speculative is not None:
+            # Every step decides something: how many drafts were right.
+            acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
+            drafting = SpeculativeScheduler(settings, policy, acceptance, recorder)
+            return Replica(gateway.env, index, engine.model, drafting, *common)
         if engine.stepping == "reference" or swaps_conversations:
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
@@ -235,7 +250,8 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
         latency={**cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
-        terms=cost.terms if isinstance(cost, ProfileCost) else None,
+        drafts=recorder.drafts,
+        terms=cost.terms if isinstance(cost, ProfileCost | SpeculativeCost) and cost.kind == "profile" else None,
         notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
         cpu_s=cpu_s,
     )

@@ -15,9 +15,11 @@ from sim.latency.operators import Efficiency
 from sim.latency.parallel import Link
 from sim.latency.profile.library import find_profile
 from sim.latency.roofline import RooflineCost
+from sim.latency.speculative import SpeculativeCost, draft_engine
 from sim.latency.work import WorkModel
 
 if TYPE_CHECKING:
+    from sim.latency.profile.cost import ProfileCost
     from sim.scenario.schema import EngineConfig, LatencyConfig
 
 LINK_LATENCY_US = 20.0
@@ -30,6 +32,21 @@ def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path
     Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM refuses, and a
     profile that is not there, cannot be used, or is of another GPU.
     """
+    cost = _build_plain_cost(engine, latency, base_dir)
+    speculative = engine.speculative
+    if speculative is None or isinstance(cost, ConstantCost):
+        return cost
+    draft = None
+    if speculative.draft_model is not None:
+        draft = _build_plain_cost(draft_engine(engine), latency, base_dir)
+    if isinstance(draft, ConstantCost):
+        draft = None
+    return SpeculativeCost(cost, draft, speculative.num_speculative_tokens)
+
+
+def _build_plain_cost(
+    engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None
+) -> ConstantCost | RooflineCost | ProfileCost:
     kind = latency_kind(engine.gpu, latency)
     if kind == "constant":
         if latency.step_s is None:

@@ -19,6 +19,7 @@ from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.models import ModelSpec, load_model
 from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
 from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precision
+from sim.latency.speculative import draft_engine, load_draft_model
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
@@ -133,10 +134,13 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
     and what would help). A pool smaller than one request of ``max_model_len`` is a note.
     """
     model, gpu = load_model_and_gpu(engine, base_dir)
-    stage = _tightest_stage(engine, model, gpu)
+    draft = load_draft_model(engine, base_dir)
+    if draft is not None:
+        _check_draft(engine, model, draft)
+    stage = _tightest_stage(engine, model, gpu, draft)
     override = engine.num_gpu_blocks_override
     if stage.missing_bytes(engine) > 0:
-        raise InputError(_does_not_fit(engine, model, gpu, stage))
+        raise InputError(_does_not_fit(engine, model, gpu, stage, draft))
     blocks = stage.blocks(engine.block_size) if override is None else override
     return MemoryPlan(
         total_bytes=gpu.memory_bytes,
@@ -195,8 +199,36 @@ def non_torch_bytes(engine: EngineConfig, gpu: GpuSpec) -> int:
     return NON_TORCH_BYTES + (PCIE_COMMUNICATOR_BYTES if over_pcie else NVLINK_COMMUNICATOR_BYTES)
 
 
-def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> _Stage:
+def _check_draft(engine: EngineConfig, model: ModelSpec, draft: ModelSpec) -> None:
+    """Raise InputError for a draft model that cannot be split as the target, or speaks other tokens."""
+    key = "engine.speculative.draft_model"
+    problems = parallel_problems(draft, engine.tensor_parallel_size, 1)
+    if draft.vocab_size != model.vocab_size:
+        problems.append(
+            Problem(
+                f"{key}: {draft.name} has a vocabulary of {draft.vocab_size} tokens, {model.name} one of "
+                f"{model.vocab_size}: vLLM refuses to start; choose a smaller model of the same family"
+            )
+        )
+    if problems:
+        raise InputError(problems)
+
+
+def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) -> tuple[int, int, int]:
+    """Of a draft model on one GPU: weights, KV per token (its layers share the target's blocks), CUDA graphs."""
+    if draft is None:
+        return 0, 0, 0
+    theirs = draft_engine(engine)
+    precision, tp = resolve_precision(theirs, gpu), engine.tensor_parallel_size
+    weights = weights_bytes(draft, precision, tp, range(draft.num_layers), embed=True, head=True)
+    kv = 2 * kv_heads_per_gpu(draft.num_kv_heads, tp) * draft.head_size * precision.kv_bytes
+    graphs = 0 if engine.enforce_eager else draft.num_layers * GRAPH_BYTES_PER_LAYER
+    return weights, draft.num_layers * kv, graphs
+
+
+def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None = None) -> _Stage:
     """The pipeline stage with the fewest KV blocks: vLLM gives all stages as many as that one has."""
+    draft_weights, draft_kv, draft_graphs = _draft_stage(engine, draft, gpu)
     precision = resolve_precision(engine, gpu)
     tp = engine.tensor_parallel_size
     heads = kv_heads_per_gpu(model.num_kv_heads, tp)
@@ -213,50 +245,55 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> _St
         graphs = 0 if engine.enforce_eager else size * GRAPH_BYTES_PER_LAYER
         stages.append(
             _Stage(
-                weights=weights,
-                kv_per_token=size * kv_per_layer,
-                reserve=activations + non_torch_bytes(engine, gpu) + graphs,
-                graphs=graphs,
+                weights=weights + draft_weights,
+                kv_per_token=size * kv_per_layer + draft_kv,
+                reserve=activations + non_torch_bytes(engine, gpu) + graphs + draft_graphs,
+                graphs=graphs + draft_graphs,
                 requested=int(gpu.memory_bytes * engine.gpu_memory_utilization),
             )
         )
     return min(stages, key=lambda stage: stage.free / stage.kv_per_token)
 
 
-def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _Stage) -> str:
+def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _Stage, draft: ModelSpec | None) -> str:
     """By how much, made of what, and what would help."""
     missing = stage.missing_bytes(engine)
     lines = (
-        f"engine: {model.name} in {resolve_precision(engine, gpu).weights} does not fit {gpu.name} with "
+        f"engine: {model.name} in {resolve_precision(engine, gpu).weights}"
+        f"{'' if draft is None else f', with {draft.name} to draft for it,'} does not fit {gpu.name} with "
         f"tensor_parallel_size {engine.tensor_parallel_size}, pipeline_parallel_size {engine.pipeline_parallel_size}: "
         f"it misses {missing / 1e9:.1f} GB per GPU (weights {stage.weights / 1e9:.1f} GB + activations, graphs and "
         f"buffers {stage.reserve / 1e9:.1f} GB + KV cache, against {stage.requested / 1e9:.1f} GB = "
         f"gpu_memory_utilization {engine.gpu_memory_utilization:g} of {gpu.memory_bytes / 1e9:.1f} GB)"
     )
-    remedies = [text for text in (_larger_tp(engine, model, gpu), _smaller_dtype(engine, model, gpu)) if text]
+    remedies = [
+        text for text in (_larger_tp(engine, model, gpu, draft), _smaller_dtype(engine, model, gpu, draft)) if text
+    ]
     if not remedies:
         remedies = ["a smaller model, a larger GPU or more GPUs (pipeline_parallel_size)"]
     return f"{lines}; would fit: {' or '.join(remedies)}"
 
 
-def _fits(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> bool:
+def _fits(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> bool:
     split = parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
-    return not split and _tightest_stage(engine, model, gpu).missing_bytes(engine) <= 0
+    if draft is not None:
+        split += parallel_problems(draft, engine.tensor_parallel_size, 1)
+    return not split and _tightest_stage(engine, model, gpu, draft).missing_bytes(engine) <= 0
 
 
-def _larger_tp(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> str | None:
+def _larger_tp(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> str | None:
     for tp in (2, 4, 8, 16):
         larger = engine.model_copy(update={"tensor_parallel_size": tp})
-        if tp > engine.tensor_parallel_size and _fits(larger, model, gpu):
+        if tp > engine.tensor_parallel_size and _fits(larger, model, gpu, draft):
             return f"tensor_parallel_size: {tp}"
     return None
 
 
-def _smaller_dtype(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> str | None:
+def _smaller_dtype(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> str | None:
     now = BYTES_PER_ELEMENT[resolve_precision(engine, gpu).weights]
     for dtype in ("bfloat16", "fp8", "int4"):
         smaller = engine.model_copy(update={"dtype": dtype})
-        if BYTES_PER_ELEMENT[dtype] < now and _fits(smaller, model, gpu):
+        if BYTES_PER_ELEMENT[dtype] < now and _fits(smaller, model, gpu, draft):
             return f"dtype: {dtype}"
     return None
 

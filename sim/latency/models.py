@@ -243,10 +243,11 @@ MODELS: dict[str, ModelSpec] = {model.name: model for model in _presets()}
 """Presets by name: lower-case Hugging Face short names."""
 
 
-def load_model(name_or_path: str, base_dir: Path | None = None) -> ModelSpec:
+def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "engine.model") -> ModelSpec:
     """A preset by name, or a Hugging Face ``config.json`` (the file, or a directory that holds one).
 
-    Relative paths start at ``base_dir`` (the scenario's directory), else at the working directory.
+    Relative paths start at ``base_dir`` (the scenario's directory), else at the working directory. ``key`` is the
+    setting that errors name.
     Raises InputError for an unknown name, an unreadable file or an architecture this project cannot cost.
     """
     preset = MODELS.get(name_or_path.lower())
@@ -263,5 +264,5 @@ def load_model(name_or_path: str, base_dir: Path | None = None) -> ModelSpec:
     near = get_close_matches(short, MODELS, n=3, cutoff=0.55)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(MODELS)}"
     raise InputError(
-        f"engine.model: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path}){hint}"
+        f"{key}: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path}){hint}"
     )

@@ -88,12 +88,16 @@ class RooflineCost(TabulatedCost):
             shape.prefill_attention_pairs * ops.prefill_pair_s(),
             shape.prefill_context_tokens * ops.prefill_context_s(),
         )
+        decode_attention = max(
+            shape.decode_context_tokens * ops.decode_attention_s(),
+            2 * shape.verify_attention_pairs * ops.prefill_pair_s(),
+        )
         terms = {
             "layers": float((self._tokens_s(tokens) - collectives / ops.pp - ops.send_receive_s(tokens))[0]),
             "all_reduce": float(collectives[0]) / ops.pp,
             "send_receive": float(ops.send_receive_s(tokens)[0]),
             "prefill_attention": attention / ops.pp if shape.num_prefill_tokens else 0.0,
-            "decode_attention": shape.decode_context_tokens * ops.decode_attention_s() / ops.pp,
+            "decode_attention": decode_attention / ops.pp,
             "head_and_sampler": float(ops.head_s(np.array([float(shape.num_sampled)]))[0]) / ops.pp,
         }
         scaled = {name: seconds * self.time_scale for name, seconds in terms.items()}

@@ -107,11 +107,12 @@ class TabulatedCost:
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
         num_prefill_tokens = shape.num_prefill_tokens
+        num_tokens = num_prefill_tokens + shape.num_decodes + shape.num_draft_tokens
         try:
-            ns = self._tokens_ns[num_prefill_tokens + shape.num_decodes] + self._sampled_ns[shape.num_sampled]
+            ns = self._tokens_ns[num_tokens] + self._sampled_ns[shape.num_sampled]
         except IndexError:
-            ns = self._tokens.ns(num_prefill_tokens + shape.num_decodes) + self._sampled.ns(shape.num_sampled)
-        ns += shape.decode_context_tokens * self._decode_multiplier >> self._decode_shift
+            ns = self._tokens.ns(num_tokens) + self._sampled.ns(shape.num_sampled)
+        ns += self._decode_attention_ns(shape)
         if num_prefill_tokens:
             ns += max(
                 self._prefill_pairs.ns(shape.prefill_attention_pairs),
@@ -119,6 +120,13 @@ class TabulatedCost:
             )
         if shape.swap_bytes:
             ns += self._swap.ns(shape.swap_bytes)
+        return ns
+
+    def _decode_attention_ns(self, shape: StepShape) -> int:
+        ns = shape.decode_context_tokens * self._decode_multiplier >> self._decode_shift
+        if shape.verify_attention_pairs:
+            # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
+            ns = max(ns, self._prefill_pairs.ns(2 * shape.verify_attention_pairs))
         return ns
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:

@@ -43,9 +43,10 @@ class WorkModel:
         """Useful FLOPs of each row (a multiply-add counts two): matrices that each token passes, attention, LM head."""
         model = self.model
         steps, tokens, decode_context = _totals(columns)
+        decode_pairs = columns.get("verify_attention_pairs", decode_context)
         matrices = 2.0 * model.active_linear_parameters * tokens
         pair = 4.0 * model.num_layers * model.q_size
-        attention = pair * (decode_context + 0.5 * columns["prefill_attention_pairs"] * steps)
+        attention = pair * (decode_pairs + 0.5 * columns["prefill_attention_pairs"] * steps)
         head = 2.0 * model.vocab_size * model.hidden_size * columns["num_sampled"] * steps
         result: Floats = matrices + attention + head
         return result
@@ -78,7 +79,7 @@ class WorkModel:
         these two are summed by the size of the step.
         """
         model, precision = self.model, self.precision
-        per_step = columns["num_prefill_tokens"] + columns["num_decodes"]
+        per_step = tokens_per_step(columns)
         sizes, place = np.unique(per_step, return_inverse=True)
         steps_of_size = np.zeros(len(sizes), dtype=np.int64)
         np.add.at(steps_of_size, place, _steps(columns))
@@ -91,14 +92,14 @@ class WorkModel:
         heads = int(_steps(columns)[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
         summed = _summed(columns)
         kv = int((summed["decode_context_tokens"] + summed["prefill_context_tokens"])[0]) + int(
-            summed["num_prefill_tokens"][0] + summed["num_decodes"][0]
+            tokens_per_step(summed)[0]
         )
         return weights * precision.linear_bytes + heads * precision.head_bytes + kv * self.kv_bytes_per_token
 
     def is_compute_bound(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """Rows whose steps' matrix products take longer for arithmetic than for reading weights, at peak rates."""
         model = self.model
-        tokens = (columns["num_prefill_tokens"] + columns["num_decodes"]).astype(np.float64)
+        tokens = tokens_per_step(columns).astype(np.float64)
         weights = np.full_like(tokens, model.linear_parameters)
         if model.num_experts:
             touched = distinct_experts(model.num_experts, model.experts_per_token, tokens)
@@ -106,6 +107,12 @@ class WorkModel:
         compute_s = 2.0 * model.active_linear_parameters * tokens / self.peak_flops
         result: npt.NDArray[np.bool_] = compute_s > weights * self.precision.linear_bytes / self.peak_bandwidth
         return result
+
+
+def tokens_per_step(columns: Columns) -> npt.NDArray[np.int64]:
+    """Tokens that each step of a row computes, drafts included."""
+    tokens = columns["num_prefill_tokens"] + columns["num_decodes"]
+    return tokens + columns["num_draft_tokens"] if "num_draft_tokens" in columns else tokens
 
 
 def _steps(columns: Columns) -> npt.NDArray[np.int64]:
@@ -122,7 +129,8 @@ def _summed(columns: Columns) -> dict[str, npt.NDArray[np.int64]]:
         "prefill_context_tokens",
         "prefill_attention_pairs",
     )
-    sums = {name: int((columns[name] * steps).sum()) for name in per_step}
+    drafts = ("num_draft_tokens", "verify_attention_pairs") if "num_draft_tokens" in columns else ()
+    sums = {name: int((columns[name] * steps).sum()) for name in (*per_step, *drafts)}
     context = columns["decode_context_tokens"] * steps + decodes * (steps * (steps - 1) // 2)
     sums["decode_context_tokens"] = int(context.sum())
     return {name: np.array([value], dtype=np.int64) for name, value in sums.items()}
@@ -132,6 +140,6 @@ def _totals(columns: Columns) -> tuple[Floats, Floats, Floats]:
     """(steps, tokens of all steps, decode context of all steps) of each row."""
     decodes = columns["num_decodes"].astype(np.float64)
     steps = columns["num_steps"].astype(np.float64) if "num_steps" in columns else np.ones_like(decodes)
-    tokens = (columns["num_prefill_tokens"] + decodes) * steps
+    tokens = tokens_per_step(columns).astype(np.float64) * steps
     context = columns["decode_context_tokens"] * steps + decodes * steps * (steps - 1.0) / 2.0
     return steps, tokens, context

@@ -85,7 +85,7 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Settings that are ``--NAME`` or ``--no-NAME``."""
-SPECIAL = frozenset({"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor"})
+SPECIAL = frozenset({"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative"})
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s"})
 """Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused."""
@@ -164,6 +164,7 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
             command.arguments.append([flag, str(value)])
     command.arguments += [[_switch(flag, getattr(engine, key))] for key, flag in SWITCHES.items()]
     command.arguments += _policy_flags(loaded, command, problems)
+    command.arguments += _speculative_flags(loaded, command, problems)
     if problems:
         raise InputError(problems)
     _add_notes(loaded, command)
@@ -278,6 +279,37 @@ def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[
         yield ["--scheduler-cls", SCHEDULER_CLS]
         _policy_environment(loaded, command, name, params, policy.uses_predictor)
     yield [_switch("async-scheduling", is_asynchronous(engine))]
+
+
+def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:
+    engine = loaded.scenario.engine
+    speculative = engine.speculative
+    if speculative is None:
+        return
+    config: dict[str, Any] = {
+        "method": speculative.method,
+        "num_speculative_tokens": speculative.num_speculative_tokens,
+    }
+    if speculative.draft_model is not None:
+        path = ("engine", "speculative", "draft_model")
+        config["model"] = _draft_repository(loaded, speculative.draft_model, path, problems)
+        config["draft_tensor_parallel_size"] = engine.tensor_parallel_size
+    yield ["--speculative-config", json.dumps(config)]
+    command.notes.append(
+        "acceptance of drafts is the scenario's assumption: vLLM logs what it measures as `SpecDecoding metrics`"
+    )
+
+
+def _draft_repository(loaded: LoadedScenario, name: str, path: tuple[str, ...], problems: list[Problem]) -> str:
+    from sim.latency.models import MODELS
+
+    if name.lower() in REPOSITORIES:
+        return REPOSITORIES[name.lower()]
+    place = loaded.base_dir / Path(name).expanduser()
+    folder = place if place.is_dir() else place.parent
+    if name.lower() in MODELS or not folder.is_dir():
+        problems.append(loaded.problem(path, f"no repository is known for `{name}`"))
+    return str(folder)
 
 
 def _policy_environment(

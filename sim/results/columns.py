@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.results.metrics import NS_PER_MS, NS_PER_S, FloatColumn, IntColumn
-from sim.results.record import STEP_COLUMNS, RunRecord, Status
+from sim.results.record import RunRecord, Status
 
 AnyColumn = npt.NDArray[Any]
 
@@ -94,7 +94,7 @@ def step_columns(record: RunRecord, rows: slice = slice(None)) -> dict[str, AnyC
     """One row per run of identical steps, those of a replica in order, instants in seconds and times in ms."""
     steps = {name: column[rows] for name, column in record.steps.items()}
     result: dict[str, AnyColumn] = {}
-    for name in STEP_COLUMNS:
+    for name in steps:
         if name in ("gpu_ns", "host_ns"):
             result[name.replace("_ns", "_ms")] = steps[name] / NS_PER_MS
         elif name.endswith("_ns"):

@@ -158,17 +158,14 @@ class DraftCounts:
         self.num_accepted_tokens = 0
         self.num_output_tokens = 0
         """Tokens that came out of those verifications: the accepted drafts, and one more each."""
-        self.num_drafts_at = [0] * num_speculative_tokens
         self.num_accepted_at = [0] * num_speculative_tokens
-        """Of them, by position."""
+        """Accepted ones by position."""
 
     def add(self, num_drafts: int, num_accepted: int) -> None:
         """``num_drafts`` of one request were verified, the first ``num_accepted`` of them accepted."""
         self.num_verifications += 1
         self.num_draft_tokens += num_drafts
         self.num_accepted_tokens += num_accepted
-        for position in range(num_drafts):
-            self.num_drafts_at[position] += 1
         for position in range(num_accepted):
             self.num_accepted_at[position] += 1
 

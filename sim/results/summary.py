@@ -27,6 +27,7 @@ from sim.results.metrics import (
     run_window,
 )
 from sim.results.record import ROWS_AT_ONCE, RunRecord, Status
+from sim.results.speculative import speculative_section
 from sim.results.verdicts import (
     KvUse,
     class_verdicts,
@@ -64,6 +65,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["preemptions"] = _preemptions(record)
     summary["utilization"] = _utilization(record, context, window)
     summary["cost"] = _cost(record, context, duration_s)
+    summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
     summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
     summary["replicas"] = replicas_section(record, step_rows, use, window)
@@ -166,7 +168,8 @@ def _kv(record: RunRecord, use: KvUse) -> dict[str, Any]:
 def _preemptions(record: RunRecord) -> dict[str, Any]:
     columns, steps = record.requests, record.steps
     recomputed = exact_sum(columns["num_recomputed_tokens"])
-    computed = exact_dot(steps["num_prefill_tokens"] + steps["num_decodes"], steps["num_steps"])
+    tokens = sum(steps[name] for name in ("num_prefill_tokens", "num_decodes", "num_draft_tokens") if name in steps)
+    computed = exact_dot(np.asarray(tokens), steps["num_steps"])
     return {
         "total": exact_sum(columns["num_preemptions"]),
         "requests": int((columns["num_preemptions"] > 0).sum()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sim.latency.kind import latency_kind
 from sim.scenario.checks import Findings
-from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig
+from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, SpeculativeConfig
 
 _ENGINE = ("engine",)
 
@@ -27,6 +27,8 @@ def check_engine_settings(engine: EngineConfig, findings: Findings) -> None:
     _check_budget(engine, findings)
     _check_chunking(engine, findings)
     _check_baselines(engine, findings)
+    if engine.speculative is not None:
+        _check_speculative(engine, engine.speculative, findings)
 
 
 def _check_budget(engine: EngineConfig, findings: Findings) -> None:
@@ -84,6 +86,10 @@ def _check_baselines(engine: EngineConfig, findings: Findings) -> None:
             ("batching: static", engine.batching == "static"),
             ("kv: contiguous", engine.kv == "contiguous"),
             ("pipeline_parallel_size above 1", engine.pipeline_parallel_size > 1),
+            (
+                "speculative decoding with n-grams",
+                engine.speculative is not None and engine.speculative.method == "ngram",
+            ),
         )
         if given
     ]
@@ -96,6 +102,49 @@ def _check_baselines(engine: EngineConfig, findings: Findings) -> None:
         findings.unused(engine, _ENGINE, "swap_space_gib", "it belongs to `preemption: swap`")
     if engine.batching == "continuous":
         findings.unused(engine, _ENGINE, "static_batch_wait_s", "it belongs to `batching: static`")
+
+
+def _check_speculative(engine: EngineConfig, speculative: SpeculativeConfig, findings: Findings) -> None:
+    path, k = (*_ENGINE, "speculative"), speculative.num_speculative_tokens
+    if speculative.method == "draft_model" and speculative.draft_model is None:
+        findings.problem(
+            path,
+            "`engine.speculative`: `method: draft_model` needs `draft_model`, a small model of the same family, such "
+            "as llama-3.2-1b for a Llama 3.1",
+        )
+    elif speculative.method == "ngram" and speculative.draft_model is not None:
+        findings.problem(
+            (*path, "draft_model"),
+            "`engine.speculative.draft_model`: n-grams come from the request itself, without a model; remove it, or "
+            "choose `method: draft_model`",
+        )
+    rates = speculative.rates
+    if len(rates) != k:
+        findings.problem(
+            (*path, "acceptance"),
+            f"`engine.speculative.acceptance` has {len(rates)} probabilities for num_speculative_tokens {k}; give one "
+            "for each position, or one number for all",
+        )
+    for key, only, why in (
+        ("batching", "continuous", "the static baseline has no drafts"),
+        ("kv", "paged", "the contiguous baseline has no drafts"),
+        ("preemption", "recompute", "the older engine's swapping has no drafts"),
+        ("pipeline_parallel_size", 1, "drafting on the last of several stages is not modelled"),
+    ):
+        value = getattr(engine, key)
+        if value != only:
+            findings.problem(
+                (*_ENGINE, key),
+                f"`engine.{key}: {value}` does not go with `engine.speculative`: {why}; set it to {only}, or remove "
+                "`speculative`",
+            )
+    threshold = engine.long_prefill_token_threshold
+    if 0 < threshold <= k:  # vLLM: AssertionError while it runs
+        findings.problem(
+            (*_ENGINE, "long_prefill_token_threshold"),
+            f"`engine.long_prefill_token_threshold` ({threshold}) cuts decodes of 1 + {k} tokens, which vLLM fails on; "
+            f"raise it to {k + 1} at least, or to 0 (off)",
+        )
 
 
 def check_cluster(cluster: ClusterConfig, findings: Findings) -> None:
@@ -127,6 +176,10 @@ def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings:
         findings.unused(latency, path, "link_latency_us", "there is no `link_bandwidth_gb_s`")
     elif kind != "constant" and engine is not None and engine.tensor_parallel_size * engine.pipeline_parallel_size == 1:
         findings.unused(latency, path, "link_bandwidth_gb_s", "a replica has one GPU")
+    if latency.kind == "constant" and engine is not None and engine.speculative is not None:
+        findings.note(
+            "`latency.kind: constant`: drafting takes no time, and verifying drafts no longer than a plain step"
+        )
     if latency.kind == "constant" and engine is not None and engine.pipeline_parallel_size > 1:
         stages = engine.pipeline_parallel_size
         findings.note(

@@ -39,6 +39,7 @@ from sim.scenario.types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Probability,
     Seed,
     Strict,
     Text,
@@ -75,6 +76,7 @@ __all__ = [
     "SessionsConfig",
     "SloConfig",
     "Spec",
+    "SpeculativeConfig",
     "Stage",
     "StagesArrival",
     "Strict",
@@ -94,6 +96,10 @@ def _name_or_section(value: Any) -> str:
 
 def _count_or_length(value: Any) -> str:
     return "length" if isinstance(value, dict | BaseModel) else "count"
+
+
+def _rate_or_rates(value: Any) -> str:
+    return "rates" if isinstance(value, list | tuple) else "rate"
 
 
 # --- workload --------------------------------------------------------------------------------
@@ -242,6 +248,29 @@ class ClusterConfig(Strict):
     """Which replica an arriving request goes to."""
 
 
+class SpeculativeConfig(Strict):
+    """Speculative decoding: tokens are drafted cheaply, and each step verifies those of the step before."""
+
+    method: Literal["draft_model", "ngram"]
+    """``draft_model``: a small model drafts, on the same GPUs; ``ngram``: what followed the same tokens before."""
+    num_speculative_tokens: PositiveInt = 3
+    """Tokens drafted for each request and step."""
+    acceptance: Annotated[
+        Annotated[Probability, Tag("rate")]
+        | Annotated[Annotated[list[Probability], Field(min_length=1)], Tag("rates")],
+        Discriminator(_rate_or_rates),
+    ] = 0.7
+    """Probability that a draft is accepted where those before it were: one for all positions, or a list of one each."""
+    draft_model: Text | None = None
+    """``method: draft_model``: a model preset, or the path of a ``config.json``, with the vocabulary of ``model``."""
+
+    @property
+    def rates(self) -> list[float]:
+        """The probability of each position."""
+        rates = self.acceptance
+        return list(rates) if isinstance(rates, list) else [rates] * self.num_speculative_tokens
+
+
 class EngineConfig(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
@@ -301,6 +330,8 @@ class EngineConfig(Strict):
     """``fast`` jumps over steps in which nothing is decided, to the same results; ``reference`` takes every step."""
     enforce_eager: Flag = False
     """No CUDA graphs: more host time per step."""
+    speculative: SpeculativeConfig | None = None
+    """Speculative decoding; null = none."""
     policy: Spec = "fcfs"
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"

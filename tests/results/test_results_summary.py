@@ -24,7 +24,19 @@ TOP_KEYS = [
         for statistic in ("mean", "median", "std", "p50", "p90", "p95", "p99")
     ),
 ]
-SECTIONS = ["counts", "queue", "kv", "preemptions", "utilization", "cost", "slo", "tenants", "replicas", "run"]
+SECTIONS = [
+    "counts",
+    "queue",
+    "kv",
+    "preemptions",
+    "utilization",
+    "cost",
+    "speculative",
+    "slo",
+    "tenants",
+    "replicas",
+    "run",
+]
 
 
 class FixedWork:

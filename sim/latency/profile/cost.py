@@ -64,7 +64,9 @@ class ProfileCost:
         ep = tp if engine.enable_expert_parallel and model.num_experts else 1
         self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, link, ep)
         self._eager = engine.enforce_eager
-        self._graphs = [] if engine.enforce_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
+        per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
+        sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, per_decode)
+        self._graphs = [] if engine.enforce_eager else sizes
         self._knots = context_knots(engine.max_model_len)
         self.time_scale = time_scale
         self._layers = time_scale * model.num_layers / pp
@@ -131,7 +133,7 @@ class ProfileCost:
         terms = {name: round(float(times[0])) for name, times in self.token_terms_ns(tokens).items()}
         terms["prefill_attention"] = self.prefill_attention_ns(shape) if shape.num_prefills else 0
         terms["decode_attention"] = self._decode_attention_ns(shape) if shape.num_decodes else 0
-        terms["head_and_sampler"] = self._rows.ns(shape.num_prefills + shape.num_decodes)
+        terms["head_and_sampler"] = self._rows.ns(shape.num_prefills + shape.num_decodes + shape.num_draft_tokens)
         terms["swap"] = self._swap.ns(shape.swap_bytes)
         terms["matrices"] += self.gpu_ns(shape) - sum(terms.values())
         return terms
@@ -169,7 +171,11 @@ class ProfileCost:
 
     def _decode_attention_ns(self, shape: StepShape) -> int:
         segments = self._mixed_segments if shape.num_prefills else self._decode_segments
-        return segments(shape.num_decodes).at(shape.decode_context_tokens)
+        ns = segments(shape.num_decodes).at(shape.decode_context_tokens)
+        if shape.verify_attention_pairs:
+            # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
+            ns = max(ns, self._pair.ns(shape.verify_attention_pairs))
+        return ns
 
     def tokens_ns(self, tokens: int) -> int:
         """One stage's time that depends on the number of tokens alone, as it is charged."""
@@ -206,7 +212,8 @@ class ProfileCost:
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
         num_decodes = shape.num_decodes
-        ns = self._tokens.ns(shape.num_prefill_tokens + num_decodes) + self._rows.ns(shape.num_prefills + num_decodes)
+        rows = num_decodes + shape.num_draft_tokens
+        ns = self._tokens.ns(shape.num_prefill_tokens + rows) + self._rows.ns(shape.num_prefills + rows)
         if num_decodes:
             ns += self._decode_attention_ns(shape)
         if shape.num_prefills:

@@ -21,7 +21,11 @@ def step_terms(cost: ProfileCost, columns: Mapping[str, IntColumn]) -> dict[str,
     copies for swapped requests counts as decode attention.
     """
     steps, decodes, prefills = columns["num_steps"], columns["num_decodes"], columns["num_prefills"]
+    rows = prefills + decodes
     tokens = columns["num_prefill_tokens"] + decodes
+    if "num_draft_tokens" in columns:
+        rows = rows + columns["num_draft_tokens"]
+        tokens = tokens + columns["num_draft_tokens"]
     sizes = np.flatnonzero(np.bincount(tokens))
     by_size = {
         name: np.rint(times).astype(np.int64) for name, times in cost.token_terms_ns(sizes.astype(np.float64)).items()
@@ -33,7 +37,7 @@ def step_terms(cost: ProfileCost, columns: Mapping[str, IntColumn]) -> dict[str,
     at = place[tokens]
     terms = {name: times[at] * steps for name, times in by_size.items()}
 
-    terms["head_and_sampler"] = _by_count(cost.rows_ns, prefills + decodes) * steps
+    terms["head_and_sampler"] = _by_count(cost.rows_ns, rows) * steps
     attention = np.zeros_like(steps)
     wanted = ("prefill_attention_pairs", "prefill_context_tokens", "num_prefill_tokens")
     for count in np.flatnonzero(np.bincount(prefills)).tolist():
