@@ -15,7 +15,7 @@ from gpu_calibrate.held_out import held_out_errors
 from gpu_calibrate.importers import aiconfigurator, import_profile
 from gpu_calibrate.importers.thin import keep_curves, thin_points
 from sim.errors import InputError
-from sim.latency.profile.file import Gate, Profile, save_profile
+from sim.latency.profile.file import Curve, Gate, Profile, save_profile
 from sim.latency.profile.library import BUILTIN
 
 COMMAND = "python -m gpu_calibrate.importers.builtin"
@@ -35,6 +35,9 @@ HEAD_SIZES = (64, 128, 256)
 WINDOWS = {(64, 128), (256, 1024), (128, 8192)}
 """(head size, window) of models with sliding windows: gpt-oss, Gemma 3, Llama 4."""
 MAX_TP, MAX_EP = 8, 8
+COLLECTIVES = {"all_reduce", "all_gather", "reduce_scatter", "all_to_all"}
+SLOW_LINK = 0.4
+"""Of the bus bandwidth over two GPUs: below this, more GPUs are wired worse than the two."""
 MIXED_CHUNKS = (16, 64, 256, 512, 1024, 2048)
 MIXED_PRIORS = (0, 512, 2048, 8192)
 """Of the mixed batches of LLMServingSim: enough to see what a chunk does to the decodes beside it."""
@@ -66,10 +69,37 @@ def build(preset: str, path: Path | None, llmservingsim_path: Path | None) -> Pr
         imported = import_profile("llmservingsim", gpu=preset, path=llmservingsim_path, command=COMMAND, add=add)
     else:
         imported = import_profile("aiconfigurator", gpu=preset, path=path, command=COMMAND)
-    kept = keep_curves(imported, wanted)
+    kept = without_slow_links(keep_curves(imported, wanted))
     errors = held_out_errors(kept)
     thinned = thin_points(kept, TOLERANCE)
     return thinned.model_copy(update={"created": CREATED, "errors": errors, "gates": gates(thinned)})
+
+
+def without_slow_links(profile: Profile) -> Profile:
+    """Collectives over more than two GPUs left out where they use the links far worse than those over two.
+
+    Such a table tells of the wiring of one machine (GPUs on PCIe behind several hosts), not of the GPU. The predictor
+    then takes the share of the link that two GPUs reached.
+    """
+    operators, notes = dict(profile.operators), []
+    for name in COLLECTIVES & set(operators):
+        rates = {curve.key: _bus_rate(curve) for curve in operators[name].curves}
+        slow = {
+            key for key, rate in rates.items() if rate < SLOW_LINK * rates.get((key[0], 2), 0.0) and int(key[1]) > 2
+        }
+        if slow:
+            curves = tuple(curve for curve in operators[name].curves if curve.key not in slow)
+            operators[name] = operators[name].model_copy(update={"curves": curves})
+            told = ", ".join(f"{key[0]} over {key[1]} ({rates[key] / 1e9:.1f} GB/s)" for key in sorted(slow, key=str))
+            notes.append(f"{name}: left out as the wiring of one machine: {told}")
+    source = profile.source.model_copy(update={"notes": (*profile.source.notes, *sorted(notes))})
+    return profile.model_copy(update={"operators": operators, "source": source})
+
+
+def _bus_rate(curve: Curve) -> float:
+    """Bytes/s per GPU and direction that a ring would need for the largest size measured."""
+    gpus = int(curve.key[1])
+    return curve.at[-1] * 2.0 * (gpus - 1) / gpus / curve.time_ns[-1] * 1e9
 
 
 def gates(profile: Profile) -> tuple[Gate, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpu_calibrate.importers import builtin, page
+from gpu_calibrate.importers.builtin import without_slow_links
 from sim.latency.gpus import GPUS
 from sim.latency.profile.file import Profile, load_profile
 from sim.latency.profile.library import BUILTIN, builtin_names
@@ -74,3 +75,26 @@ def test_missing_tables_are_one_line_and_exit_code_two(tmp_path: Path, capsys: p
 def test_the_page_tells_what_the_files_say() -> None:
     told = page.PAGE.read_text(encoding="utf-8").split(page.START)[1].split(page.END)[0]
     assert told.strip() == page.tables().strip(), "run python -m gpu_calibrate.importers.page"
+
+
+def test_collectives_that_tell_of_one_machines_wiring_are_left_out() -> None:
+    """4 GPUs at a fifth of the bandwidth of 2 go, and are then predicted at the share of the link that 2 reach."""
+    profile = load_profile(BUILTIN / "h100-sxm.json.gz")
+    reduce = profile.operators["all_reduce"]
+    slow = tuple(
+        curve.model_copy(update={"time_ns": tuple(5 * time for time in curve.time_ns)})
+        if curve.key == ("nccl", 4)
+        else curve
+        for curve in reduce.curves
+    )
+    operators = {**profile.operators, "all_reduce": reduce.model_copy(update={"curves": slow})}
+    kept = without_slow_links(profile.model_copy(update={"operators": operators}))
+    keys = {curve.key for curve in kept.operators["all_reduce"].curves}
+    assert keys == {curve.key for curve in reduce.curves} - {("nccl", 4)}
+    assert "all_reduce: left out as the wiring of one machine: nccl over 4" in kept.source.notes[-1]
+    assert without_slow_links(profile) == profile
+    size = 1 << 28
+    four, two = (
+        share * size / Predictor(kept).time_ns("all_reduce", ("nccl", n), size) for n, share in ((4, 1.5), (2, 1))
+    )
+    assert four > 0.5 * two
