@@ -182,7 +182,8 @@ class FastReplica(Replica):
             self._wake_ns, self._is_gathering = now_ns + gathering_ns, True
             return
         if len(in_flight) == self.depth - 1:
-            if self._steady is not None and in_flight and self._steady.start_busy(now_ns):
+            steady = None if scheduler.waiting.entries else self._steady
+            if steady is not None and in_flight and steady.start_busy(now_ns):
                 return
             if self._try_jump(now_ns, until_ns):
                 return

@@ -43,6 +43,7 @@ class FastScheduler(Scheduler):
         self.cohort = Cohort(settings.block_size)
         self.is_fast = False
         """Whether running requests may be members of the cohort now."""
+        self._block_size = settings.block_size
         self.num_updated = 0
         """The last batch whose tokens are known."""
         self._prefilling: list[Request] = []
@@ -55,8 +56,13 @@ class FastScheduler(Scheduler):
         self._victims: VictimOrder | None = None
         """Members in the order of eviction, where ranks decide and their order is known to last."""
         if self.ranked and not self._has_own_victims and decode_ranks_of(policy) is not DecodeRanks.MOVE:
-            self._victims = VictimOrder(policy, self._write_counters)
+            self._victims = VictimOrder(policy, self._write_view)
         self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
+        self._is_async = settings.async_scheduling
+        self._only_head_decides = settings.scheduler_reserve_full_isl and not (
+            self._has_step_limits or self._has_shares or self._preempts or policy.pass_over or settings.static_batching
+        )
+        """While the head of the queue has no seat or no blocks, nobody is admitted."""
 
     # --- what others see -------------------------------------------------------------------
 
@@ -81,6 +87,11 @@ class FastScheduler(Scheduler):
         if self.waiting.entries:
             if self._wants_scheduled:
                 self._feed_policy()
+            if self._only_head_decides and self.is_fast and not self._prefilling:
+                self.waiting.refresh(now_ns)
+                if self._is_head_out() and (batch := self._schedule_members()) is not None:
+                    self._is_blocked = not any(b.stale for b in self.in_flight)
+                    return batch
         elif self.is_fast and not self._prefilling and not self._has_step_limits:
             batch = self._schedule_members()
             if batch is not None:
@@ -113,6 +124,26 @@ class FastScheduler(Scheduler):
             self.policy.on_step(size, budget, 1)
         cohort.advance(1)
         return batch
+
+    def _is_head_out(self) -> bool:
+        """Whether the next of the queue surely finds no seat or no blocks in the step that is to be formed."""
+        if len(self.running) >= self.settings.max_num_seqs:
+            return True
+        head = self.waiting.peek()
+        content = head.content
+        if head.num_stale_batches or head.num_swapped_tokens or self._talkers:
+            return False
+        if content is not None and (content.segments or content.own_is_shared):
+            return False  # blocks that others hold are not counted
+        cohort, kv = self.cohort, self.kv
+        number = cohort.latest + 1
+        cohort.leave_before(number)
+        free = kv.num_free_blocks
+        if self.grows:
+            free -= cohort.growth[number % cohort.block_size]
+        if self.running:
+            free -= self.watermark_blocks
+        return kv.blocks_for(head.num_tokens) > free
 
     def _form(self, batch: Batch, step: Step) -> None:
         cohort = self.cohort
@@ -305,28 +336,36 @@ class FastScheduler(Scheduler):
 
     def _write_counters(self, request: Request) -> None:
         """What a member's counters are by now, into the request."""
-        joined, updated = request.joined_at, self.num_updated
-        scheduled = min(self.cohort.latest, request.last_batch)
-        computed = request.base_computed + scheduled - joined
+        joined, updated, is_async = request.joined_at, self.num_updated, self._is_async
+        scheduled = self.cohort.latest
+        if scheduled > request.last_batch:
+            scheduled = request.last_batch
+        request.num_computed_tokens = computed = request.base_computed + scheduled - joined
         pending = 0
         if updated >= joined:
-            request.num_output_tokens = request.base_output + min(updated, request.ends_at) - joined + 1
-            if self.settings.async_scheduling:
-                pending = max(scheduled - updated, 0)
-        elif self.settings.async_scheduling:
+            known = updated if updated < request.ends_at else request.ends_at
+            request.num_output_tokens = request.base_output + known - joined + 1
+            request.last_token_ns = self.last_update_ns
+            if is_async and scheduled > updated:
+                pending = scheduled - updated
+        elif is_async:
             # Its first batch as a member is in flight: ``update`` still counts the batches up to that one.
             pending = request.num_output_placeholders + scheduled - joined
-        request.num_computed_tokens = computed
         request.num_tokens = request.num_prompt_tokens + request.num_output_tokens
         request.num_output_placeholders = pending
         request.num_known_tokens = request.num_tokens + pending
-        if updated >= joined:
-            request.last_token_ns = self.last_update_ns
         if self.grows:
-            request.num_blocks = self.kv.blocks_for(computed)
-            request.num_slots = request.num_blocks * self.settings.block_size
-        if request.next_cacheable_tokens != NO_CACHING:
+            request.num_blocks = -(-computed // self._block_size)
+            request.num_slots = request.num_blocks * self._block_size
+        if computed - pending >= request.next_cacheable_tokens:
             self.kv.cache_blocks(request, computed - pending)
+
+    def _write_view(self, request: Request) -> None:
+        """What a policy can see of a member, as ``_write_counters`` has it."""
+        joined, updated = request.joined_at, self.num_updated
+        request.num_computed_tokens = request.base_computed + min(self.cohort.latest, request.last_batch) - joined
+        if updated >= joined:
+            request.num_output_tokens = request.base_output + min(updated, request.ends_at) - joined + 1
 
     def _leave(self, request: Request) -> None:
         """A member ends or is preempted: its counters count again."""

@@ -102,7 +102,13 @@ class RunKVCache(KVCache):
                     return hits
                 hits.append(found[0])
         runs = self._runs_of.get(request)
-        if runs:
+        if runs and len(runs) == 1:
+            index = num_shared
+            for first, end, _ in runs[0].pieces:
+                if first <= index < end:
+                    index = end
+            hits.extend(range(num_shared, min(index, max_blocks)))
+        elif runs:
             for index in range(num_shared, max_blocks):
                 if self._oldest_run(runs, index) is None:
                     break
@@ -119,9 +125,14 @@ class RunKVCache(KVCache):
         return sum(1 for hit in hits if isinstance(hit, int) or not hit.references)
 
     def admit(self, request: Request, hits: Sequence[Hit], num_tokens: int) -> None:
+        runs = self._runs_of.get(request)
+        is_one_run = runs is not None and len(runs) == 1
+        if is_one_run and hits and isinstance(hits[-1], int):
+            self._take_from_one(request, next(hit for hit in hits if isinstance(hit, int)), hits[-1] + 1)
         for hit in hits:
             if isinstance(hit, int):
-                self._take_private(request, hit)
+                if not is_one_run:
+                    self._take_private(request, hit)
             else:
                 if not hit.references:
                     del self._evictable[hit]
@@ -134,6 +145,34 @@ class RunKVCache(KVCache):
         request.num_cached_blocks = len(hits)
         request.next_cacheable_tokens = (len(hits) + 1) * self.block_size
 
+    def _take_from_one(self, request: Request, first: int, end: int) -> None:
+        """Blocks ``first`` to ``end``, all of which the only run of ``request`` has."""
+        runs = self._runs_of[request]
+        run, rest = runs[0], []
+        for piece_first, piece_end, epoch in run.pieces:
+            start, stop = max(first, piece_first), min(end, piece_end)
+            if start >= stop:
+                rest.append((piece_first, piece_end, epoch))
+                continue
+            if piece_first < start:
+                rest.append((piece_first, start, epoch))
+            if stop < piece_end:
+                rest.append((stop, piece_end, epoch))
+            self._note_hits(request, start, stop, epoch)
+        run.pieces = rest
+        if not rest:
+            runs.remove(run)
+            del self._evictable[run]
+        self.num_free_blocks -= end - first
+
+    @staticmethod
+    def _note_hits(request: Request, first: int, end: int, epoch: int) -> None:
+        pieces = request.private_hits
+        if pieces and pieces[-1][1] == first and pieces[-1][2] == epoch:
+            pieces[-1] = (pieces[-1][0], end, epoch)
+        else:
+            pieces.append((first, end, epoch))
+
     def _take_private(self, request: Request, index: int) -> None:
         runs = self._runs_of[request]
         run = self._oldest_run(runs, index)
@@ -145,11 +184,7 @@ class RunKVCache(KVCache):
             runs.remove(run)
             del self._evictable[run]
         self.num_free_blocks -= 1
-        pieces = request.private_hits
-        if pieces and pieces[-1][1] == index and pieces[-1][2] == epoch:
-            pieces[-1] = (pieces[-1][0], index + 1, epoch)
-        else:
-            pieces.append((index, index + 1, epoch))
+        self._note_hits(request, index, index + 1, epoch)
 
     def _take(self, request: Request, num_blocks: int) -> None:
         self.take_unnamed(num_blocks)

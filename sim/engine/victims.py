@@ -30,10 +30,10 @@ class VictimOrder:
     plus the number of batches, stays what it was when the request joined.
     """
 
-    def __init__(self, policy: Policy, write_counters: Callable[[Request], None]) -> None:
-        """``write_counters`` brings the counters of a member of the cohort up to date."""
+    def __init__(self, policy: Policy, write_view: Callable[[Request], None]) -> None:
+        """``write_view`` brings what a policy can see of a member of the cohort up to date."""
         self._policy = policy
-        self._write_counters = write_counters
+        self._write_view = write_view
         self._counts_down = decode_ranks_of(policy) is DecodeRanks.COUNT_DOWN
         self._newcomers: dict[Request, None] = {}
         self._entries: list[Entry] = []
@@ -72,7 +72,7 @@ class VictimOrder:
                 continue
             joined = request.joined_at
             if joined >= 0:
-                self._write_counters(request)
+                self._write_view(request)
             number = policy.tokens_left(request) + num_updated if self._counts_down else policy.rank(request, now_ns)
             self._num_entered += 1
             insort(self._entries, (number, request.arrival_ns, -request.admission, self._num_entered, request, joined))
@@ -99,7 +99,7 @@ class VictimOrder:
 
     def _rank(self, entry: Entry, now_ns: int) -> float:
         if entry[5] >= 0:
-            self._write_counters(entry[4])
+            self._write_view(entry[4])
         return self._policy.rank(entry[4], now_ns)
 
 

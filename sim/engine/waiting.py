@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
@@ -57,6 +57,7 @@ class RankedQueue:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.entries: list[Entry] = []
+        """In order: kept sorted, since single entries are taken out of the middle too."""
         changes = policy.rank_changes
         self._moves_every_step = RankChanges.OTHERS in changes
         self._moves_with_time = RankChanges.TIME in changes
@@ -68,7 +69,7 @@ class RankedQueue:
         return len(self.entries)
 
     def __iter__(self) -> Iterator[Request]:
-        return (entry[3] for entry in sorted(self.entries))
+        return (entry[3] for entry in self.entries)
 
     def refresh(self, now_ns: int) -> None:
         """Rank everything anew if any rank can have moved since the last time."""
@@ -76,15 +77,20 @@ class RankedQueue:
         if self._moves_every_step or due:
             self.next_change_ns = None
             self.entries = [self._entry(entry[3], now_ns) for entry in self.entries]
+            self.entries.sort()
+            self._stale = frozenset()
         elif self._stale:
             for request in self._stale:
-                entry = (request.rank, request.arrival_ns, request.order, request)
-                if entry in self.entries:  # else it has ended meanwhile
-                    self.entries[self.entries.index(entry)] = self._entry(request, now_ns)
-        else:
-            return
-        self._stale = frozenset()
-        heapq.heapify(self.entries)
+                place = self._place_of(request)
+                if place is not None:  # else it has ended meanwhile
+                    del self.entries[place]
+                    insort(self.entries, self._entry(request, now_ns))
+            self._stale = frozenset()
+
+    def _place_of(self, request: Request) -> int | None:
+        """Where ``request`` is, by the rank it was given last; None where it is not here."""
+        place = bisect_left(self.entries, (request.rank, request.arrival_ns, request.order))
+        return place if place < len(self.entries) and self.entries[place][3] is request else None
 
     def mark_stale(self, requests: Set[Request]) -> None:
         """Waiting requests that made progress (output that was in flight when they were preempted)."""
@@ -92,7 +98,7 @@ class RankedQueue:
 
     def add(self, request: Request, now_ns: int) -> None:
         """A request that arrives, was preempted, or was passed over."""
-        heapq.heappush(self.entries, self._entry(request, now_ns))
+        insort(self.entries, self._entry(request, now_ns))
 
     put_back = add
 
@@ -102,12 +108,13 @@ class RankedQueue:
 
     def pop(self) -> Request:
         """Take the next to be admitted."""
-        return heapq.heappop(self.entries)[3]
+        return self.entries.pop(0)[3]
 
     def remove(self, request: Request) -> None:
         """Take one that ends while it waits."""
-        self.entries = [entry for entry in self.entries if entry[3] is not request]
-        heapq.heapify(self.entries)
+        place = self._place_of(request)
+        if place is not None:
+            del self.entries[place]
 
     def _entry(self, request: Request, now_ns: int) -> Entry:
         rank = self._policy.rank(request, now_ns)
