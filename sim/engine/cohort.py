@@ -26,6 +26,8 @@ class Cohort:
         """Sum over them of the context they attend to in the next batch."""
         self.growth = [0] * block_size
         """``growth[j % block_size]``: how many need a new block for batch j."""
+        self._takers: list[dict[Request, None]] = [{} for _ in range(block_size)]
+        """Who they are."""
         self._ends: dict[int, list[tuple[Request, int]]] = {}
         self._leaves: dict[int, list[tuple[Request, int]]] = {}
         self._end_batches: list[int] = []
@@ -61,6 +63,7 @@ class Cohort:
         self.latest = latest
         self.size = self.context_tokens = 0
         self.growth = [0] * self.block_size
+        self._takers = [{} for _ in range(self.block_size)]
         self._ends, self._leaves, self._end_batches = {}, {}, []
 
     def remove(self, request: Request) -> None:
@@ -73,7 +76,16 @@ class Cohort:
     def _count(self, request: Request, sign: int) -> None:
         self.size += sign
         self.context_tokens += sign * (request.base_computed + self.latest - request.joined_at + 1)
-        self.growth[(request.joined_at + 1 - request.base_computed) % self.block_size] += sign
+        phase = (request.joined_at + 1 - request.base_computed) % self.block_size
+        self.growth[phase] += sign
+        if sign > 0:
+            self._takers[phase][request] = None
+        else:
+            del self._takers[phase][request]
+
+    def takers(self, batch: int) -> list[Request]:
+        """Who needs a new block for ``batch``, in the order of ``running``."""
+        return sorted(self._takers[batch % self.block_size], key=_admission)
 
     def leave_before(self, batch: int) -> None:
         """Those whose last token is in flight are not computed by ``batch``."""
@@ -118,3 +130,7 @@ class Cohort:
         if first + rest > self.block_size:
             some += sum(growth[: first + rest - self.block_size])
         return rounds * self.size + some
+
+
+def _admission(request: Request) -> int:
+    return request.admission

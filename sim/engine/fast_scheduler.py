@@ -7,7 +7,7 @@ into its requests and the reference forms the step. ``docs/fast-forward.md`` exp
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +59,8 @@ class FastScheduler(Scheduler):
             self._victims = VictimOrder(policy, self._write_view)
         self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
         self._is_async = settings.async_scheduling
+        self._is_plain = not (settings.contiguous_kv or settings.num_swap_blocks or settings.num_speculative_tokens)
+        """Blocks follow from tokens alone."""
         self._only_head_decides = settings.scheduler_reserve_full_isl and not (
             self._has_step_limits or self._has_shares or self._preempts or policy.pass_over or settings.static_batching
         )
@@ -236,9 +238,7 @@ class FastScheduler(Scheduler):
         cohort, kv, victims, now_ns = self.cohort, self.kv, self._victims, step.now_ns
         if victims is None:
             return False
-        latest, block_size = number - 1, cohort.block_size
-        phase = latest % block_size
-        needy = [r for r in self.running if r.is_counted and (r.joined_at - r.base_computed) % block_size == phase]
+        latest = number - 1
 
         def num_blocks_of(request: Request) -> int:
             if request.joined_at == NOT_A_MEMBER:
@@ -248,7 +248,7 @@ class FastScheduler(Scheduler):
         def next_victim() -> Request | None:
             return victims.pop(now_ns, self.num_updated)
 
-        planned = plan_evictions(needy, kv.num_free_blocks, next_victim, num_blocks_of)
+        planned = plan_evictions(cohort.takers(number), kv.num_free_blocks, next_victim, num_blocks_of)
         if planned is None:
             return False
         plan, num_taken = planned
@@ -306,7 +306,7 @@ class FastScheduler(Scheduler):
     # --- joining and leaving ---------------------------------------------------------------
 
     def _join(self, request: Request) -> None:
-        is_async = self.settings.async_scheduling
+        is_async = self._is_async
         ends = request._stop_at_output_tokens
         base_output = request.num_output_tokens
         is_known = True
@@ -369,10 +369,11 @@ class FastScheduler(Scheduler):
 
     def _leave(self, request: Request) -> None:
         """A member ends or is preempted: its counters count again."""
-        self._feed(request)
+        if self._wants_scheduled:
+            self._feed(request)
         self._write_counters(request)
         self.cohort.remove(request)
-        if self._is_talking(request):
+        if self._talkers and self._is_talking(request):
             self._talkers.pop(_conversation(request), None)
 
     def _list_in_flight(self, request: Request) -> None:
@@ -414,6 +415,31 @@ class FastScheduler(Scheduler):
         elif victim in self._prefilling:
             self._prefilling.remove(victim)
         super()._preempt(victim, now_ns)
+
+    def _try_admit(self, request: Request, step: Step) -> int:
+        """The reference's, in short where nothing of the request can be found and all of it fits into the step."""
+        content, kv = request.content, self.kv
+        num_new = request.num_tokens
+        if (
+            (content is not None and (content.segments or content.own_is_shared))
+            or request.num_preemptions
+            or step.chunk_cap
+            or step.shares is not None
+            or num_new > step.token_budget
+            or num_new > step.prefill_budget
+            or not self._is_plain
+        ):
+            return super()._try_admit(request, step)
+        free_blocks = kv.num_free_blocks
+        if self.running:
+            free_blocks -= self.watermark_blocks
+        if -(-num_new // self._block_size) > free_blocks:
+            return 0
+        kv.admit(request, (), num_new)
+        if num_new >= request.next_cacheable_tokens:
+            kv.cache_blocks(request, num_new)
+        request.num_computed_tokens = 0
+        return num_new
 
     def _lookup(self, request: Request) -> list[Any]:
         if self._talkers and (talker := self._talkers.get(_conversation(request))):
@@ -457,9 +483,23 @@ class FastScheduler(Scheduler):
             self._drop_from_flight(request)
             self._leave(request)
             request.last_token_ns = now_ns
-        finished = [request for request in finished if request not in ended] + ended
-        finished.sort(key=admission_of)
-        return finished
+        if finished:
+            ended = [request for request in finished if request not in ended] + ended
+        if len(ended) > 1:
+            ended.sort(key=admission_of)
+        return ended
+
+    def _release(self, finished: list[Request]) -> None:
+        if not self.settings.static_batching and len(finished) == 1:
+            request = finished[0]
+            # ``running`` is in the order of admission.
+            place = bisect_left(self.running, request.admission, key=admission_of)
+            if place < len(self.running) and self.running[place] is request:
+                del self.running[place]
+            self.kv.free(request)
+            self._freed.append(request)
+            return
+        super()._release(finished)
 
     def _drop_from_flight(self, request: Request) -> None:
         """A step that was scheduled before the end was seen computes nothing of use."""
