@@ -174,6 +174,26 @@ def test_routers_that_keep_conversations_together_reuse_their_kv() -> None:
         assert kept["p95_ttft_ms"] < spread["p95_ttft_ms"] / 2
 
 
+def test_drafts_pay_while_few_run_and_most_are_right() -> None:
+    """E18: 2-3x at high acceptance and small batch; below 1x at low acceptance, and at a large batch."""
+    without = "engine.speculative=null"
+    crowd = "workload.requests=800", "workload.arrival={process: closed_loop, concurrency: 256}"
+    plain, drafted = run("speculative_decoding", without), run("speculative_decoding")
+    right = run("speculative_decoding", "engine.speculative.acceptance=0.9")
+    wrong = run("speculative_decoding", "engine.speculative.acceptance=0.2")
+    assert 2 < plain["mean_tpot_ms"] / drafted["mean_tpot_ms"] < plain["mean_tpot_ms"] / right["mean_tpot_ms"] < 3.2
+    assert 0.7 < plain["mean_tpot_ms"] / wrong["mean_tpot_ms"] < 1
+    assert drafted["speculative"]["mean_acceptance_length"] == pytest.approx((1 - 0.8**5) / (1 - 0.8), rel=0.03)
+    assert plain["speculative"] is None
+    assert drafted["mean_ttft_ms"] > plain["mean_ttft_ms"]  # the draft model reads the prompt too
+    full = run("speculative_decoding", *crowd, without), run("speculative_decoding", *crowd)
+    assert full[1]["mean_tpot_ms"] > 0.95 * full[0]["mean_tpot_ms"]
+    assert full[1]["mean_e2el_ms"] > 1.02 * full[0]["mean_e2el_ms"]
+    eight = run("speculative_decoding", "engine.speculative.num_speculative_tokens=8")
+    assert drafted["speculative"]["tokens_per_step"] < eight["speculative"]["tokens_per_step"] < 4.5
+    assert eight["mean_tpot_ms"] == pytest.approx(drafted["mean_tpot_ms"], rel=0.1)
+
+
 def test_the_readme_lists_every_scenario() -> None:
     readme = (SCENARIOS.parent / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| .*\? \|$", readme, flags=re.MULTILINE)

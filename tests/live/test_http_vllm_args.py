@@ -36,6 +36,8 @@ OVERRIDES = (
     ("engine.dtype=fp8", "engine.kv_cache_dtype=int8"),
     ("engine.dtype=int8",),
     ("engine.dtype=float32", "engine.kv_cache_dtype=float32"),
+    ("engine.speculative={method: draft_model, draft_model: llama-3.2-1b, num_speculative_tokens: 4}",),
+    ("engine.speculative={method: ngram}", "engine.async_scheduling=false"),
     ("engine.policy=priority",),
     ("engine.policy=srtf",),
     ("engine.policy={name: tiered, age_promote_s: 5}", "engine.predictor=class_mean", "engine.async_scheduling=false"),
@@ -63,6 +65,8 @@ def test_vllm_reads_every_setting_as_the_scenario_has_it(parser: Any, overrides:
     stock = engine.policy in ("fcfs", "priority")
     assert told.scheduling_policy == (engine.policy if stock else "priority")
     assert (told.scheduler_cls is None) == stock
+    speculative = engine.speculative
+    assert (told.speculative_config or {}).get("method") == (speculative and speculative.method)
     synchronous = not engine.async_scheduling or engine.pipeline_parallel_size > 1
     assert told.async_scheduling == (not synchronous)
     if engine.dtype in ("fp8", "int8"):

@@ -201,6 +201,22 @@ def test_pipelines_and_baselines_schedule_synchronously(scenario: str, capsys: p
     assert "--no-async-scheduling" in flags(command(scenario, capsys, "engine.pipeline_parallel_size=2"))
 
 
+def test_drafts_become_vllms_own_setting(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    drafted = "{method: draft_model, draft_model: llama-3.2-1b, num_speculative_tokens: 5}"
+    given = flags(command(scenario, capsys, "engine.tensor_parallel_size=2", f"engine.speculative={drafted}"))
+    assert json.loads(given["--speculative-config"] or "") == {
+        "method": "draft_model",
+        "model": "meta-llama/Llama-3.2-1B",
+        "num_speculative_tokens": 5,
+        "draft_tensor_parallel_size": 2,
+    }
+    assert "--async-scheduling" in given
+    ngram = flags(command(scenario, capsys, "engine.speculative={method: ngram, num_speculative_tokens: 2}"))
+    assert json.loads(ngram["--speculative-config"] or "") == {"method": "ngram", "num_speculative_tokens": 2}
+    assert "--no-async-scheduling" in ngram
+    assert "--speculative-config" not in flags(command(scenario, capsys))
+
+
 def test_replicas_are_told_not_hidden(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = command(scenario, capsys, "cluster.replicas=4", "cluster.router=least_kv")
     assert any("start 4 of these" in note and "least_kv" in note for note in document["notes"])

@@ -13,13 +13,17 @@ def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int, tokens_per_decod
     Under speculative decoding a decode has ``tokens_per_decode`` tokens; then batches of that many tokens each are
     captured too, and every size is a multiple of it (``adjust_cudagraph_sizes_for_spec_decode``).
     """
-    if tokens_per_decode > 1:
-        largest = min(max_num_seqs * tokens_per_decode * 2, 512, max_num_batched_tokens)
-        counts = {1, 2, 4, max_num_seqs, *range(8, min(max_num_seqs + 1, 256), 8), *range(256, max_num_seqs + 1, 16)}
-        grid = {1, 2, 4, *range(8, min(largest + 1, 256), 8), *range(256, largest + 1, 16)}
-        sizes_in_decodes = {-(-size // tokens_per_decode) for size in grid} | {n for n in counts if n <= max_num_seqs}
-        return sorted(n * tokens_per_decode for n in sizes_in_decodes if n * tokens_per_decode <= largest)
-    largest = min(max_num_seqs * 2, 512, max_num_batched_tokens)
+    largest = min(max_num_seqs * tokens_per_decode * 2, 512, max_num_batched_tokens)
+    sizes = _grid(largest)
+    if tokens_per_decode == 1:
+        return sizes
+    decodes = {n * tokens_per_decode for n in (*_grid(min(max_num_seqs, 512)), max_num_seqs)}
+    sizes = sorted({*sizes, *(size for size in decodes if size <= largest)})
+    raised = {-(-size // tokens_per_decode) * tokens_per_decode for size in sizes}
+    return sorted(size for size in raised if size <= sizes[-1])
+
+
+def _grid(largest: int) -> list[int]:
     sizes = [size for size in (1, 2, 4) if size <= largest]
     sizes += list(range(8, min(largest + 1, 256), 8))
     return sizes + list(range(256, largest + 1, 16))

@@ -1,0 +1,178 @@
+"""What drafting and verifying cost, and where the draft model's memory comes from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.latency.base import StepShape
+from sim.latency.build import build_step_cost, build_work_model
+from sim.latency.memory import plan_memory
+from sim.latency.profile.graphs import graph_sizes
+from sim.latency.speculative import NGRAM_REQUEST_NS, SpeculativeCost
+from sim.scenario.schema import EngineConfig, LatencyConfig
+
+KINDS = pytest.mark.parametrize("kind", ["profile", "roofline"])
+
+
+def engine(k: int = 4, method: str | None = "draft_model", **more: Any) -> EngineConfig:
+    """70B on four H100s, with a 1B to draft for it; ``method`` None = without drafts."""
+    settings = {"model": "llama-3.1-70b", "gpu": "h100-sxm", "tensor_parallel_size": 4, **more}
+    if method is not None:
+        draft = {"draft_model": "llama-3.2-1b"} if method == "draft_model" else {}
+        settings["speculative"] = {"method": method, "num_speculative_tokens": k, **draft}
+    return EngineConfig(**settings)
+
+
+def cost(config: EngineConfig, kind: str = "profile") -> SpeculativeCost:
+    built = build_step_cost(config, LatencyConfig(kind=kind))  # type: ignore[arg-type]
+    assert isinstance(built, SpeculativeCost)
+    return built
+
+
+def verify(batch: int, context: int, drafts: int) -> StepShape:
+    """Decodes that verify ``drafts`` each, ``context`` tokens of KV after them."""
+    return StepShape(
+        num_decodes=batch,
+        decode_context_tokens=batch * context,
+        num_draft_tokens=batch * drafts,
+        verify_attention_pairs=batch * (1 + drafts) * context,
+        num_sampled=batch * (1 + drafts),
+    )
+
+
+@KINDS
+def test_drafting_is_k_passes_of_the_draft_model(kind: str) -> None:
+    small = engine(model="llama-3.2-1b", method=None)
+    alone = build_step_cost(small, LatencyConfig(kind=kind)).decode_run_ns(8, 8000, 1)[0]  # type: ignore[arg-type]
+    for k in (1, 2, 4, 8):
+        assert cost(engine(k), kind).draft_ns(verify(8, 1000, k)) == pytest.approx(k * alone, rel=0.15)
+
+
+@KINDS
+def test_verifying_reads_weights_and_kv_once(kind: str) -> None:
+    """At small batches five tokens cost little more than one; at large ones, arithmetic counts."""
+    target = cost(engine(), kind).target
+    few = target.gpu_ns(verify(1, 2000, 4)) / target.gpu_ns(verify(1, 2000, 0))
+    many = target.gpu_ns(verify(256, 2000, 4)) / target.gpu_ns(verify(256, 2000, 0))
+    assert 1.0 < few < 1.15
+    assert many > 1.5
+
+
+@KINDS
+def test_attention_of_many_queries_is_bound_by_arithmetic(kind: str) -> None:
+    target = cost(engine(4), kind).target
+    for drafts, bound in ((3, False), (2000, True)):
+        shape = verify(4, 8000, drafts)
+        once = replace(shape, verify_attention_pairs=0)
+        assert (target.gpu_ns(shape) > target.gpu_ns(once)) is bound
+
+
+@KINDS
+def test_terms_of_a_step_add_up(kind: str) -> None:
+    model = cost(engine(), kind)
+    shape = replace(
+        verify(8, 1000, 4),
+        num_prefills=1,
+        num_prefill_tokens=300,
+        prefill_context_tokens=300,
+        prefill_attention_pairs=300 * 300,
+    )
+    terms = model.breakdown(shape)
+    unit = 1 if kind == "profile" else 1e9
+    assert sum(terms.values()) * unit == pytest.approx(model.gpu_ns(shape), rel=1e-5)
+    assert terms["draft"] * unit == model.draft_ns(shape) > 0
+
+
+def test_terms_of_recorded_steps_add_up() -> None:
+    model = cost(engine())
+    shapes = [verify(n, 900, n % 5) for n in range(1, 40)]
+    names = ("num_prefills", "num_prefill_tokens", "prefill_context_tokens", "prefill_attention_pairs")
+    names += ("num_decodes", "decode_context_tokens", "num_draft_tokens", "verify_attention_pairs")
+    columns = {name: np.array([getattr(shape, name) for shape in shapes]) for name in names}
+    columns["num_steps"] = np.ones(len(shapes), dtype=np.int64)
+    columns["gpu_ns"] = np.array([model.gpu_ns(shape) for shape in shapes])
+    terms = model.terms(columns)
+    assert (sum(terms.values()) == columns["gpu_ns"]).all()
+    assert terms["draft"].tolist() == [model.draft_ns(shape) for shape in shapes]
+    by_shape = [model.breakdown(shape) for shape in shapes]
+    for name in ("head_and_sampler", "decode_attention"):
+        assert terms[name].tolist() == [each[name] for each in by_shape], name
+
+
+@KINDS
+def test_ngrams_take_host_time_only(kind: str) -> None:
+    model, shape = cost(engine(method="ngram"), kind), verify(8, 1000, 4)
+    assert model.gpu_ns(shape) == model.target.gpu_ns(shape)
+    assert model.host_ns(shape) == model.target.host_ns(shape) + 8 * NGRAM_REQUEST_NS
+    assert cost(engine(), kind).host_ns(shape) == model.target.host_ns(shape)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("rate", "batch", "low", "high"),
+    [
+        (0.9, 1, 2.2, 3.5),
+        (0.8, 1, 1.9, 3.0),
+        (0.8, 8, 1.7, 2.8),
+        (0.1, 1, 0.6, 1.0),
+        (0.2, 64, 0.4, 0.9),
+        (0.6, 256, 0.4, 1.0),
+    ],
+)
+def test_speed_up_of_decoding(kind: str, rate: float, batch: int, low: float, high: float) -> None:
+    """E18: tokens per second on the accelerators with drafts, as a multiple of those without."""
+    model = cost(engine(4), kind)
+    plain = model.target.gpu_ns(verify(batch, 700, 0)) / batch
+    drafted = model.gpu_ns(verify(batch, 700, 4)) / (batch * (1 - rate**5) / (1 - rate))
+    assert low < plain / drafted < high
+
+
+def test_decode_runs_are_steps() -> None:
+    model = cost(engine())
+    run = model.decode_run_ns(4, 4000, 3)
+    shapes = [StepShape(num_decodes=4, decode_context_tokens=4000 + 4 * i, num_sampled=4) for i in range(3)]
+    assert run.tolist() == [model.gpu_ns(shape) for shape in shapes]
+
+
+def test_the_draft_model_takes_weights_and_kv_of_its_own() -> None:
+    plain, drafted = plan_memory(engine(method=None)), plan_memory(engine())
+    assert plan_memory(engine(method="ngram")) == plain
+    # 1.24 B parameters in 16 bits over 4 GPUs, and a rotary table; 16 layers with 2 of 8 KV heads of 64 on a GPU.
+    assert drafted.weights_bytes - plain.weights_bytes == pytest.approx(1.236e9 * 2 / 4, rel=0.04)
+    assert drafted.kv_bytes_per_token - plain.kv_bytes_per_token == 16 * 2 * 2 * 64 * 2
+    assert drafted.num_gpu_blocks < plain.num_gpu_blocks
+    quantised = plan_memory(engine(dtype="fp8")), plan_memory(engine(dtype="fp8", method=None))
+    assert quantised[0].weights_bytes - quantised[1].weights_bytes == drafted.weights_bytes - plain.weights_bytes
+
+
+def test_captured_sizes_are_multiples_of_a_decode() -> None:
+    """By vLLM's own rule: sizes of its grid raised to multiples, and whole batches of decodes, up to 512 tokens."""
+    sizes = graph_sizes(256, 8192, 5)
+    assert all(size % 5 == 0 for size in sizes)
+    assert sizes[:5] == [5, 10, 20, 25, 35]
+    assert {40, 80, 480} <= set(sizes)
+    assert max(sizes) == 500
+    assert max(graph_sizes(8, 8192, 4)) == 64
+    assert graph_sizes(1, 2048, 3) == [3]  # 6 would be beyond the largest of 1, 2, 3, 4
+    assert graph_sizes(256, 8192, 1) == graph_sizes(256, 8192)
+
+
+def test_flops_count_what_is_verified() -> None:
+    work = build_work_model(engine(), LatencyConfig())
+    assert work is not None
+
+    def columns(drafts: int) -> dict[str, Any]:
+        shape = verify(8, 1000, drafts)
+        names = ("num_prefill_tokens", "num_decodes", "num_sampled", "prefill_context_tokens")
+        names += ("prefill_attention_pairs", "decode_context_tokens", "num_draft_tokens", "verify_attention_pairs")
+        return {name: np.array([getattr(shape, name)]) for name in names}
+
+    assert work.total_flops(columns(4)) == pytest.approx(5 * work.total_flops(columns(0)), rel=1e-6)
+    assert work.total_bytes(columns(4)) == pytest.approx(work.total_bytes(columns(0)), rel=1e-3)
+    only_here = ("num_draft_tokens", "verify_attention_pairs")
+    plain = {name: column for name, column in columns(0).items() if name not in only_here}
+    assert work.total_flops(plain) == work.total_flops(columns(0))
