@@ -318,7 +318,7 @@ def _notes(engine: EngineConfig, model: ModelSpec, stage: _Stage, blocks: int) -
         )
     if model.sliding_window is not None and engine.max_model_len > model.sliding_window:
         notes.append(
-            f"{model.name} attends to a window of {model.sliding_window} tokens: KV beyond it is kept and read here, "
-            "so longer requests cost more than they would"
+            f"{model.name} attends to a window of {model.sliding_window} tokens: KV beyond it is kept here, so that "
+            "fewer requests fit than could (and read, where step times are a roofline)"
         )
     return notes

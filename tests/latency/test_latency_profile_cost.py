@@ -161,6 +161,19 @@ def test_a_profile_that_lacks_what_every_step_needs_is_refused(operator: str) ->
         cost(profile.model_copy(update={"operators": operators})).gpu_ns(prefill(16))
 
 
+def test_a_window_bounds_what_attention_costs_but_not_the_rest() -> None:
+    model = cost(model="mistral-7b", max_model_len=16384, max_num_batched_tokens=16384)
+    assert model.model.sliding_window == 4096
+    at, beyond = (model.breakdown(decodes(8, context)) for context in (4096, 16000))
+    assert beyond == at
+    assert model.breakdown(decodes(8, 2048))["decode_attention"] < at["decode_attention"]
+    short, long = (model.breakdown(prefill(512, prior)) for prior in (8000, 15000))
+    assert short == long
+    assert model.breakdown(prefill(512, 1000))["prefill_attention"] < short["prefill_attention"]
+    pairs = 32 * 4 * 4096 * 16000 * 4096 / H100.fp16_flops * 1e9
+    assert model.breakdown(prefill(16000))["prefill_attention"] == pytest.approx(2 * (pairs + 32 * LAUNCH_NS), rel=0.02)
+
+
 def test_graph_sizes_are_vllms() -> None:
     assert graph_sizes(256, 8192)[:5] == [1, 2, 4, 8, 16]
     assert graph_sizes(256, 8192)[-3:] == [480, 496, 512]

@@ -68,6 +68,8 @@ class ProfileCost:
         sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, per_decode)
         self._graphs = [] if engine.enforce_eager else sizes
         self._knots = context_knots(engine.max_model_len)
+        self._window = model.sliding_window or self._knots[-1]
+        """Tokens that a query sees at most."""
         self.time_scale = time_scale
         self._layers = time_scale * model.num_layers / pp
         """What one layer's times are multiplied by."""
@@ -152,7 +154,7 @@ class ProfileCost:
         """Of ``batch``, made from one layer's times; noise of the tables must not make a larger batch cheaper."""
         segments = known.get(batch)
         if segments is None:
-            knots = np.array(self._knots, dtype=np.float64)
+            knots = np.minimum(np.array(self._knots, dtype=np.float64), self._window)
             while len(times) < batch:
                 rising = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
                 times.append(np.maximum(rising, times[-1]) if times else rising)
@@ -190,18 +192,18 @@ class ProfileCost:
         return step_terms(self, columns)
 
     def prefill_attention_ns(self, shape: StepShape) -> int:
-        """All layers' attention of the step's prefill chunks, as it is charged."""
-        num, pairs = shape.num_prefills, shape.prefill_attention_pairs >> 1
+        """All layers' attention of the step's prefill chunks, as it is charged. No query sees more than the window."""
+        num, tokens = shape.num_prefills, shape.num_prefill_tokens
+        pairs = min(shape.prefill_attention_pairs >> 1, tokens * self._window)
+        context = min(shape.prefill_context_tokens, tokens + num * self._window)
         size = max(1, isqrt(2 * pairs // num))
-        bound = max(
-            self._pair.ns(pairs),
-            self._context.ns(shape.prefill_context_tokens) + self._query.ns(shape.num_prefill_tokens),
-        )
+        bound = max(self._pair.ns(pairs), self._context.ns(context) + self._query.ns(tokens))
         return (bound + self._launch_ns) * self._prefill_segments(num).at(size) >> SLOPE_BITS
 
     def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
         """``prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
-        pairs = pairs >> 1
+        pairs = np.minimum(pairs >> 1, tokens * self._window)
+        context = np.minimum(context, tokens + num * self._window)
         sizes = np.maximum(whole_sqrt(2 * pairs // num), 1)
         bound = np.maximum(self._pair.many_ns(pairs), self._context.many_ns(context) + self._query.many_ns(tokens))
         times: IntColumn = (bound + self._launch_ns) * self._prefill_segments(num).many(sizes) >> SLOPE_BITS
