@@ -62,6 +62,14 @@ def problems(*overrides: str) -> list[str]:
             ["latency={kind: constant, step_s: 1}", "engine.pipeline_parallel_size=2", "engine.async_scheduling=false"],
             "`latency.kind: constant` knows no stages: the 2 batches",
         ),
+        (["engine.speculative={method: ngram}"], "speculative decoding with n-grams runs without asynchronous"),
+        (
+            [
+                "latency={kind: constant, step_s: 1}",
+                "engine.speculative={method: draft_model, draft_model: llama-2-7b}",
+            ],
+            "`latency.kind: constant`: drafting takes no time",
+        ),
         (["engine.max_num_seqs=1", "engine.max_model_len=1024"], "`engine.max_num_batched_tokens` (2048) is more than"),
     ],
 )
@@ -99,6 +107,10 @@ def test_no_note_without_reason(overrides: Sequence[str]) -> None:
         (
             ["engine.enable_chunked_prefill=false", "engine.max_prefill_tokens_per_step=9"],
             "`engine.max_prefill_tokens_",
+        ),
+        (
+            ["engine.speculative={method: draft_model}"],
+            "`engine.speculative`: `method: draft_model` needs `draft_model`",
         ),
         (["latency.kind=constant"], "`latency.kind: constant` needs `step_s`"),
         (["latency={kind: constant, step_s: 1e-10}"], "`latency.step_s` is 1e-10 s, below the nanosecond"),
