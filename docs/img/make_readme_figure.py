@@ -15,7 +15,7 @@ import sim
 ROOT = Path(__file__).parents[2]
 SCENARIO = ROOT / "scenarios" / "policy_comparison.yaml"
 SEEDS = range(5)
-RATES = [4.0, 5.0, 6.0, 6.75, 7.5, 8.0]
+RATES = [4.0, 5.0, 5.75, 6.5, 7.0, 7.5]
 POLICIES = {
     "fcfs": ("tab:gray", []),
     "srtf": ("tab:orange", ["engine.policy=srtf"]),
