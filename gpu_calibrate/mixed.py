@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_calibrate.device import DeviceError, PointError
 from gpu_calibrate.timing import interval_width, quantile
+from sim.latency.base import StepShape
 from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS, ModelSpec
 from sim.latency.profile.file import Error, Profile
@@ -167,7 +168,7 @@ def step_shape(step: Mapping[str, Any]) -> Any:
     this package does not import."""
     chunks = [(int(chunk), int(prior)) for chunk, prior in step["chunks"]]
     decodes = [int(context) for context in step["decodes"]]
-    return SimpleNamespace(
+    return StepShape(
         num_prefills=len(chunks),
         num_prefill_tokens=sum(chunk for chunk, _ in chunks),
         prefill_context_tokens=sum(chunk + prior for chunk, prior in chunks),
@@ -175,8 +176,6 @@ def step_shape(step: Mapping[str, Any]) -> Any:
         num_decodes=len(decodes),
         decode_context_tokens=sum(decodes),
         num_sampled=len(chunks) + len(decodes),
-        swap_bytes=0,
-        num_tokens=sum(chunk for chunk, _ in chunks) + len(decodes),
     )
 
 
@@ -190,6 +189,7 @@ def engine_settings(shapes: Sequence[Any], longest: int) -> Any:
         data_parallel_size=1,
         enable_expert_parallel=False,
         enforce_eager=False,
+        speculative=None,
         async_scheduling=False,
         max_num_seqs=max(256, *(shape.num_sampled for shape in shapes)),
         max_num_batched_tokens=max(2048, *(shape.num_tokens for shape in shapes)),

@@ -250,10 +250,17 @@ def test_a_run_needs_neither_pandas_nor_matplotlib(scenario: str, tmp_path: Path
     assert done.stderr.strip() == "[]"
 
 
+def interruptible() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_is_130_and_leaves_nothing(scenario: str, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "sim.cli", scenario, "--set", "workload.requests=2000000", "--set"]
     argv += ["workload.arrival.rate=5", "--out", str(tmp_path / "o"), "--decisions", str(tmp_path / "d.jsonl")]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     deadline = time.monotonic() + 20
     while not list(tmp_path.glob(".d.jsonl.*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)

@@ -137,7 +137,12 @@ def start(tmp_path: Path) -> subprocess.Popen[str]:
     path = tmp_path / "long.yaml"
     path.write_text(LONG)
     argv = [sys.executable, "-m", "sim.cli", str(path), "--seeds", "4", "--jobs", "3", "--out", str(tmp_path / "out")]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
+
+
+def interruptible() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @needs_proc

@@ -28,7 +28,7 @@ EVERYBODY = {"sim.errors", "sim.seeds"}
 POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.scenario", "sim.live", "sim.cli"}
 """Parts that may import ``policies``: those that run them, and those that check or list them by name."""
 SIMPY_FROM = {"sim.engine", "sim.cluster"}
-CALIBRATION_USES = ("sim.latency.profile", "sim.latency.gpus", "sim.latency.models", "sim.errors")
+CALIBRATION_USES = ("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.errors")
 """All that ``gpu_calibrate`` may import of ``sim``: the profile file and its reading, facts of GPUs and models."""
 
 

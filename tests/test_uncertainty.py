@@ -242,7 +242,7 @@ class Fails(Fcfs):
 
     def rank(self, request, *more):
         print("a policy that talks")
-        if sys.argv[0] == "-c":
+        if "pytest" not in sys.modules:
             raise ValueError("no rank for this one")
         return super().rank(request, *more)
 """

@@ -21,6 +21,7 @@ from gpu_calibrate.run import Calibration, profile_of
 from gpu_calibrate.simulated import SimulatedDevice
 from gpu_calibrate.store import Store
 from sim.errors import InputError
+from sim.latency.profile.cost import HOST_STEP_NS
 from sim.latency.profile.file import Profile, load_profile, save_profile
 
 
@@ -133,7 +134,7 @@ def test_a_run_writes_a_profile_and_cleans_up(
     profile = load_profile(out)
     assert profile.name == "mine"
     assert profile.host is not None
-    assert profile.host.step_ns == 1_000_000, "the floor that was measured is under what engines take"
+    assert profile.host.step_ns == HOST_STEP_NS, "the floor that was measured is under what engines take"
     assert "250 us a step, 0.90 us a request" in profile.host.origin
     assert profile.host.eager_launch_ns == 6500
     assert [path.name for path in tmp_path.iterdir()] == ["mine.json.gz"]

@@ -500,6 +500,11 @@ def test_a_kill_keeps_all_that_had_ended(tmp_path: Path) -> None:
     assert {line["status"] for line in lines} == {"completed"}
 
 
+def interruptible() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(argv: list[str], out: Path, num_lines: int) -> subprocess.Popen[str]:
     """The command in a process of its own, once its record has that many lines."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -509,6 +514,7 @@ def started(argv: list[str], out: Path, num_lines: int) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=interruptible,
     )
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
