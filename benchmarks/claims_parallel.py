@@ -67,7 +67,7 @@ def communication() -> Claim:
         for name, terms in (
             ("A100, NVLink, all-reduce as measured", nvlink),
             ("A100, PCIe, a ring at 70 % of 32 GB/s", pcie),
-            ("L40S, PCIe, all-reduce as measured", l40s),
+            ("L40S, PCIe, all-reduce at the rate of 2 GPUs", l40s),
         )
     ]
     return Claim(
@@ -80,7 +80,7 @@ def communication() -> Claim:
         f"(2 x 3/4 of the payload over each link) {ms['ring 300']:.1f} and {ms['ring 32']:.0f} ms.",
         simulated="One prefill pass of Llama 2 7B, embedding's all-reduce included: table. "
         f"NVLink: {nvlink['all_reduce']:.0f} ms, {share(nvlink):.0%} of the pass; PCIe {share(pcie):.0%} by the link's "
-        f"bandwidth, {share(l40s):.0%} where it was measured (NCCL on L40S).",
+        f"bandwidth, {share(l40s):.0%} at the rate measured over 2 (L40S).",
         verdict="Holds when bandwidth is all that counts: the plain figure is a third of a ring's, and what was "
         f"measured is {nvlink['all_reduce'] / ms['ring 300']:.1f}x the ring's figure over NVLink. Over PCIe "
         "communication is most of the pass.",

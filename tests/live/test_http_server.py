@@ -40,6 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     command = serve_command(load(SCENARIO), str(model), as_module=True)
     log = folder / "server.log"
     arguments = [*command.argv[1:], "--load-format", "dummy", "--served-model-name", "tiny"]
+    arguments += ["--num-gpu-blocks-override", str(SEATS * BLOCKER_TOKENS // 16 + 100)]  # or blockers get preempted
     with vllm_server(arguments, command.environment, log) as url:
         yield url, log
 
