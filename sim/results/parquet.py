@@ -1,6 +1,7 @@
 """Parquet straight from numpy columns; the same columns give the same bytes.
 
-Arrays are made from buffers: ``pyarrow.array`` would import pandas, which takes longer than a short run.
+Arrays are made from buffers: ``pyarrow.array`` would import pandas, and ``cast`` all compute functions, which take
+longer than a short run.
 """
 
 from __future__ import annotations
@@ -27,26 +28,32 @@ def _numbers(column: AnyColumn, valid: npt.NDArray[np.bool_] | None = None) -> A
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bitmap, pa.py_buffer(values)])
 
 
-def _strings(texts: Sequence[str]) -> Any:
+def _strings(texts: Sequence[bytes], valid: npt.NDArray[np.bool_] | None = None) -> Any:
+    """UTF-8, null where not ``valid``."""
     import pyarrow as pa
 
-    encoded = [text.encode("utf-8", "replace") for text in texts]
-    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-    np.cumsum([len(each) for each in encoded], out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers).cast(pa.string())
+    total = sum(map(len, texts))
+    kind, offset = (pa.string(), np.int32) if total < 1 << 31 else (pa.large_string(), np.int64)
+    offsets = np.zeros(len(texts) + 1, dtype=offset)
+    np.cumsum(np.fromiter(map(len, texts), dtype=offset, count=len(texts)), out=offsets[1:])
+    bitmap = None
+    if valid is not None and not valid.all():
+        bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(texts), [bitmap, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
+
+
+def _utf8(texts: Iterable[str]) -> list[bytes]:
+    return [text.encode("utf-8", "replace") for text in texts]
 
 
 def _array(name: str, column: AnyColumn | Named | list[str]) -> Any:
-    import pyarrow as pa
-
     if isinstance(column, Named):
-        codes = _numbers(column.codes.astype(np.int32), column.codes >= 0)
-        return pa.DictionaryArray.from_arrays(codes, _strings(column.names)).cast(pa.string())
+        names = [*_utf8(column.names), b""]
+        return _strings([names[code] for code in column.codes.tolist()], column.codes >= 0)
     if isinstance(column, list):
-        return _strings(column)
+        return _strings(_utf8(column))
     if name == "request_id":
-        return _numbers(column).cast(pa.string())
+        return _strings([b"%d" % number for number in column.tolist()])
     if column.dtype.kind == "f":
         return _numbers(column, ~np.isnan(column))
     return _numbers(column, column >= 0 if name == "replica" else None)
