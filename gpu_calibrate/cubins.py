@@ -114,7 +114,7 @@ def usages_of(log: str) -> tuple[Usage, ...]:
 
 def compile_variant(variant: Variant) -> Outcome:
     """Machine code for one variant, by NVRTC; no GPU and no CUDA header is needed."""
-    from cuda.core import Program, ProgramOptions  # type: ignore[import-not-found, unused-ignore]
+    from cuda.core import Program, ProgramOptions  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     defines = dict(variant.defines)
     nvrtc_options(variant.arch, defines)  # refuses what the loader would refuse
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     given = parser.parse_args(arguments)
     try:
-        import cuda.core  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        import cuda.core  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
     except ImportError:
         print("NVRTC is not installed: pip install 'simrun-llm[cubins]'", file=sys.stderr)
         return 2
