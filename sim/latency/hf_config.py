@@ -14,7 +14,6 @@ MLA = "multi-head latent attention (MLA) keeps one compressed vector per token i
 STATE_SPACE = "state-space, recurrent or linear-attention layers keep a fixed state instead of a KV cache"
 ENCODER_DECODER = "an encoder-decoder has cross-attention and two kinds of KV cache"
 ENCODER = "an encoder does not generate text"
-MIXED_LAYERS = "its layers differ in kind of attention and MLP, which one layer's cost times their number cannot say"
 
 REFUSED_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "minicpm3", "longcat_flash"), MLA),
@@ -28,8 +27,6 @@ REFUSED_TYPES: Mapping[str, str] = {
     ),
     **dict.fromkeys(("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "whisper"), ENCODER_DECODER),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert", "albert", "deberta-v2", "modernbert"), ENCODER),
-    "llama4_text": MIXED_LAYERS,
-    "llama4": MIXED_LAYERS,
 }
 """``model_type`` -> why it is refused."""
 
@@ -41,11 +38,16 @@ REFUSED_KEYS: Mapping[str, str] = {
     "linear_num_value_heads": STATE_SPACE,
 }
 
+LLAMA4 = frozenset({"llama4", "llama4_text"})
+"""``intermediate_size`` is the width of an expert there, routed or shared; ``intermediate_size_mlp`` that of a dense
+layer. Layers with experts come every ``interleave_moe_layer_step``, or are listed as ``moe_layers``."""
+
 KNOWN_TYPES = frozenset(
     (
         *("llama", "mistral", "mistral3", "ministral3", "mixtral", "minimax_m2", "gpt_oss", "phi3", "granite"),
         *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "glm", "glm4", "glm4_moe", "internlm3", "stablelm"),
         *("gemma", "gemma2", "gemma3", "gemma3_text", "olmo", "olmo2", "starcoder2", "cohere", "cohere2"),
+        *LLAMA4,
     )
 )
 """Types whose layers are known to be attention plus a (gated) MLP or experts of the shape read here."""
@@ -147,7 +149,11 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
             f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim is given"
         )
     head_size = config.number(["head_dim"], max(hidden // heads, 1))
-    experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
+    if model_type in LLAMA4:
+        experts, per_token, width, shared, dense_layers = _llama4_moe(config, layers, intermediate, notes)
+        intermediate = config.number(["intermediate_size_mlp"], intermediate)
+    else:
+        experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
     window = _sliding_window(config, notes)
     if config.problems:
         raise InputError(config.problems)
@@ -195,6 +201,29 @@ def _moe(config: _Config, layers: int, intermediate: int) -> tuple[int, int, int
     if dense_layers > layers:
         config.problem(f"{dense_layers} dense layers are more than the {layers} layers")
     return experts, per_token, width, shared, dense_layers
+
+
+def _llama4_moe(config: _Config, layers: int, intermediate: int, notes: list[str]) -> tuple[int, int, int, int, int]:
+    """``_moe`` of a Llama 4 (``transformers`` ``Llama4TextConfig``): one shared expert beside the routed ones."""
+    experts, per_token, width, _, _ = _moe(config, layers, intermediate)
+    if not experts:
+        config.problem("num_local_experts is missing: every Llama 4 has layers with experts")
+    listed = config.values.get("moe_layers")
+    num_moe = layers // config.number(["interleave_moe_layer_step"], 1)
+    if isinstance(listed, list) and listed:
+        num_moe = len(listed)
+    if num_moe > layers:
+        config.problem(f"{num_moe} moe_layers are more than the {layers} layers")
+    elif num_moe < layers:
+        notes.append(
+            "layers with experts alternate with dense ones: pipeline stages are split as if the dense came first"
+        )
+    chunk = config.number(["attention_chunk_size"], 0, least=0)
+    if chunk:
+        notes.append(
+            f"most layers attend within chunks of {chunk} tokens: all are costed as full attention, and keep all KV"
+        )
+    return experts, per_token, width, width, layers - num_moe
 
 
 def _sliding_window(config: _Config, notes: list[str]) -> int | None:

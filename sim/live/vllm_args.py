@@ -52,6 +52,7 @@ REPOSITORIES: Mapping[str, str] = MappingProxyType(
         "mistral-7b-v0.3": "mistralai/Mistral-7B-v0.3",
         "mistral-nemo-12b": "mistralai/Mistral-Nemo-Base-2407",
         "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
+        "llama-4-scout-17b-16e": "meta-llama/Llama-4-Scout-17B-16E",
         "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
         "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
         "minimax-m2.5": "MiniMaxAI/MiniMax-M2.5",

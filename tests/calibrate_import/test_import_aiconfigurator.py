@@ -190,20 +190,43 @@ def test_all_reduce_counts_elements_of_two_bytes(folder: Path) -> None:
     assert "vllm 0.19.0, custom_allreduce" in str(profile.operators["all_reduce"].origin)
 
 
+def experts(dtype: str, distribution: str, latency: float, num_tokens: int = 16) -> dict[str, Any]:
+    return {
+        "moe_dtype": dtype,
+        "num_tokens": num_tokens,
+        "hidden_size": 2048,
+        "inter_size": 768,
+        "topk": 8,
+        "num_experts": 128,
+        "moe_tp_size": 2,
+        "moe_ep_size": 1,
+        "distribution": distribution,
+        "latency": latency,
+    }
+
+
+def test_fp8_experts_are_no_slower_than_the_same_in_blocks_or_in_16_bits(folder: Path) -> None:
+    times = {"bfloat16": (0.30, 0.32), "fp8": (0.90, 0.10), "fp8_block": (0.16, 0.18), "int4_wo": (0.05, 0.05)}
+    rows = [
+        experts(dtype, "power_law_1.01", latency, num_tokens)
+        for dtype, both in times.items()
+        for num_tokens, latency in zip((16, 64), both, strict=True)
+    ]
+    write(folder, rows, "moe/moe/vllm")
+    profile = run(folder)
+    found = {key[0]: curve.time_ns for key, curve in curves(profile, "moe").items()}
+    assert found == {
+        "bfloat16": (300_000, 320_000),
+        "fp8": (160_000, 100_000),
+        "fp8_block": (160_000, 180_000),
+        "int4": (50_000, 50_000),
+    }
+    assert "moe: 1 rows of fp8 are the lesser time of fp8_block, bfloat16" in profile.source.notes
+
+
 def test_experts_routed_by_the_lesser_power_law(folder: Path) -> None:
     rows = [
-        {
-            "moe_dtype": dtype,
-            "num_tokens": 16,
-            "hidden_size": 2048,
-            "inter_size": 768,
-            "topk": 8,
-            "num_experts": 128,
-            "moe_tp_size": 2,
-            "moe_ep_size": 1,
-            "distribution": distribution,
-            "latency": latency,
-        }
+        experts(dtype, distribution, latency)
         for dtype, distribution, latency in (
             ("bfloat16", "balanced", 0.4),
             ("bfloat16", "power_law_1.01", 0.3),

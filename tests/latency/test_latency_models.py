@@ -37,6 +37,7 @@ PUBLISHED = {
     "mistral-7b": 7.242,
     "mistral-7b-v0.3": 7.248,
     "mistral-nemo-12b": 12.248,
+    "llama-4-scout-17b-16e": 107.77,
     "mixtral-8x7b": 46.703,
     "mixtral-8x22b": 140.621,
 }
@@ -74,7 +75,8 @@ def test_every_preset_has_the_published_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("mixtral-8x7b", 12.9), ("mixtral-8x22b", 39.0), ("qwen3-30b-a3b", 3.3)]
+    ("name", "billions"),
+    [("mixtral-8x7b", 12.9), ("mixtral-8x22b", 39.0), ("qwen3-30b-a3b", 3.3), ("llama-4-scout-17b-16e", 17.2)],
 )
 def test_active_parameters_of_moe_models(name: str, billions: float) -> None:
     assert MODELS[name].num_active_parameters / 1e9 == pytest.approx(billions, rel=0.02)
@@ -111,6 +113,27 @@ def test_moe_config_with_leading_dense_layers_and_shared_experts(tmp_path: Path)
     assert model.linear_parameters == attention + 3 * 3 * 4096 * 14336 + experts
 
 
+def test_llama_4_has_a_shared_expert_and_layers_with_experts_at_a_step(tmp_path: Path) -> None:
+    text = LLAMA_31_8B | {
+        "model_type": "llama4_text",
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "attention_chunk_size": 8192,
+    }
+    scout = load_model(str(write(tmp_path, {"model_type": "llama4", "text_config": text})))
+    assert (scout.num_experts, scout.experts_per_token, scout.num_dense_layers) == (16, 1, 0)
+    assert (scout.moe_intermediate_size, scout.shared_expert_intermediate_size) == (8192, 8192)
+    assert any("chunks of 8192 tokens" in note for note in scout.notes)
+    every_other = load_model(str(write(tmp_path, text | {"interleave_moe_layer_step": 2})))
+    assert (every_other.num_dense_layers, every_other.intermediate_size) == (16, 16384)
+    assert any("alternate" in note for note in every_other.notes)
+    listed = load_model(str(write(tmp_path, text | {"moe_layers": [1, 3, 5]})))
+    assert listed.num_moe_layers == 3
+
+
 def test_windows_that_are_switched_off_are_ignored(tmp_path: Path) -> None:
     config = LLAMA_31_8B | {"sliding_window": 4096}
     assert load_model(str(write(tmp_path, config))).sliding_window == 4096
@@ -135,7 +158,7 @@ def test_notes_say_what_was_assumed(tmp_path: Path) -> None:
         ({"model_type": "jamba", "architectures": ["JambaForCausalLM"]}, "JambaForCausalLM.*state-space"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "state-space"),
         ({"model_type": "bert"}, "does not generate"),
-        ({"model_type": "llama4", "text_config": {}}, "differ in kind"),
+        ({"model_type": "llama4_text"}, "num_local_experts is missing"),
         ({"num_attention_heads": 30}, "not a multiple of num_key_value_heads"),
         ({"num_key_value_heads": 32, "num_attention_heads": 24}, "num_key_value_heads 32"),
         ({"hidden_size": -1}, "hidden_size: expected a whole number of at least 1, found -1"),

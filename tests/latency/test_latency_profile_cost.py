@@ -319,6 +319,15 @@ def test_fp8_kv_and_weights_are_not_slower(batch: int) -> None:
         assert built_in(gpu, dtype="fp8").gpu_ns(shape) < plain.gpu_ns(shape)
 
 
+@pytest.mark.parametrize("gpu", ["h100-sxm", "h200-sxm", "l40s"])
+@pytest.mark.parametrize("tokens", [8, 64, 256])
+def test_fp8_experts_are_not_slower(gpu: str, tokens: int) -> None:
+    for model in ("mixtral-8x7b", "llama-4-scout-17b-16e"):
+        split: dict[str, Any] = {"model": model, "tensor_parallel_size": 4}
+        shape = decodes(tokens, 512)
+        assert built_in(gpu, dtype="fp8", **split).gpu_ns(shape) <= 1.02 * built_in(gpu, **split).gpu_ns(shape)
+
+
 def test_gpus_that_talk_over_pcie_are_slower() -> None:
     keys: dict[str, list[Any]] = {"all_reduce": []}
     shape = prefill(1024)
