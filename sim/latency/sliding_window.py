@@ -44,10 +44,11 @@ def prefill_within(columns: Mapping[str, IntColumn], window: int | None) -> Mapp
     if window is None:
         return columns
     tokens = columns["num_prefill_tokens"]
-    num_prefills = columns.get("num_prefills", np.minimum(tokens, 1))
     bounded = {
         "prefill_attention_pairs": np.minimum(columns["prefill_attention_pairs"], 2 * tokens * window),
-        "prefill_context_tokens": np.minimum(columns["prefill_context_tokens"], tokens + num_prefills * window),
+        "prefill_context_tokens": np.minimum(
+            columns["prefill_context_tokens"], tokens + columns["num_prefills"] * window
+        ),
     }
     if "verify_attention_pairs" in columns:
         queries = columns["num_decodes"] + columns["num_draft_tokens"]

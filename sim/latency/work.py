@@ -135,7 +135,8 @@ def _summed(columns: Columns, window: int | None) -> dict[str, npt.NDArray[np.in
         "prefill_attention_pairs",
     )
     drafts = ("num_draft_tokens", "verify_attention_pairs") if "num_draft_tokens" in columns else ()
-    sums = {name: int((columns[name] * steps).sum()) for name in (*per_step, *drafts)}
+    prefills = ("num_prefills",) if "num_prefills" in columns else ()
+    sums = {name: int((columns[name] * steps).sum()) for name in (*per_step, *drafts, *prefills)}
     sums["decode_context_tokens"] = int(decode_context_within(columns, steps, window).sum())
     return {name: np.array([value], dtype=np.int64) for name, value in sums.items()}
 
