@@ -129,7 +129,7 @@ def test_it_is_used_where_lengths_exceed_the_window() -> None:
 
 
 def test_swapping_moves_the_window_only() -> None:
-    """A prompt of higher priority takes the blocks of a request of 24 tokens, of which 2 of 6 blocks are in its window."""
+    """A prompt of higher priority takes the blocks of a request of 24 tokens: 2 of its 6 are in the window."""
     driver = Driver(
         Priority(),
         **WINDOW,
