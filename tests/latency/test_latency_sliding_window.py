@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def test_a_pool_smaller_than_the_window_is_noted() -> None:
     assert plan_memory(engine(max_num_batched_tokens=2048, num_gpu_blocks_override=514)).notes == ()
 
 
-def test_kv_that_is_kept_all_the_same_is_noted(tmp_path: Path) -> None:
+def test_kv_that_is_kept_all_the_same_is_noted() -> None:
     plan = plan_memory(engine(kv="contiguous"))
     assert (plan.sliding_window, plan.max_blocks_per_request) == (None, 2048)
     assert plan.notes == (

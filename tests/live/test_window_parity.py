@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from plugin_cases import LIVE_POLICIES, draw_plugin_case
 from real_scheduler import RealScheduler, drive
+from sim_scenario import as_trace
 from sim_scheduler import SimScheduler, replay_sim, scheduler_settings
+from test_fast_forward_parity import compare
 from test_parity import first_difference
+from test_plugin_parity import policy_of, replay_plugin
 from test_speculative_parity import draw_speculative_case
 from test_speculative_parity import replay_both as replay_both_with_drafts
 from traces import GROUPS, TIGHT_GROUPS, Case, CaseRequest, CaseSettings, Policy, Replay, draw_case
@@ -116,6 +121,32 @@ def test_parity_with_a_window_and_drafts(
     record_property("parity steps", steps)
     record_property("parity preemptions", preemptions)
     assert not differences, f"{len(differences)} of 10 traces differ\n" + "\n".join(differences)
+
+
+@pytest.mark.parametrize("policy", LIVE_POLICIES)
+def test_policies_decide_in_vllm_as_in_the_simulator(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = []
+    for group in sorted(TIGHT_GROUPS):
+        for async_scheduling in (False, True):
+            drawn, spec = draw_plugin_case(group, policy, async_scheduling, seed=0)
+            case = with_window(drawn)
+            real = replay_plugin(case, spec, monkeypatch)
+            difference = first_difference(case, real, drive(case, SimScheduler(case, policy_of(spec))))
+            if difference is not None:
+                differences.append(f"{spec}\n{difference}")
+    assert not differences, "\n".join(differences)
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_whole_runs(policy: Policy, async_scheduling: bool, tmp_path: Path) -> None:
+    """From the model's config.json on, fast and step by step."""
+    differences = []
+    for group in GROUPS:
+        for seed in range(2):
+            case = as_trace(draw_window_case(group, policy, async_scheduling, seed))
+            differences += compare(case, tmp_path, None, policy, "exact")[0]
+    assert not differences, "\n".join(differences)
 
 
 @pytest.mark.parametrize("group", ["prefix", "sessions", "prefix_pressure"])
