@@ -194,6 +194,26 @@ def test_drafts_pay_while_few_run_and_most_are_right() -> None:
     assert eight["mean_tpot_ms"] == pytest.approx(drafted["mean_tpot_ms"], rel=0.1)
 
 
+def test_a_window_keeps_long_contexts_from_running_out_of_memory() -> None:
+    """E13: with all KV kept the longest are rejected and the rest wait; a window holds the same for any length."""
+    full = "engine.model=mistral-7b-v0.3"
+    window, out_of_memory = run("long_context"), run("long_context", full)
+    assert out_of_memory["counts"]["rejected"] >= 5
+    assert any("KV blocks at its longest" in note for note in out_of_memory["run"]["notes"])
+    assert out_of_memory["p95_ttft_ms"] > 10 * window["p95_ttft_ms"]
+    assert window["preemptions"]["total"] == 0 < out_of_memory["preemptions"]["total"]
+    remedies = [
+        run("long_context", full, each) for each in ("engine.gpu_memory_utilization=0.9", "engine.kv_cache_dtype=fp8")
+    ]
+    for each in remedies:
+        assert each["counts"]["rejected"] == 0
+        assert each["mean_ttft_ms"] > 4 * window["mean_ttft_ms"]
+    large, small = (run("long_context", f"engine.max_num_batched_tokens={budget}") for budget in (8192, 512))
+    assert large["counts"]["rejected"] > 0
+    assert small["mean_ttft_ms"] < 0.7 * window["mean_ttft_ms"]
+    assert small["kv"]["mean_usage"] < window["kv"]["mean_usage"]
+
+
 def test_the_readme_lists_every_scenario() -> None:
     readme = (SCENARIOS.parent / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| .*\? \|$", readme, flags=re.MULTILINE)

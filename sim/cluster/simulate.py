@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
@@ -24,6 +25,7 @@ from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
 from sim.latency.memory import MemoryPlan, plan_memory
+from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.speculative import SpeculativeCost
 from sim.results.record import IntColumn, Recorder, RunRecord
@@ -82,24 +84,6 @@ def simulate_cluster(
     return _record(loaded, gateway, memory, cost, cpu_s)
 
 
-def is_asynchronous(engine: EngineConfig) -> bool:
-    """Whether the engine schedules one step ahead. The baselines and pipeline parallelism do not."""
-    return (
-        engine.async_scheduling
-        and engine.pipeline_parallel_size == 1
-        and engine.preemption == "recompute"
-        and engine.batching == "continuous"
-        and engine.kv == "paged"
-        # vLLM schedules n-grams synchronously: they are found on the host, in tokens that have to be there.
-        and (engine.speculative is None or engine.speculative.method != "ngram")
-    )
-
-
-def pipeline_depth(engine: EngineConfig) -> int:
-    """Batches in flight (``VllmConfig.max_concurrent_batches``)."""
-    return 2 if is_asynchronous(engine) else engine.pipeline_parallel_size
-
-
 def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
     """What of an engine's configuration decides what runs."""
     max_model_len = engine.max_model_len
@@ -129,11 +113,24 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
         contiguous_kv=engine.kv == "contiguous",
         static_batching=engine.batching == "static",
         num_swap_blocks=swap_bytes // block_bytes,
+        sliding_window=memory.sliding_window,
+        pipeline_parallel_size=engine.pipeline_parallel_size,
         num_speculative_tokens=drafts,
         num_lookahead_tokens=drafts if has_draft_model else 0,
         draft_slots=int(has_draft_model),
         block_bytes=block_bytes,
     )
+
+
+def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
+    """Whether some request grows beyond the sliding window. While none does, every decision is that of full
+    attention: nothing is behind the window, a prefix whose last window is cached is cached whole, and no request
+    needs as many blocks as admission is bounded by."""
+    if settings.sliding_window is None:
+        return False
+    outputs = np.minimum(workload.output_tokens, workload.max_tokens)
+    tokens = np.minimum(workload.input_tokens + outputs, settings.max_model_len)
+    return bool((tokens > settings.sliding_window).any())
 
 
 def _named(spec: str | NamedSpec) -> tuple[str, dict[str, object]]:
@@ -166,10 +163,13 @@ def _build_replica(
             acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
             drafting = SpeculativeScheduler(settings, policy, acceptance, recorder)
             return Replica(gateway.env, index, engine.model, drafting, *common)
-        if engine.stepping == "reference" or swaps_conversations:
+        # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
+        has_window = outgrows(gateway.workload, settings)
+        if engine.stepping == "reference" or swaps_conversations or has_window:
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
-        scheduler = AheadScheduler(settings, policy, recorder, is_pipelined=is_pipelined)
+        unbounded = replace(settings, sliding_window=None)
+        scheduler = AheadScheduler(unbounded, policy, recorder, is_pipelined=is_pipelined)
         return FastReplica(gateway.env, index, engine.model, scheduler, *common, is_watched=gateway.acts_on_ends)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.

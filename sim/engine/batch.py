@@ -36,11 +36,19 @@ class SchedulerSettings:
     """Draft tokens of a decode; 0 = none are made."""
     num_lookahead_tokens: int = 0
     """Slots that a draft model needs beyond the scheduled tokens (``VllmConfig.num_lookahead_tokens``)."""
+    sliding_window: int | None = None
+    """Tokens that every layer's attention looks back on, where KV is kept for no more; None = all is kept."""
+    pipeline_parallel_size: int = 1
     draft_slots: int = 0
     """Tokens of the step's budget that a draft model needs for each request
     (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+
+    @property
+    def max_in_flight_tokens(self) -> int:
+        """Tokens that can be scheduled and not computed yet (``VllmConfig.max_in_flight_tokens``)."""
+        return (2 if self.async_scheduling else self.pipeline_parallel_size) * self.max_num_batched_tokens
 
 
 _NO_DRAFTS: Mapping[Request, int] = MappingProxyType({})

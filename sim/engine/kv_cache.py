@@ -37,6 +37,9 @@ class KVCache:
     tokens when it is admitted and never grows (the contiguous baseline).
     """
 
+    has_window = False
+    """Whether blocks are given back while a request runs (``drop_behind``)."""
+
     def __init__(self, num_gpu_blocks: int, block_size: int, reserved_tokens: int = 0) -> None:
         self.num_usable_blocks = num_gpu_blocks - 1
         self.num_free_blocks = num_gpu_blocks - 1
@@ -55,6 +58,21 @@ class KVCache:
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold ``num_tokens`` of one request."""
         return ceil_div(max(num_tokens, self.reserved_tokens), self.block_size)
+
+    def blocks_to_reserve(self, num_tokens: int) -> int:
+        """Blocks that must be free for a request of ``num_tokens`` to be computed whole, however it is cut."""
+        return self.blocks_for(num_tokens)
+
+    def blocks_in_use(self, num_tokens: int) -> int:
+        """Blocks of the first ``num_tokens`` of a request that its further tokens look at."""
+        return self.blocks_for(num_tokens)
+
+    def skipped(self, num_tokens: int) -> list[Any]:
+        """What stands in a request's block table for those of its first ``num_tokens`` that are no longer kept."""
+        return []
+
+    def drop_behind(self, request: Request, num_processed: int) -> None:
+        """Give back what nobody looks at once the first ``num_processed`` tokens of ``request`` are computed."""
 
     def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
         """Give a request that holds nothing its hit blocks and blocks up to ``num_tokens``; they must fit."""
@@ -163,6 +181,13 @@ class PrefixKVCache(KVCache):
         return sum(1 for block in hits if block not in references)
 
     def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
+        self._touch(hits)
+        request.blocks = list(hits)
+        super().admit(request, hits, num_tokens)
+        request.next_cacheable_tokens = (len(hits) + 1) * self.block_size
+
+    def _touch(self, hits: Sequence[Any]) -> None:
+        """One more request holds ``hits``."""
         references = self._references
         for block in hits:
             if block in references:
@@ -171,9 +196,6 @@ class PrefixKVCache(KVCache):
                 references[block] = 1
                 del self._evictable[block]
                 self.num_free_blocks -= 1
-        request.blocks = list(hits)
-        super().admit(request, hits, num_tokens)
-        request.next_cacheable_tokens = (len(hits) + 1) * self.block_size
 
     def _take(self, request: Request, num_blocks: int) -> None:
         for _ in range(num_blocks):
@@ -220,9 +242,15 @@ class PrefixKVCache(KVCache):
         request.next_cacheable_tokens = (num_full + 1) * self.block_size
 
     def free(self, request: Request) -> None:
+        self._give_back(request.blocks)
+        request.blocks = []
+        self._forget(request)
+
+    def _give_back(self, blocks: Sequence[int]) -> None:
+        """``blocks`` are held once less; those that nobody holds are evicted from the last one down."""
         references, key_of = self._references, self._key_of
         freed_unkeyed: list[int] = []
-        for block in reversed(request.blocks):
+        for block in reversed(blocks):
             count = references[block] - 1
             if count:
                 references[block] = count
@@ -233,7 +261,5 @@ class PrefixKVCache(KVCache):
                 self._evictable[block] = None
             else:
                 freed_unkeyed.append(block)
-        # The last block of the request is the head of the free list.
+        # The last block is the head of the free list.
         self._unkeyed.extend(reversed(freed_unkeyed))
-        request.blocks = []
-        self._forget(request)

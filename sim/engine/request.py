@@ -53,6 +53,7 @@ class Request:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_draft_tokens",
+        "num_dropped_blocks",
         "num_known_tokens",
         "num_lost_tokens",
         "num_output_placeholders",
@@ -140,6 +141,8 @@ class Request:
         self.shared_blocks: list[Any] = []
         self.private_hits: list[tuple[int, int, int]] = []
         self.num_blocks = 0
+        self.num_dropped_blocks = 0
+        """Leading ones of ``num_blocks`` that were given back: they are behind a sliding window."""
         self.num_slots = 0
         """Tokens that the allocated blocks can hold."""
         self.num_cached_blocks = 0

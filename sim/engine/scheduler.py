@@ -1,8 +1,8 @@
 """One scheduling step, decision for decision as vLLM's V1 scheduler takes it.
 
 ``schedule`` and ``update`` follow ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py``
-(vLLM 0.32.0), for one full-attention KV group without LoRA, multimodal input or connectors. No
-clock of its own and no SimPy: who calls it decides what time it is.
+(vLLM 0.32.0), for one KV group (full attention or a sliding window) without LoRA, multimodal input or
+connectors. No clock of its own and no SimPy: who calls it decides what time it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sim.engine.kv_cache import KVCache, PrefixKVCache
 from sim.engine.request import NEVER, Request, State
 from sim.engine.shares import StepShares
 from sim.engine.waiting import AdmissionOrder, FcfsQueue, RankedQueue
+from sim.engine.window_kv_cache import WindowKVCache
 from sim.results.record import Recorder
 
 LARGEST = 1 << 62
@@ -90,7 +91,7 @@ class Scheduler:
         most_tokens = request.num_prompt_tokens + request._stop_at_output_tokens - 1
         if self.settings.num_speculative_tokens:
             most_tokens = min(most_tokens + self.settings.num_speculative_tokens + self._lookahead, limit)
-        need = self.kv.blocks_for(most_tokens)
+        need = self.kv.blocks_to_reserve(most_tokens)
         if need > self.kv.num_usable_blocks:
             return f"needs {need} KV blocks at its longest, the pool has {self.kv.num_usable_blocks}"
         return None
@@ -231,6 +232,8 @@ class Scheduler:
             slots = computed + num_new
             if self._lookahead:
                 slots = min(slots + self._lookahead, longest + 1)
+            if kv.has_window:
+                kv.drop_behind(request, computed - self._in_flight_tokens(request))
             while request.num_slots < slots and not kv.grow(request, slots):
                 nobody_preempted = False
                 victim = self._pick_victim(request, step.now_ns)
@@ -297,7 +300,7 @@ class Scheduler:
         """Blocks for the first chunk of a waiting request and the chunk's tokens; 0 where it does not fit now."""
         kv, settings = self.kv, self.settings
         swapped = request.num_swapped_tokens
-        hits = self._lookup(request) if not swapped else []
+        hits = self._lookup(request) if not swapped else kv.skipped(swapped)
         computed = swapped or len(hits) * settings.block_size
         num_new = request.num_tokens - computed
         if num_new == 1 and settings.num_speculative_tokens:
@@ -314,7 +317,7 @@ class Scheduler:
         free_blocks = kv.num_free_blocks - kv.num_evictable(hits) + len(hits)
         if self.running:
             free_blocks -= self.watermark_blocks
-        if settings.scheduler_reserve_full_isl and kv.blocks_for(request.num_tokens) > free_blocks:
+        if settings.scheduler_reserve_full_isl and kv.blocks_to_reserve(request.num_tokens) > free_blocks:
             return 0
         slots = min(computed + num_new + self._lookahead, settings.max_model_len)
         if kv.blocks_for(slots) > free_blocks:
@@ -401,6 +404,10 @@ class Scheduler:
         computed_for_sure = request.num_computed_tokens + 2 - request.num_output_placeholders
         return computed_for_sure >= request.num_prompt_tokens + request.max_tokens
 
+    def _in_flight_tokens(self, request: Request) -> int:
+        """Tokens that are scheduled but not computed yet: their attention still reads what they look back on."""
+        return sum(batch.scheduled.get(request, 0) for batch in self.in_flight)
+
     def _give_back(self, victim: Request, num_tokens: int, step: Step) -> None:
         """Undo the scheduling, in this step, of a request that is now preempted."""
         step.token_budget += num_tokens
@@ -418,7 +425,7 @@ class Scheduler:
                 victim.num_stale_batches += 1
         computed = victim.num_computed_tokens
         self.outstanding_tokens += computed
-        num_blocks = self.kv.blocks_for(computed)
+        num_blocks = self.kv.blocks_in_use(computed)
         if 0 < num_blocks <= self.free_swap_blocks and computed:
             self.free_swap_blocks -= num_blocks
             victim.num_swapped_tokens = computed
@@ -435,7 +442,7 @@ class Scheduler:
         self._end_static_batch()
 
     def _swap_in(self, request: Request) -> None:
-        num_blocks = self.kv.blocks_for(request.num_swapped_tokens)
+        num_blocks = self.kv.blocks_in_use(request.num_swapped_tokens)
         self.free_swap_blocks += num_blocks
         self._swapped_bytes += num_blocks * self.settings.block_bytes
         request.num_swapped_tokens = 0
@@ -493,6 +500,8 @@ def build_kv_cache(settings: SchedulerSettings) -> KVCache:
     """The cache that ``settings`` ask for."""
     if settings.contiguous_kv:
         return KVCache(settings.num_gpu_blocks, settings.block_size, reserved_tokens=settings.max_model_len)
+    if settings.sliding_window is not None and settings.sliding_window < settings.max_model_len:
+        return WindowKVCache(settings)
     if settings.enable_prefix_caching:
         return PrefixKVCache(settings.num_gpu_blocks, settings.block_size)
     return KVCache(settings.num_gpu_blocks, settings.block_size)

@@ -55,6 +55,8 @@ KNOWN_TYPES = frozenset(
 TWO_MATRIX_MLP = frozenset({"starcoder2", "phi", "gpt_neox", "opt", "falcon", "gpt_bigcode", "gpt2", "nemotron"})
 QKV_BIAS = frozenset({"qwen2", "qwen2_moe", "starcoder2"})
 TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2"})
+ALTERNATING_TYPES = frozenset({"gemma2", "gemma3", "gemma3_text", "gpt_oss", "cohere2"})
+"""Where ``layer_types`` is not given, every second layer or so has full attention."""
 
 REQUIRED = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads"),
@@ -154,7 +156,7 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         intermediate = config.number(["intermediate_size_mlp"], intermediate)
     else:
         experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
-    window = _sliding_window(config, notes)
+    window = _sliding_window(config, layers, notes)
     if config.problems:
         raise InputError(config.problems)
     return ModelSpec(
@@ -226,16 +228,38 @@ def _llama4_moe(config: _Config, layers: int, intermediate: int, notes: list[str
     return experts, per_token, width, width, layers - num_moe
 
 
-def _sliding_window(config: _Config, notes: list[str]) -> int | None:
+def _sliding_window(config: _Config, layers: int, notes: list[str]) -> int | None:
+    """The window of all layers, or None. vLLM too asks whether all are of that kind (``EngineArgs``'s
+    ``create_engine_config``), and reads 0 as none."""
     values = config.values
-    if values.get("sliding_window") is None or values.get("use_sliding_window") is False:
+    if not values.get("sliding_window") or values.get("use_sliding_window", not _is_qwen2(values)) is False:
         return None
     window = config.number(("sliding_window",))
+    num_full = _num_full_layers(values)
+    if num_full == 0:
+        return window
+    if num_full < layers:
+        notes.append(
+            f"layers with a sliding window of {window} tokens alternate with full ones: all are costed as full "
+            "attention and keep the KV of the whole context"
+        )
+    return None
+
+
+def _is_qwen2(values: Mapping[str, Any]) -> bool:
+    """Qwen2's window is off unless ``use_sliding_window`` says otherwise, and begins at ``max_window_layers``."""
+    return str(values.get("model_type", "")).startswith("qwen2")
+
+
+def _num_full_layers(values: Mapping[str, Any]) -> int:
+    """At least so many layers look back on everything, although there is a window."""
     layer_types = values.get("layer_types")
-    alternates = isinstance(layer_types, list) and "full_attention" in layer_types
-    if alternates or values.get("sliding_window_pattern") is not None:
-        notes.append("layers with a sliding window alternate with full ones: all are costed as full attention")
-    return window
+    if isinstance(layer_types, list):
+        return layer_types.count("full_attention")
+    if values.get("sliding_window_pattern") is not None or values.get("model_type") in ALTERNATING_TYPES:
+        return 1
+    first = values.get("max_window_layers") if _is_qwen2(values) else 0
+    return first if isinstance(first, int) else 0
 
 
 def _name(values: Mapping[str, Any], path: Path) -> str:

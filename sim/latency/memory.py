@@ -18,7 +18,9 @@ from sim.errors import InputError, Problem
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.models import ModelSpec, load_model
 from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
+from sim.latency.pipelining import pipeline_depth
 from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precision
+from sim.latency.sliding_window import max_blocks_per_request
 from sim.latency.speculative import draft_engine, load_draft_model
 
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ class MemoryPlan:
     num_gpu_blocks: int
     """As vLLM counts them: the null block included."""
     max_model_len: int
+    sliding_window: int | None = None
+    """Tokens of KV that a request keeps, beside those being computed; None = all."""
+    max_blocks_per_request: int = 0
+    """Most blocks that a request of ``max_model_len`` holds at a time."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,8 +85,9 @@ class MemoryPlan:
 
     @property
     def max_concurrency(self) -> float:
-        """Requests of ``max_model_len`` that fit at once."""
-        return self.kv_capacity_tokens / self.max_model_len
+        """Requests of ``max_model_len`` that fit at once, as vLLM logs it (``get_max_concurrency_for_kv_cache_config``
+        of ``v1/core/kv_cache_utils.py``): the null block counts."""
+        return self.num_gpu_blocks / self.max_blocks_per_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,8 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
     if stage.missing_bytes(engine) > 0:
         raise InputError(_does_not_fit(engine, model, gpu, stage, draft))
     blocks = stage.blocks(engine.block_size) if override is None else override
+    window = kept_window(engine, model, draft)
+    largest = _blocks_of_longest(engine, window)
     return MemoryPlan(
         total_bytes=gpu.memory_bytes,
         requested_bytes=stage.requested,
@@ -153,8 +162,31 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
         block_size=engine.block_size,
         num_gpu_blocks=blocks,
         max_model_len=engine.max_model_len,
-        notes=(*model.notes, *resolve_precision(engine, gpu).notes, *_notes(engine, model, stage, blocks)),
+        sliding_window=window,
+        max_blocks_per_request=largest,
+        notes=(
+            *model.notes,
+            *resolve_precision(engine, gpu).notes,
+            *_notes(engine, model, stage, blocks, largest, window),
+            *_window_notes(engine, model, window),
+        ),
     )
+
+
+def kept_window(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> int | None:
+    """The window that KV is kept for, or None where all of it is: no window or none that ``max_model_len`` exceeds,
+    memory reserved in one piece, or a draft model that shares the blocks and looks back on something else."""
+    window = model.sliding_window
+    if window is None or engine.max_model_len <= window or engine.kv == "contiguous":
+        return None
+    return window if draft is None or draft.sliding_window == window else None
+
+
+def _blocks_of_longest(engine: EngineConfig, window: int | None) -> int:
+    if window is None:
+        return -(-engine.max_model_len // engine.block_size)
+    in_flight = pipeline_depth(engine) * engine.max_num_batched_tokens
+    return max_blocks_per_request(window, in_flight, engine.max_model_len, engine.block_size)
 
 
 def weights_bytes(model: ModelSpec, precision: Precision, tp: int, layers: range, *, embed: bool, head: bool) -> int:
@@ -298,12 +330,17 @@ def _smaller_dtype(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: 
     return None
 
 
-def _notes(engine: EngineConfig, model: ModelSpec, stage: _Stage, blocks: int) -> list[str]:
+def _notes(
+    engine: EngineConfig, model: ModelSpec, stage: _Stage, blocks: int, largest: int, window: int | None
+) -> list[str]:
     notes: list[str] = []
     capacity = (blocks - 1) * engine.block_size
-    if capacity < engine.max_model_len:
+    if blocks - 1 < largest:
+        longest = f"max_model_len {engine.max_model_len}"
+        if window is not None:
+            longest = f"the {largest * engine.block_size} of a window of {window} and the tokens that are in flight"
         notes.append(
-            f"the KV cache holds {capacity} tokens, fewer than max_model_len {engine.max_model_len}: longer requests "
+            f"the KV cache holds {capacity} tokens, fewer than {longest}: longer requests "
             "are rejected (vLLM itself refuses to start like this)"
         )
     if blocks > max(stage.blocks(engine.block_size), MIN_BLOCKS):
@@ -316,9 +353,12 @@ def _notes(engine: EngineConfig, model: ModelSpec, stage: _Stage, blocks: int) -
             f"max_model_len {engine.max_model_len} is beyond the {model.max_position_embeddings} positions of "
             f"{model.name}: vLLM starts like this only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
         )
-    if model.sliding_window is not None and engine.max_model_len > model.sliding_window:
-        notes.append(
-            f"{model.name} attends to a window of {model.sliding_window} tokens: KV beyond it is kept here, so that "
-            "fewer requests fit than could (and read, where step times are a roofline)"
-        )
     return notes
+
+
+def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None) -> list[str]:
+    """Where a model has a window and the KV behind it is kept all the same."""
+    if model.sliding_window is None or window is not None or engine.max_model_len <= model.sliding_window:
+        return []
+    why = "kv: contiguous reserves all of it" if engine.kv == "contiguous" else "the draft model looks further back"
+    return [f"{model.name} attends to a window of {model.sliding_window} tokens, but KV behind it is kept: {why}"]

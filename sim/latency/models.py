@@ -29,7 +29,7 @@ class ModelSpec:
     max_position_embeddings: int
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
-    """Tokens that attention looks back on; None = all of them."""
+    """Tokens that the attention of every layer looks back on; None = all of them, in all layers or in some."""
     num_experts: int = 0
     """Routed experts per MoE layer; 0 = a dense model."""
     experts_per_token: int = 0

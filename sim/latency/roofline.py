@@ -12,6 +12,7 @@ from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.operators import Efficiency, Floats, Operators
 from sim.latency.precision import resolve_precision
+from sim.latency.sliding_window import within
 from sim.latency.tables import Rate, Table, TabulatedCost
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class RooflineCost(TabulatedCost):
             pipeline_stages=pp,
             host_step_ns=HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6),
             host_request_ns=HOST_REQUEST_NS if default_host else 0,
+            sliding_window=model.sliding_window,
         )
 
     def _tokens_s(self, tokens: Floats) -> Floats:
@@ -81,6 +83,8 @@ class RooflineCost(TabulatedCost):
 
     def breakdown(self, shape: StepShape) -> dict[str, float]:
         """Seconds of one stage by term; their sum is ``gpu_ns`` up to rounding."""
+        if self.model.sliding_window is not None:
+            shape = within(shape, self.model.sliding_window)
         ops = self.operators
         tokens = np.array([float(shape.num_tokens)])
         collectives = 2.0 * self.model.num_layers * ops.all_reduce_s(tokens)

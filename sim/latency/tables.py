@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.latency.base import StepShape
+from sim.latency.sliding_window import within
 
 Floats = npt.NDArray[np.float64]
 
@@ -89,7 +90,9 @@ class TabulatedCost:
         pipeline_stages: int,
         host_step_ns: int,
         host_request_ns: int,
+        sliding_window: int | None = None,
     ) -> None:
+        """``sliding_window``: tokens that a query sees at most; None = all."""
         self.pipeline_stages = pipeline_stages
         self.host_step_ns = host_step_ns
         self.host_request_ns = host_request_ns
@@ -103,9 +106,12 @@ class TabulatedCost:
         self._prefill_pairs = prefill_pairs
         self._prefill_context = prefill_context
         self._swap = swap
+        self._window = sliding_window
 
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
+        if self._window is not None:
+            shape = within(shape, self._window)
         num_prefill_tokens = shape.num_prefill_tokens
         num_tokens = num_prefill_tokens + shape.num_decodes + shape.num_draft_tokens
         try:
@@ -133,6 +139,10 @@ class TabulatedCost:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
         fixed = self._tokens.ns(num_decodes) + self._sampled.ns(num_decodes)
         last = decode_context_tokens + num_steps * num_decodes
+        if self._window is not None and last > (most := num_decodes * self._window):
+            rate = self._decode_context
+            seen = (min(decode_context_tokens + step * num_decodes, most) for step in range(num_steps))
+            return np.array([fixed + rate.ns(tokens) for tokens in seen], dtype=np.int64)
         if last * self._decode_multiplier > _LARGEST:
             rate = self._decode_context
             context = range(decode_context_tokens, last, num_decodes) if num_decodes else [last] * num_steps

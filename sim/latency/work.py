@@ -13,6 +13,7 @@ from sim.latency.models import ModelSpec
 from sim.latency.operators import distinct_experts
 from sim.latency.parallel import kv_heads_per_gpu
 from sim.latency.precision import resolve_precision
+from sim.latency.sliding_window import decode_context_within, prefill_within
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
@@ -42,7 +43,8 @@ class WorkModel:
     def flops(self, columns: Columns) -> Floats:
         """Useful FLOPs of each row (a multiply-add counts two): matrices that each token passes, attention, LM head."""
         model = self.model
-        steps, tokens, decode_context = _totals(columns)
+        columns = prefill_within(columns, model.sliding_window)
+        steps, tokens, decode_context = _totals(columns, model.sliding_window)
         decode_pairs = columns.get("verify_attention_pairs", decode_context)
         matrices = 2.0 * model.active_linear_parameters * tokens
         pair = 4.0 * model.num_layers * model.q_size
@@ -55,7 +57,8 @@ class WorkModel:
         """Bytes from and to GPU memory of each row: weights once a step (only experts that some token chose),
         KV read and written. Activations, mostly kept in cache, are left out."""
         model, precision = self.model, self.precision
-        steps, tokens, decode_context = _totals(columns)
+        columns = prefill_within(columns, model.sliding_window)
+        steps, tokens, decode_context = _totals(columns, model.sliding_window)
         per_step = tokens / np.maximum(steps, 1.0)
         busy = np.where(per_step > 0, steps, 0.0)
         fixed = model.linear_parameters - model.num_moe_layers * model.num_experts * model.expert_parameters
@@ -70,7 +73,8 @@ class WorkModel:
 
     def total_flops(self, columns: Columns) -> float:
         """FLOPs of all rows, from exact integer sums: the same however steps are grouped into rows."""
-        return float(self.flops(_summed(columns))[0])
+        window = self.model.sliding_window
+        return float(self.flops(_summed(prefill_within(columns, window), window))[0])
 
     def total_bytes(self, columns: Columns) -> float:
         """Bytes of all rows, from exact integer sums: the same however steps are grouped into rows.
@@ -90,7 +94,8 @@ class WorkModel:
                 touched = distinct_experts(model.num_experts, model.experts_per_token, np.array([float(size)]))
                 weights += steps * model.num_moe_layers * model.expert_parameters * float(touched[0])
         heads = int(_steps(columns)[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
-        summed = _summed(columns)
+        window = model.sliding_window
+        summed = _summed(prefill_within(columns, window), window)
         kv = int((summed["decode_context_tokens"] + summed["prefill_context_tokens"])[0]) + int(
             tokens_per_step(summed)[0]
         )
@@ -119,9 +124,9 @@ def _steps(columns: Columns) -> npt.NDArray[np.int64]:
     return columns["num_steps"] if "num_steps" in columns else np.ones_like(columns["num_decodes"])
 
 
-def _summed(columns: Columns) -> dict[str, npt.NDArray[np.int64]]:
+def _summed(columns: Columns, window: int | None) -> dict[str, npt.NDArray[np.int64]]:
     """All steps of all rows as the columns of one imaginary step, in exact integers."""
-    steps, decodes = _steps(columns), columns["num_decodes"]
+    steps = _steps(columns)
     per_step = (
         "num_prefill_tokens",
         "num_decodes",
@@ -130,16 +135,15 @@ def _summed(columns: Columns) -> dict[str, npt.NDArray[np.int64]]:
         "prefill_attention_pairs",
     )
     drafts = ("num_draft_tokens", "verify_attention_pairs") if "num_draft_tokens" in columns else ()
-    sums = {name: int((columns[name] * steps).sum()) for name in (*per_step, *drafts)}
-    context = columns["decode_context_tokens"] * steps + decodes * (steps * (steps - 1) // 2)
-    sums["decode_context_tokens"] = int(context.sum())
+    prefills = ("num_prefills",) if "num_prefills" in columns else ()
+    sums = {name: int((columns[name] * steps).sum()) for name in (*per_step, *drafts, *prefills)}
+    sums["decode_context_tokens"] = int(decode_context_within(columns, steps, window).sum())
     return {name: np.array([value], dtype=np.int64) for name, value in sums.items()}
 
 
-def _totals(columns: Columns) -> tuple[Floats, Floats, Floats]:
+def _totals(columns: Columns, window: int | None) -> tuple[Floats, Floats, Floats]:
     """(steps, tokens of all steps, decode context of all steps) of each row."""
-    decodes = columns["num_decodes"].astype(np.float64)
-    steps = columns["num_steps"].astype(np.float64) if "num_steps" in columns else np.ones_like(decodes)
+    steps = _steps(columns)
     tokens = tokens_per_step(columns).astype(np.float64) * steps
-    context = columns["decode_context_tokens"] * steps + decodes * steps * (steps - 1.0) / 2.0
-    return steps, tokens, context
+    context = decode_context_within(columns, steps, window)
+    return steps.astype(np.float64), tokens, context.astype(np.float64)

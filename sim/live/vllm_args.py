@@ -261,7 +261,7 @@ def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[
     from policies.predictors import MaxTokens
     from policies.registry import build_policy
     from policies.vllm_settings import why_not_live
-    from sim.cluster.simulate import is_asynchronous
+    from sim.latency.pipelining import is_asynchronous
 
     engine = loaded.scenario.engine
     name, params = _named(engine.policy)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from windowed_model import windowed_model
 
 from policies.registry import POLICIES, PREDICTORS, ROUTERS
 from sim.errors import InputError, SimulationError
@@ -36,6 +37,7 @@ ARRIVALS = st.one_of(
         st.sampled_from([0.0, 0.03]),
     ),
 )
+MODELS = st.sampled_from(["llama-2-7b", "llama-2-7b", "llama-2-7b", windowed_model(120), windowed_model(500)])
 LATENCIES = st.sampled_from(
     [
         {"kind": "constant", "step_s": 0.01},
@@ -84,7 +86,7 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
     """An engine under more or less pressure, at times a baseline."""
     budget = draw(st.sampled_from([64, 512, 2048]))
     engine: dict[str, Any] = {
-        "model": "llama-2-7b",
+        "model": draw(MODELS),
         "gpu": "a100-80gb-sxm",
         "max_model_len": 1024,
         "num_gpu_blocks_override": draw(st.sampled_from([70, 120, 3000])),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from policies.priority import Priority
 from sim.engine.kv_cache import PrefixKVCache
 from sim.engine.request import Content
+from sim.engine.window_kv_cache import NULL_BLOCK, WindowKVCache
 
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 """Shrinking a whole run takes minutes; the failing example is small enough as it is."""
@@ -39,6 +40,7 @@ ENGINES = st.fixed_dictionaries(
         "max_prefill_tokens_per_step": st.sampled_from([None, 7]),
         "watermark": st.sampled_from([0.0, 0.1]),
         "scheduler_reserve_full_isl": st.booleans(),
+        "sliding_window": st.sampled_from([None, 1, 6, 21]),
     }
 )
 BASELINES = st.sampled_from(
@@ -55,7 +57,7 @@ def blocks_held(driver: Driver) -> int:
     """Distinct blocks that some request holds."""
     holders = driver.scheduler.kv.holders.values()
     if isinstance(driver.scheduler.kv, PrefixKVCache):
-        return len({block for request in holders for block in request.blocks})
+        return len({block for request in holders for block in request.blocks} - {NULL_BLOCK})
     return sum(request.num_blocks for request in holders)
 
 
@@ -92,6 +94,9 @@ def test_invariants_of_every_run(
         assert all(tokens > 0 for tokens in scheduled.values())
         assert len(scheduler.running) <= limits.max_num_seqs
         assert scheduler.kv.num_free_blocks + blocks_held(driver) == scheduler.kv.num_usable_blocks
+        if isinstance(scheduler.kv, WindowKVCache):
+            most = scheduler.kv.max_blocks_per_request
+            assert all(sum(map(bool, each.blocks)) <= most for each in scheduler.kv.holders.values())
         batch = driver.batches[-1]
         assert batch.shape.num_tokens == sum(scheduled.values())
         assert not {request.request_id for request in batch.preempted} & scheduled.keys()

@@ -140,6 +140,33 @@ def test_windows_that_are_switched_off_are_ignored(tmp_path: Path) -> None:
     assert load_model(str(write(tmp_path, config | {"use_sliding_window": False}))).sliding_window is None
 
 
+@pytest.mark.parametrize(
+    ("more", "window", "alternates"),
+    [
+        ({}, 4096, False),
+        ({"sliding_window": 0}, None, False),
+        ({"layer_types": ["sliding_attention"] * 32}, 4096, False),
+        ({"layer_types": ["sliding_attention", "full_attention"] * 16}, None, True),
+        ({"layer_types": ["full_attention"] * 32}, None, False),
+        ({"sliding_window_pattern": 6}, None, True),
+        ({"model_type": "gemma2"}, None, True),
+        ({"model_type": "gpt_oss"}, None, True),
+        ({"model_type": "qwen2"}, None, False),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 28}, None, True),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 32}, None, False),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}, 4096, False),
+    ],
+)
+def test_alternating_layers_are_read_as_full_attention(
+    tmp_path: Path, more: dict[str, Any], window: int | None, alternates: bool
+) -> None:
+    model = load_model(str(write(tmp_path, LLAMA_31_8B | {"sliding_window": 4096} | more)))
+    assert model.sliding_window == window
+    notes = [note for note in model.notes if "window of 4096 tokens" in note]
+    assert len(notes) == int(alternates)
+    assert all("full attention and keep the KV of the whole context" in note for note in notes)
+
+
 def test_notes_say_what_was_assumed(tmp_path: Path) -> None:
     unknown = load_model(str(write(tmp_path, LLAMA_31_8B | {"model_type": "newcomer"})))
     assert "newcomer" in unknown.notes[0]

@@ -116,9 +116,8 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
 
     ``scheduler_cls``: another class, as ``--scheduler-cls`` names it.
     """
-    import torch
     from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
     wanted_scheduler = {
@@ -153,17 +152,27 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
     for section, wanted in ((config.scheduler_config, wanted_scheduler), (config.cache_config, wanted_cache)):
         for name, value in wanted.items():
             setattr(section, name, value)
-    layer = FullAttentionSpec(block_size=settings.block_size, num_kv_heads=1, head_size=32, dtype=torch.float32)
     return config.scheduler_config.get_scheduler_cls()(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=settings.num_gpu_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], _layer(settings))],
         ),
         structured_output_manager=StructuredOutputManager(config),
         block_size=settings.block_size,
     )
+
+
+def _layer(settings: CaseSettings) -> Any:
+    """The KV of the model's only layer."""
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+    shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 32, "dtype": torch.float32}
+    if settings.sliding_window is None:
+        return FullAttentionSpec(block_size=settings.block_size, **shape)
+    return SlidingWindowSpec(block_size=settings.block_size, sliding_window=settings.sliding_window, **shape)
 
 
 def _speculative_config(settings: CaseSettings) -> Any:

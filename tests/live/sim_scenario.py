@@ -43,6 +43,26 @@ def as_trace(case: Case) -> Case:
     return replace(case, requests=tuple(plain(position, request) for position, request in enumerate(case.requests)))
 
 
+def windowed_model(trace: Path, window: int) -> str:
+    """The config.json, beside ``trace``, of a model whose layers all have this window."""
+    path = trace.with_name("windowed.json")
+    path.write_text(
+        json.dumps(
+            {
+                "model_type": "mistral",
+                "num_hidden_layers": 2,
+                "hidden_size": 64,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+                "vocab_size": 64,
+                "max_position_embeddings": 65536,
+                "sliding_window": window,
+            }
+        )
+    )
+    return str(path)
+
+
 def scenario_of(case: Case, trace: Path, stepping: str, policy: Any, predictor: Any) -> dict[str, Any]:
     """The scenario in which a step takes a second. Writes ``trace``."""
     rows = ["arrival_s,input_tokens,output_tokens,request_id,priority,tenant,prefix_group,prefix_tokens"]
@@ -61,7 +81,9 @@ def scenario_of(case: Case, trace: Path, stepping: str, policy: Any, predictor: 
         "name": "case",
         "workload": workload,
         "engine": {
-            "model": "llama-2-7b",
+            "model": "llama-2-7b"
+            if settings.sliding_window is None
+            else windowed_model(trace, settings.sliding_window),
             "gpu": "a100-80gb-sxm",
             "block_size": settings.block_size,
             "num_gpu_blocks_override": settings.num_gpu_blocks,

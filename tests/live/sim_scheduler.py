@@ -30,6 +30,7 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
         watermark=settings.watermark,
         enable_prefix_caching=settings.enable_prefix_caching,
         async_scheduling=settings.async_scheduling,
+        sliding_window=settings.sliding_window,
     )
 
 

@@ -31,6 +31,8 @@ class CaseSettings:
     """Drafts of a decode; 0 = no speculative decoding."""
     has_draft_model: bool = False
     """Drafts come from a draft model, else from n-grams."""
+    sliding_window: int | None = None
+    """Tokens that all layers look back on; None = full attention."""
 
     @property
     def depth(self) -> int:
