@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["run"], "Missing option '--out'"),
         (["measure"], "No such command 'measure'"),
         (["run", "--out", "x.json", "--budget", "0"], "0.0 is not in the range"),
+        (["run", "--out", "x.json", "--budget", "nan"], "--budget nan: give the seconds"),
+        (["compare", "nothing.json", "nobody.json"], "nobody.json: cannot read the profile"),
+        (["show", "h200-sxm", "--plots", "/dev/null"], "--plots /dev/null: a file, not a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -210,6 +216,65 @@ def test_check_passes_the_good_and_fails_the_bad(files: Path, capsys: pytest.Cap
     assert "NOT fit to predict from" in bad
 
 
+def edited(files: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    document = json.loads(gzip.decompress((files / "a.json.gz").read_bytes()))
+    change(document)
+    path = folder / "edited.json"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_a_profile_without_what_every_step_needs_is_not_fit(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(files, tmp_path, lambda document: document["operators"].pop("decode_attention"))
+    assert gpu_calibrate("check", path) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED  needed operators: decode_attention not measured" in shown
+    assert "NOT fit to predict from" in shown
+
+
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        ({"measurements": [1]}, "TypeError"),
+        ({"measurements": [{"point": 5, "interval": None, "throttle": []}]}, "TypeError"),
+        ({"measurements": [], "extras": {"mixed": 5}}, "TypeError"),
+    ],
+)
+def test_measurements_that_cannot_be_read_are_told(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], details: dict[str, Any], told: str
+) -> None:
+    path = edited(files, tmp_path, lambda document: document["details"].update(details))
+    assert gpu_calibrate("check", path) == 2
+    assert f"are not as `gpu-calibrate run` writes them ({told}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_a_profile_of_an_unknown_gpu(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = edited(files, tmp_path, lambda document: document["device"].update(gpu="h2000"))
+    assert gpu_calibrate(command, path) == 2
+    assert f"{path}: device.gpu: no such GPU 'h2000'; known are a100" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "h200-sxm"]], ids=["help", "show"])
+def test_standard_output_to_a_full_disk(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "gpu_calibrate.cli", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = f"gpu-calibrate: cannot write its output: {os.strerror(errno.ENOSPC)}\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert gpu_calibrate("show", "h200-sxm") == 1
+    assert capsys.readouterr().err == "gpu-calibrate: cannot write standard output: it is closed\n"
+
+
 def test_show_prints_tables_and_draws(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "plots"
     assert gpu_calibrate("show", str(files / "a.json.gz"), "--plots", str(folder)) == 0
@@ -219,7 +284,7 @@ def test_show_prints_tables_and_draws(files: Path, tmp_path: Path, capsys: pytes
     assert {path.stem for path in folder.iterdir()} == set(PLOTS)
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in folder.iterdir())
     (tmp_path / "file").write_text("")
-    assert gpu_calibrate("show", str(files / "a.json.gz"), "--plots", str(tmp_path / "file")) == 1
+    assert gpu_calibrate("show", str(files / "a.json.gz"), "--plots", str(tmp_path / "file" / "deeper")) == 1
     assert "cannot write" in capsys.readouterr().err
 
 
