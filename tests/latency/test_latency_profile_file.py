@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_written_and_read_back(tmp_path: Path, name: str) -> None:
     assert profile_bytes(read) == profile_bytes(profile)
     assert profile_hash(read) == profile_hash(profile)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_profile_that_cannot_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_profile(hand_made(), tmp_path / "p.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hash_depends_on_what_was_measured() -> None:

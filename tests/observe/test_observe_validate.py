@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +206,22 @@ def test_out_gets_both_files(scenario: str, tmp_path: Path, capsys: pytest.Captu
         cells = dict(zip(names, row.split(","), strict=True))
         assert cells["measured_ttft_ms"] == cells["predicted_ttft_ms"]
         assert cells["measured_e2el_ms"] == cells["predicted_e2el_ms"]
+
+
+def test_a_disk_that_fills_leaves_the_files_of_before(scenario: str, tmp_path: Path) -> None:
+    measured = write(tmp_path / "measured.jsonl", as_observed(scenario))
+    out = tmp_path / "out"
+    assert simrun("validate", measured, "--scenario", scenario, "--out", str(out)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    program = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        f"from sim.cli import main; main(['validate', {measured!r}, '--scenario', {scenario!r}, '--out', {str(out)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"simrun: cannot write --out {out}: {os.strerror(errno.EFBIG)}\n")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_bundled_tokens_are_told(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
