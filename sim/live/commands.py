@@ -82,7 +82,7 @@ class ObserveOptions:
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Take this seed instead of the scenario's.")
 @click.option("--trace", metavar="FILE", help="Replay this trace instead of a scenario.")
-@click.option("--format", "trace_format", metavar="NAME", show_default="generic", help="The trace's format.")
+@click.option("--format", "trace_format", metavar="NAME", help="The trace's format; without it, generic.")
 @click.option("--rate-scale", type=float, metavar="X", help="Replay the trace X times as fast.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N requests.")
 @click.option("--model", metavar="NAME", help="The name to ask for; without it, the first that the server lists.")
