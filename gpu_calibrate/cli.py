@@ -353,8 +353,14 @@ def selftest_command(out: str, parts: tuple[str, ...], gpu: str | None, table_on
     if not folder.is_dir():
         raise InputError(f"--out {out}: no such folder; without --table the self-test makes it")
     command = "gpu-calibrate selftest" + "".join(f" --part {part}" for part in parts)
-    text = selftest.markdown(folder, command)
-    rows = selftest.table(folder)
+    try:
+        text = selftest.markdown(folder, command)
+        rows = selftest.table(folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"--out {out}: a result there is not as this version's parts write it ({type(error).__name__}: {error}); "
+            "run them again, or name another folder"
+        ) from error
     try:
         (folder / "selftest.md").write_text(text, encoding="utf-8")
     except OSError as error:

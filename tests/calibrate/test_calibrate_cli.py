@@ -380,6 +380,28 @@ def test_before_any_part_every_row_waits(tmp_path: Path, capsys: pytest.CaptureF
     assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 13
 
 
+@pytest.mark.parametrize("content", ['{"checked": [', "{}", '{"wrong": 5}'], ids=["cut off", "empty", "odd"])
+def test_results_of_parts_that_cannot_be_read_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "kernels.json").write_text(content)
+    assert gpu_calibrate("selftest", "--table", "--out", str(tmp_path)) == 2
+    assert f"--out {tmp_path}: a result there is not as this version's parts write it" in capsys.readouterr().err
+
+
+def test_a_part_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selftest.write_part(tmp_path, "kernels", {"seconds": 1})
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        selftest.write_part(tmp_path, "kernels", {"seconds": 2})
+    assert selftest.read_part(tmp_path, "kernels") == {"seconds": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
+
+
 def test_the_page_has_every_row_of_the_table(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
     for row in selftest.table(tmp_path):
