@@ -99,6 +99,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--page needs all experiments, not --quick")
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data {options.data}: there is no such folder")
+    if options.page is not None and (options.page.is_dir() or not options.page.parent.is_dir()):
+        parser.error(f"--page {options.page}: a folder, or in one that is not there; give a file's name")
     return options
 
 

@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [key for key in only if key not in all_claims()]
     if missing:
         parser.error(f"--only: no claim {', '.join(missing)}; there are {', '.join(all_claims())}")
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        parser.error(f"--out {options.out}: a folder, or in one that is not there; give a file's name")
     try:
         chapters = make_all(only)
     except ClaimBroken as error:

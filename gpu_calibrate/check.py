@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_calibrate.gates import NEEDED
+from sim.errors import InputError
 from sim.latency.profile.file import Error, Gate, Profile
 
 BARS: Mapping[str, Mapping[tuple[str, str], float]] = {
@@ -62,9 +64,23 @@ def errors_of(profile: Profile) -> Mapping[str, Mapping[str, Error]]:
     from gpu_calibrate.fit import all_errors, usable
     from gpu_calibrate.store import read_measurement
 
-    measured = usable(read_measurement(record) for record in records)
     extras = profile.details.get("extras")
-    return all_errors(profile, measured, extras if isinstance(extras, dict) else {})
+    try:
+        measured = usable(read_measurement(record) for record in records)
+        return all_errors(profile, measured, extras if isinstance(extras, dict) else {})
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{profile.name}: details.measurements and details.extras are not as `gpu-calibrate run` writes them "
+            f"({type(error).__name__}: {error}); measure again"
+        ) from error
+
+
+def missing_operators(profile: Profile) -> list[Gate]:
+    """A failed gate where an operator that every step needs has no curve; the file's own gates may be older or none."""
+    missing = [name for name in NEEDED if name not in profile.operators or not profile.operators[name].curves]
+    if not missing:
+        return []
+    return [Gate(name="needed operators", passed=False, detail=f"{', '.join(missing)} not measured")]
 
 
 def check(profile: Profile) -> Verdict:
@@ -75,4 +91,4 @@ def check(profile: Profile) -> Verdict:
         error = errors.get(operator, {}).get(kind)
         value = None if error is None else error.mean if operator in MEANS else error.median
         bars.append(Bar(operator, kind, value, limit))
-    return Verdict(errors, profile.gates, tuple(bars))
+    return Verdict(errors, (*profile.gates, *missing_operators(profile)), tuple(bars))

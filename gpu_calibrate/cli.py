@@ -5,10 +5,12 @@ Imports of anything heavy are inside the commands, so that ``gpu-calibrate --hel
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk answers where the results are printed."""
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 DEFAULT_LIMIT_S, QUICK_LIMIT_S = 255.0, 44.0
 """Seconds of timing after which what is left is left out; start, mixed steps and fit come on top."""
@@ -57,6 +61,8 @@ def run_command(
     path = Path(out)
     _check_out(path, "--out")
     _check_operators(only)
+    if budget is not None and not isfinite(budget):
+        raise InputError(f"--budget {budget:g}: give the seconds that measuring may take")
     from gpu_calibrate.cuda import open_device
 
     device = open_device(gpu)
@@ -184,13 +190,31 @@ class _Bar:
 
 def _load(name: str) -> Profile:
     """A profile file, or a built-in profile by name; gates that failed do not matter to who looks at them."""
+    from sim.latency.gpus import GPUS
     from sim.latency.profile.file import load_profile
     from sim.latency.profile.library import BUILTIN, SUFFIX, builtin_names
 
     path = Path(name)
     if not path.exists() and name in builtin_names():
         path = BUILTIN / f"{name}{SUFFIX}"
-    return load_profile(path, allow_failed_gates=True)
+    profile = load_profile(path, allow_failed_gates=True)
+    if profile.device.gpu not in GPUS:
+        known = ", ".join(GPUS)
+        raise InputError(Problem(f"device.gpu: no such GPU {profile.device.gpu!r}; known are {known}", file=str(path)))
+    return profile
+
+
+def _load_both(first: str, second: str) -> tuple[Profile, Profile]:
+    problems: list[Problem] = []
+    found = []
+    for name in (first, second):
+        try:
+            found.append(_load(name))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return found[0], found[1]
 
 
 @cli.command("check", context_settings=HELP)
@@ -223,6 +247,8 @@ def show_command(profile: str, plots: str | None) -> int:
     """Print what a profile holds. PROFILE is a file or a built-in profile's name."""
     from gpu_calibrate.show import print_profile
 
+    if plots is not None and Path(plots).exists() and not Path(plots).is_dir():
+        raise InputError(f"--plots {plots}: a file, not a folder")
     loaded = _load(profile)
     print_profile(loaded, click.echo)
     if plots is not None:
@@ -271,7 +297,7 @@ def compare_command(first: str, second: str, predicted: bool) -> int:
     """Ratios of two profiles, operator by operator: repeatability, or two GPUs."""
     from gpu_calibrate.compare import compare, predicted_rows, print_rows
 
-    a, b = _load(first), _load(second)
+    a, b = _load_both(first, second)
     click.echo(f"A {a.name}: {a.device.name}, {a.source.origin}\nB {b.name}: {b.device.name}, {b.source.origin}\n")
     print_rows((predicted_rows if predicted else compare)(a, b), click.echo)
     return EXIT_DONE
@@ -327,8 +353,14 @@ def selftest_command(out: str, parts: tuple[str, ...], gpu: str | None, table_on
     if not folder.is_dir():
         raise InputError(f"--out {out}: no such folder; without --table the self-test makes it")
     command = "gpu-calibrate selftest" + "".join(f" --part {part}" for part in parts)
-    text = selftest.markdown(folder, command)
-    rows = selftest.table(folder)
+    try:
+        text = selftest.markdown(folder, command)
+        rows = selftest.table(folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"--out {out}: a result there is not as this version's parts write it ({type(error).__name__}: {error}); "
+            "run them again, or name another folder"
+        ) from error
     try:
         (folder / "selftest.md").write_text(text, encoding="utf-8")
     except OSError as error:
@@ -359,6 +391,9 @@ def _guarded(action: Callable[[], Any]) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            click.echo(f"gpu-calibrate: {OutputError('its output', error)}", err=True)
+            return EXIT_FAILED
         first = next(iter(str(error).splitlines()), "")
         click.echo(
             f"gpu-calibrate: internal error, a bug: {type(error).__name__}: {first} "
@@ -374,7 +409,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(_guarded(lambda: cli.main(arguments, prog_name="gpu-calibrate", standalone_mode=False)))
+    sys.exit(_guarded(lambda: _command(arguments)))
+
+
+def _command(arguments: list[str]) -> Any:
+    if sys.stdout is None:
+        raise OutputError("standard output", OSError("it is closed"))
+    return cli.main(arguments, prog_name="gpu-calibrate", standalone_mode=False)
 
 
 if __name__ == "__main__":

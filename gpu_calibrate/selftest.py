@@ -44,9 +44,14 @@ class Row:
 
 
 def write_part(folder: Path, part: str, record: Mapping[str, Any]) -> None:
-    """Keep a part's result."""
+    """Keep a part's result; a file is replaced whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{part}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial = folder / f"{part}.json.part"
+    try:
+        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        partial.replace(folder / f"{part}.json")
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_part(folder: Path, part: str) -> dict[str, Any] | None:

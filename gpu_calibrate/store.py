@@ -118,10 +118,13 @@ class Store:
         self.kept = Kept()
         expected = header(facts)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+            lines = text.splitlines()
             if lines:
                 self._resume(lines, expected)
             self._stream = path.open("a" if lines else "w", encoding="utf-8")
+            if not text.endswith("\n"):
+                self._stream.write("\n" if lines else "")  # or what comes next would be lost with the line cut off
         except OSError as error:
             raise OutputError(str(path), error) from error
         if not lines:
@@ -130,7 +133,7 @@ class Store:
     def _resume(self, lines: Sequence[str], expected: dict[str, Any]) -> None:
         try:
             found = json.loads(lines[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("version") != VERSION:
             raise InputError(Problem("not a partial calibration of this version; move it away", file=str(self.path)))
@@ -142,7 +145,7 @@ class Store:
         for line in lines[1:]:
             try:
                 self.kept.add(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # cut off in the middle by whatever ended that run
 
     def _write(self, record: dict[str, Any]) -> None:

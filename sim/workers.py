@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -42,14 +43,27 @@ class Answer:
     failure: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A run that is to be made."""
+
+    future: Future[dict[str, Any]]
+    payload: bytes
+    """The scenario as it was when the run was asked for."""
+    name: str
+
+
 class Workers:
     """At most ``places`` runs at a time. Leaving the ``with`` block kills those that are still under way."""
 
     def __init__(self, places: int) -> None:
-        self._places = threading.Semaphore(places)
+        self._places = places
         self._lock = threading.Lock()
+        self._waiting: deque[_Order] = deque()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._threads: list[threading.Thread] = []
+        """One for each run under way, and those that have ended."""
+        self._under_way = 0
         self._stopped = False
 
     def __enter__(self) -> Workers:
@@ -65,45 +79,57 @@ class Workers:
 
         The future raises InputError or SimulationError, as the run did.
         """
-        future: Future[dict[str, Any]] = Future()
-        payload = pickle.dumps((sys.path, pickle.dumps(loaded)))
-        thread = threading.Thread(target=self._work, args=(future, payload, name), daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        return future
+        order = _Order(Future(), pickle.dumps((sys.path, pickle.dumps(loaded))), name)
+        with self._lock:
+            self._waiting.append(order)
+            self._fill()
+        return order.future
 
     def add_place(self) -> None:
         """One more run may go on at a time."""
-        self._places.release()
+        with self._lock:
+            self._places += 1
+            self._fill()
 
     def stop(self) -> None:
         """Kill what runs, start nothing more, and wait until all processes have gone."""
         with self._lock:
             self._stopped = True
+            for order in self._waiting:
+                order.future.cancel()
+            self._waiting.clear()
             for process in self._processes:
                 process.kill()
-        for _ in self._threads:
-            self._places.release()
+            threads = list(self._threads)
         until_s = time.monotonic() + STOP_S
-        for thread in self._threads:
+        for thread in threads:
             thread.join(max(0.0, until_s - time.monotonic()))
 
-    def _work(self, future: Future[dict[str, Any]], payload: bytes, name: str) -> None:
-        self._places.acquire()
+    def _fill(self) -> None:
+        """Give free places to those that wait longest. The lock is held."""
+        while self._waiting and self._under_way < self._places and not self._stopped:
+            self._under_way += 1
+            thread = threading.Thread(target=self._work, args=(self._waiting.popleft(),), daemon=True)
+            self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+            thread.start()
+
+    def _work(self, order: _Order) -> None:
         try:
             process = self._open()
             if process is None:
-                future.cancel()
+                order.future.cancel()
                 return
             try:
-                future.set_result(_ask(process, payload, name))
+                order.future.set_result(_ask(process, order.payload, order.name))
             finally:
                 with self._lock:
                     self._processes.discard(process)
         except BaseException as error:
-            future.set_exception(error)
+            order.future.set_exception(error)
         finally:
-            self._places.release()
+            with self._lock:
+                self._under_way -= 1
+                self._fill()
 
     def _open(self) -> subprocess.Popen[bytes] | None:
         with self._lock:

@@ -364,7 +364,10 @@ def test_two_profiles_are_compared_operator_by_operator(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--jobs", "0"], ["--profile", "a"], ["--data", "no such folder"], ["--quick", "--page", "x.md"]],
+    [
+        *(["--jobs", "0"], ["--profile", "a"], ["--data", "no such folder"], ["--quick", "--page", "x.md"]),
+        *(["--page", "no such folder/x.md"], ["--page", "."]),
+    ],
     ids=" ".join,
 )
 def test_wrong_arguments_to_accuracy_are_refused(arguments: list[str]) -> None:

@@ -129,6 +129,17 @@ def test_a_broken_verdict_is_named_and_no_page_is_written(
     assert "| [Made up](#made-up) | Holds |" in out.read_text(encoding="utf-8")
 
 
+def test_a_place_that_cannot_hold_the_page_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(claims, "make_all", lambda only: pytest.fail("computed"))
+    for out in (tmp_path, tmp_path / "none" / "page.md"):
+        with pytest.raises(SystemExit) as stop:
+            claims.main(["--out", str(out)])
+        assert stop.value.code == 2
+        assert f"--out {out}: a folder, or in one that is not there" in capsys.readouterr().err
+
+
 def test_an_unknown_claim_and_an_odd_verdict_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         claims.main(["--only", "nothing-like-it"])

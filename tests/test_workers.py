@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,15 @@ def test_stopping_cancels_what_has_not_started(own: Any) -> None:
     workers.stop()
     with pytest.raises(CancelledError):
         future.result(timeout=10)
+
+
+def test_runs_that_wait_take_no_thread(own: Any) -> None:
+    loaded, before = own("pass"), threading.active_count()
+    with Workers(0) as workers:
+        futures = [workers.start(loaded, f"seed {seed}") for seed in range(50)]
+        assert threading.active_count() == before
+        workers.add_place()
+        assert futures[0].result(timeout=60)["completed"] == 5
+        assert futures[1].result(timeout=60)["completed"] == 5, "the place goes on to the next"
+        assert threading.active_count() <= before + 2, "one may be on its way out"
+    assert all(future.done() for future in futures)

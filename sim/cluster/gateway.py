@@ -194,6 +194,11 @@ class Gateway:
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
+        if self.env.now + think_ns >= NO_MORE:
+            raise SimulationError(
+                f"request {row} would arrive after {(self.env.now + think_ns) / 1e9:.2g} s, and the clock ends at "
+                f"{NO_MORE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
+            )
         arrival = At(self.env, think_ns, ARRIVAL_TURN + 1 + row)
         arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
 

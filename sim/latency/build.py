@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.errors import InputError
-from sim.latency.base import StepCost
+from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
 from sim.latency.kind import latency_kind
 from sim.latency.memory import load_model_and_gpu
@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 LINK_LATENCY_US = 20.0
 """Of a collective over a link that is stated rather than measured."""
 
+LONGEST_STEP_S = 3600.0
+"""For one token: far beyond any engine, and far from where a run's nanoseconds would no longer fit 64 bits."""
+STRETCHING_KEYS = ("step_s", "time_scale", "host_overhead_ms", "link_bandwidth_gb_s", "link_latency_us", "profile")
+
 
 def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> StepCost:
     """The latency model that the scenario asks for.
 
-    Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM refuses, and a
-    profile that is not there, cannot be used, or is of another GPU.
+    Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM refuses, a
+    profile that is not there, cannot be used, or is of another GPU, and steps of more than an hour.
     """
     cost = _build_plain_cost(engine, latency, base_dir)
+    _check_shortest_step(cost, latency)
     speculative = engine.speculative
     if speculative is None or isinstance(cost, ConstantCost):
         return cost
@@ -65,6 +70,18 @@ def _build_plain_cost(
 
     found = find_profile(latency.profile, gpu, base_dir)
     return ProfileCost(found, model, gpu, engine, host_overhead_ms=host_ms, link=link, time_scale=scale)
+
+
+def _check_shortest_step(cost: StepCost, latency: LatencyConfig) -> None:
+    shape = StepShape(num_decodes=1, decode_context_tokens=1, num_sampled=1)
+    step_s = (cost.host_ns(shape) + cost.gpu_ns(shape)) / 1e9
+    if step_s <= LONGEST_STEP_S:
+        return
+    given = [f"latency.{key} ({getattr(latency, key)})" for key in STRETCHING_KEYS if key in latency.model_fields_set]
+    raise InputError(
+        f"latency: a step of one token would take {step_s:.3g} s, at most {LONGEST_STEP_S:g} s are possible; "
+        f"look at {', '.join(given) or 'the profile'}"
+    )
 
 
 def _link(latency: LatencyConfig) -> Link | None:

@@ -14,6 +14,7 @@ MLA = "multi-head latent attention (MLA) keeps one compressed vector per token i
 STATE_SPACE = "state-space, recurrent or linear-attention layers keep a fixed state instead of a KV cache"
 ENCODER_DECODER = "an encoder-decoder has cross-attention and two kinds of KV cache"
 ENCODER = "an encoder does not generate text"
+MIXED_LAYERS = "its layers differ in kind of attention and MLP, which one layer's cost times their number cannot say"
 
 REFUSED_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "minicpm3", "longcat_flash"), MLA),
@@ -36,11 +37,27 @@ REFUSED_KEYS: Mapping[str, str] = {
     "ssm_cfg": STATE_SPACE,
     "ssm_state_size": STATE_SPACE,
     "linear_num_value_heads": STATE_SPACE,
+    "attn_layer_period": STATE_SPACE,
+    "block_configs": MIXED_LAYERS,
 }
 
 LLAMA4 = frozenset({"llama4", "llama4_text"})
 """``intermediate_size`` is the width of an expert there, routed or shared; ``intermediate_size_mlp`` that of a dense
 layer. Layers with experts come every ``interleave_moe_layer_step``, or are listed as ``moe_layers``."""
+
+UNREAD_KEYS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "multi_query": ((False,), "num_key_value_heads (1, or what `num_kv_heads` says)"),
+    "multi_query_attention": ((False,), "num_key_value_heads (what `multi_query_group_num` says)"),
+    "num_kv_heads": ((), "num_key_value_heads"),
+    "moe_num_experts": ((0,), "num_experts, num_experts_per_tok and moe_intermediate_size"),
+    "ffn_config": ((), "intermediate_size and, of experts, num_experts, num_experts_per_tok, moe_intermediate_size"),
+}
+"""Keys under which some model types say what is read under other names here -> (values that say nothing, the name)."""
+
+EVERY_LAYER_KEYS = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq")
+"""Steps from one layer with experts to the next."""
+
+STATE_LAYERS = ("linear_attention", "mamba", "conv")
 
 KNOWN_TYPES = frozenset(
     (
@@ -88,9 +105,21 @@ class _Config:
                 return max(least, 1)
             return value
         if default is None:
-            self.problem(f"{' or '.join(names)} is missing: not a config.json of a decoder that can be costed")
+            self.problem(
+                f"{' or '.join(names)} is missing: not a config.json of a decoder that can be costed, or "
+                "left to the default of its model type; write it in"
+            )
             return 1
         return default
+
+    def flag(self, name: str, default: bool) -> bool:
+        """``name`` as true or false; null = ``default``."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.problem(f"{name}: expected true or false, found {value!r}")
+        return value is True
 
 
 def read_model_config(path: Path) -> ModelSpec:
@@ -106,6 +135,8 @@ def read_model_config(path: Path) -> ModelSpec:
         raise InputError(Problem(f"cannot read the model config: {error}", file=file)) from error
     except json.JSONDecodeError as error:
         raise InputError(Problem(f"not JSON: {error.msg}", file=file, line=error.lineno, column=error.colno)) from error
+    except RecursionError as error:
+        raise InputError(Problem("not a config.json: nested too deeply", file=file)) from error
     if not isinstance(loaded, dict):
         raise InputError(Problem("expected a JSON object, as in a Hugging Face config.json", file=file))
     notes: list[str] = []
@@ -115,7 +146,7 @@ def read_model_config(path: Path) -> ModelSpec:
         values = loaded["text_config"]
         notes.append("only the text decoder of this multimodal model is simulated")
     _refuse(values, file)
-    if "quantization_config" in loaded:
+    if "quantization_config" in loaded or "quantization_config" in values:
         notes.append("quantization_config is not read: engine.dtype says how the weights are stored")
     return _to_spec(_Config(values, file), path, notes)
 
@@ -131,7 +162,7 @@ def _refuse(values: Mapping[str, Any], file: str) -> None:
     if reason is None:
         reason = next((why for key, why in REFUSED_KEYS.items() if values.get(key) is not None), None)
     layer_types = values.get("layer_types")
-    if reason is None and isinstance(layer_types, list) and {"linear_attention", "mamba", "conv"} & set(layer_types):
+    if reason is None and isinstance(layer_types, list) and any(each in STATE_LAYERS for each in layer_types):
         reason = STATE_SPACE
     if reason is not None:
         raise InputError(Problem(f"{name} is not supported: {reason}", file=file))
@@ -143,10 +174,12 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
     if model_type not in KNOWN_TYPES:
         notes.append(f"model_type {model_type!r} is not one that was checked: read as a decoder with GQA and MLP")
     layers, hidden, heads, intermediate, vocab, positions = (config.number([name]) for name in REQUIRED)
+    is_whole = not config.problems
+    _check_names(config)
     kv_heads = config.number(["num_key_value_heads"], heads)
-    if kv_heads > heads or heads % kv_heads:
+    if is_whole and (kv_heads > heads or heads % kv_heads):
         config.problem(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if values.get("head_dim") is None and hidden % heads:
+    if is_whole and values.get("head_dim") is None and hidden % heads:
         config.problem(
             f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim is given"
         )
@@ -157,6 +190,8 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
     else:
         experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
     window = _sliding_window(config, layers, notes)
+    is_tied = config.flag("tie_word_embeddings", model_type in TIED_BY_DEFAULT)
+    has_bias = config.flag("attention_bias", model_type in QKV_BIAS)
     if config.problems:
         raise InputError(config.problems)
     return ModelSpec(
@@ -169,7 +204,7 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         intermediate_size=intermediate,
         vocab_size=vocab,
         max_position_embeddings=positions,
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", model_type in TIED_BY_DEFAULT)),
+        tie_word_embeddings=is_tied,
         sliding_window=window,
         num_experts=experts,
         experts_per_token=per_token,
@@ -177,13 +212,25 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         shared_expert_intermediate_size=shared,
         num_dense_layers=dense_layers,
         gated_mlp=model_type not in TWO_MATRIX_MLP,
-        attention_bias=bool(values.get("attention_bias", model_type in QKV_BIAS)),
+        attention_bias=has_bias,
         qk_norm=model_type in ("qwen3", "qwen3_moe"),
         notes=tuple(notes),
     )
 
 
-def _moe(config: _Config, layers: int, intermediate: int) -> tuple[int, int, int, int, int]:
+def _check_names(config: _Config) -> None:
+    """Problems of keys that would go unread, and the model be another one than the file means."""
+    for name, (silent, instead) in UNREAD_KEYS.items():
+        value, given = config.values.get(name), instead.split(",")[0].split(" ")[0]
+        if value is not None and value not in silent and config.values.get(given) is None:
+            config.problem(f"{name} is not read; write {instead} into the file")
+    if not isinstance(layer_types := config.values.get("layer_types", []), list | None):
+        config.problem(f"layer_types: expected a list of one kind a layer, found {layer_types!r}")
+
+
+def _moe(
+    config: _Config, layers: int, intermediate: int, *, every_layer: tuple[str, ...] = EVERY_LAYER_KEYS
+) -> tuple[int, int, int, int, int]:
     """(experts, experts per token, width of one, width of the shared ones, dense layers)."""
     experts = config.number(("num_experts", "num_local_experts", "n_routed_experts"), 0, least=0)
     if not experts:
@@ -195,11 +242,15 @@ def _moe(config: _Config, layers: int, intermediate: int) -> tuple[int, int, int
     shared_each = config.number(("n_shared_experts", "num_shared_experts"), 0, least=0) * width
     shared = config.number(("shared_expert_intermediate_size",), shared_each, least=0)
     dense_layers = config.number(("first_k_dense_replace",), 0, least=0)
-    if config.number(("decoder_sparse_step",), 1) != 1:
-        config.problem("decoder_sparse_step other than 1 is not supported: only leading dense layers are")
+    for name in every_layer:
+        every = config.values.get(name)
+        if every != [1] * layers and config.number((name,), 1) != 1:
+            config.problem(f"{name} other than 1 is not supported: only leading dense layers are")
     mlp_only = config.values.get("mlp_only_layers")
     if isinstance(mlp_only, list):
         dense_layers = max(dense_layers, len(mlp_only))
+    elif mlp_only is not None:
+        config.problem(f"mlp_only_layers: expected a list of layers, found {mlp_only!r}")
     if dense_layers > layers:
         config.problem(f"{dense_layers} dense layers are more than the {layers} layers")
     return experts, per_token, width, shared, dense_layers
@@ -207,7 +258,7 @@ def _moe(config: _Config, layers: int, intermediate: int) -> tuple[int, int, int
 
 def _llama4_moe(config: _Config, layers: int, intermediate: int, notes: list[str]) -> tuple[int, int, int, int, int]:
     """``_moe`` of a Llama 4 (``transformers`` ``Llama4TextConfig``): one shared expert beside the routed ones."""
-    experts, per_token, width, _, _ = _moe(config, layers, intermediate)
+    experts, per_token, width, _, _ = _moe(config, layers, intermediate, every_layer=())
     if not experts:
         config.problem("num_local_experts is missing: every Llama 4 has layers with experts")
     listed = config.values.get("moe_layers")

@@ -8,7 +8,7 @@ costs like this gets the fast arithmetic from here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import frexp
+from math import frexp, ldexp
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ RATE_BITS = 30
 """Bits of a rate's mantissa: with counts below 2**33 a product fits 64 bits."""
 MAX_TABLE = 1 << 16
 """Entries that a table holds from the start; larger counts are computed when they come up."""
+LONGEST_NS = 1e18
+"""Where a table ends: 30 years, more than ``build_step_cost`` lets pass, and still an integer of 64 bits."""
 _LARGEST = (1 << 63) - 1
 
 
@@ -33,7 +35,7 @@ class Rate:
     def __init__(self, ns_per_unit: float) -> None:
         exponent = frexp(ns_per_unit)[1]
         self.shift = max(0, RATE_BITS - exponent)
-        self.multiplier = round(ns_per_unit * 2.0**self.shift)
+        self.multiplier = round(ldexp(ns_per_unit, self.shift))
 
     def ns(self, count: int) -> int:
         """``count`` units, rounded down."""
@@ -57,7 +59,8 @@ class Table:
     def __init__(self, seconds: Callable[[Floats], Floats], largest: int, *, least_ns: int) -> None:
         self._seconds = seconds
         counts = np.arange(min(largest, MAX_TABLE) + 1, dtype=np.float64)
-        ns = np.rint(seconds(counts) * 1e9).astype(np.int64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            ns = np.rint(np.fmin(seconds(counts) * 1e9, LONGEST_NS)).astype(np.int64)
         self.values: list[int] = np.maximum.accumulate(np.maximum(ns, least_ns)).tolist()
         self._beyond: dict[int, int] = {}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sim.errors import InputError
 from sim.live.event_stream import EventStream, MalformedStream
 from sim.live.prompts import PromptMaker
-from sim.live.record import Observation
+from sim.live.record import LARGEST_COUNT, Observation
 
 if TYPE_CHECKING:
     import aiohttp
@@ -66,9 +66,19 @@ def base_url(given: str) -> str:
 
 
 def authorization() -> dict[str, str]:
-    """The header that the key in the environment makes; nothing without one."""
+    """The header that the key in the environment makes; nothing without one. Raises InputError where it cannot."""
     key = os.environ.get(KEY_VARIABLE)
+    if key and not key.isprintable():
+        raise InputError(f"{KEY_VARIABLE} holds a line break or another character that no HTTP header can carry")
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def without_password(url: str) -> str:
+    """``url`` as it may be shown and kept: without the user and password that may stand in it."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def request_body(target: Target, observation: Observation) -> bytes:
@@ -134,7 +144,7 @@ class _Answer:
             raise MalformedStream(f"not JSON: {data[:60]!r}") from None
         if not isinstance(event, dict):
             raise MalformedStream(f"not an object: {data[:60]!r}")
-        if event.get("error") is not None:
+        if event.get("error") is not None or event.get("object") == "error":
             raise Failure(f"the server reported: {_message(event)}")
         if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
@@ -214,8 +224,8 @@ async def _stream(
             now_ns = now()
             for data in events.feed(chunk):
                 answer.take(data, now_ns)
-            if answer.done:
-                return
+                if answer.done:
+                    return
         for data in events.finish():
             answer.take(data, now())
 
@@ -228,7 +238,7 @@ def _close(seen: Observation, answer: _Answer) -> None:
     if usage is None:
         raise Failure("the stream held no usage: the server does not know stream_options.include_usage")
     counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    if not all(type(count) is int and count >= 0 for count in counts):
+    if not all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts):
         raise Failure(f"usage holds no token counts: {json.dumps(usage)[:100]}")
     num_input, num_output = (int(count) for count in counts if count is not None)
     if answer.finish_ns is not None and len(seen.token_ns) < num_output:
@@ -297,6 +307,8 @@ class Server:
     """What a server said of itself."""
 
     models: list[str] = field(default_factory=list)
+    models_status: int | None = None
+    """HTTP status of the answer to the question for them."""
     version: str | None = None
     objection: str | None = None
     """Why no request needs to be sent."""
@@ -307,27 +319,31 @@ async def ask_server(session: aiohttp.ClientSession, url: str, headers: dict[str
     server = Server()
     try:
         async with asyncio.timeout(ASKING_TIMEOUT_S):
-            server.models = await _models(session, url, headers)
+            server.models_status, server.models = await _models(session, url, headers)
             async with session.get(f"{url}/version", headers=headers) as response:
                 if response.status == 200:
                     version = (await response.json(content_type=None)).get("version")
                     server.version = version if isinstance(version, str) else None
     except TimeoutError:
-        server.objection = f"no answer from {url} within {ASKING_TIMEOUT_S:g} s"
+        server.objection = f"no answer from {without_password(url)} within {ASKING_TIMEOUT_S:g} s"
     except (ValueError, AttributeError):
         pass
     except Exception as error:
         if not server.models:
-            server.objection = f"{_why(error, _Answer())} ({url})"
+            server.objection = f"{_why(error, _Answer())} ({without_password(url)})"
     return server
 
 
-async def _models(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> list[str]:
+async def _models(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> tuple[int, list[str]]:
     async with session.get(f"{url}/v1/models", headers=headers) as response:
         if response.status != 200:
-            return []
-        listed = (await response.json(content_type=None)).get("data")
-        return [each["id"] for each in listed or () if isinstance(each, dict) and isinstance(each.get("id"), str)]
+            return response.status, []
+        try:
+            listed = (await response.json(content_type=None)).get("data")
+        except (ValueError, AttributeError):
+            listed = None
+        rows = listed if isinstance(listed, list) else []
+        return 200, [each["id"] for each in rows if isinstance(each, dict) and isinstance(each.get("id"), str)]
 
 
 def clock() -> Clock:

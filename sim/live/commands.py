@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import signal
 
     from sim.live.client import Target
+    from sim.live.measured import Measured
     from sim.live.observe import Outcome
     from sim.scenario.loader import LoadedScenario
     from sim.workload.table import RequestTable
@@ -47,6 +48,8 @@ def vllm_args_command(
     from sim.run import load
     from sim.scenario.checks import check_all
 
+    if model is not None and not model.strip():
+        raise InputError("--model: give the name of a repository or a folder")
     loaded = load(scenario, overrides)
     check_all(loaded)
     command = serve_command(loaded, model, as_module=as_module)
@@ -79,10 +82,8 @@ class ObserveOptions:
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Take this seed instead of the scenario's.")
 @click.option("--trace", metavar="FILE", help="Replay this trace instead of a scenario.")
-@click.option(
-    "--format", "trace_format", metavar="NAME", default="generic", show_default=True, help="The trace's format."
-)
-@click.option("--rate-scale", type=float, default=1.0, metavar="X", help="Replay the trace X times as fast.")
+@click.option("--format", "trace_format", metavar="NAME", help="The trace's format; without it, generic.")
+@click.option("--rate-scale", type=float, metavar="X", help="Replay the trace X times as fast.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N requests.")
 @click.option("--model", metavar="NAME", help="The name to ask for; without it, the first that the server lists.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", show_default=True)
@@ -100,8 +101,8 @@ def observe_command(
     overrides: tuple[str, ...],
     seed: int | None,
     trace: str | None,
-    trace_format: str,
-    rate_scale: float,
+    trace_format: str | None,
+    rate_scale: float | None,
     limit: int | None,
     model: str | None,
     endpoint: str,
@@ -128,6 +129,8 @@ def observe_command(
         problems.append(Problem("give a scenario, or --trace FILE: one of the two"))
     if trace is not None and (overrides or seed is not None):
         problems.append(Problem("--set and --seed change a scenario; with --trace there is none"))
+    if trace is None and (trace_format is not None or rate_scale is not None):
+        problems.append(Problem("--format and --rate-scale are about a trace; give --trace FILE, or leave them out"))
     for attempt in (lambda: base_url(url), check_library):
         try:
             attempt()
@@ -137,7 +140,15 @@ def observe_command(
     try:
         given_ids = None if token_ids is None else _token_ids(token_ids)
         if not any("one of the two" in each.message for each in problems):
-            loaded, table = _workload(scenario, overrides, seed, trace, trace_format, rate_scale, limit)
+            loaded, table = _workload(
+                scenario,
+                overrides,
+                seed,
+                trace,
+                trace_format or "generic",
+                1.0 if rate_scale is None else rate_scale,
+                limit,
+            )
     except InputError as error:
         problems += error.problems
     if problems or table is None:
@@ -201,7 +212,9 @@ def _as_options(message: str) -> str:
 def _token_ids(text: str) -> tuple[int, int]:
     low, _, high = text.partition(":")
     if not (low.isdecimal() and high.isdecimal() and int(low) + 2 <= int(high) <= 1 << 31):
-        raise InputError(f"--token-ids {text!r}: expected LOW:HIGH with LOW below HIGH, such as 1000:30000")
+        raise InputError(
+            f"--token-ids {text!r}: expected LOW:HIGH, at least two ids and none beyond 2**31, such as 1000:30000"
+        )
     return int(low), int(high)
 
 
@@ -225,7 +238,7 @@ def _priorities_matter(loaded: LoadedScenario | None) -> bool:
 
 async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_json: bool) -> int:
     from sim import __version__
-    from sim.live.client import Target, ask_server, authorization, open_session
+    from sim.live.client import Target, ask_server, authorization, open_session, without_password
     from sim.live.observe import fail_all, lateness, num_unsent, replay
     from sim.live.prompts import PromptMaker
     from sim.live.record import RecordFile
@@ -239,7 +252,11 @@ async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_j
         objection, model = server.objection, options.model
         if model is None and objection is None:
             if not server.models:
-                raise InputError(f"{options.url} lists no models under /v1/models; name the one to ask for by --model")
+                status = f" (HTTP {server.models_status})" if server.models_status != 200 else ""
+                raise InputError(
+                    f"{without_password(options.url)} lists no models under /v1/models{status}; "
+                    "name the one to ask for by --model"
+                )
             model = server.models[0]
         elif server.models and model not in server.models:
             served = ", ".join(server.models[:5])
@@ -278,11 +295,13 @@ def _replay_notes(table: RequestTable) -> list[str]:
 def _about(name: str, table: RequestTable, target: Target, server_version: str | None, version: str) -> dict[str, Any]:
     import time
 
+    from sim.live.client import without_password
+
     return {
         "simrun": version,
         "workload": name,
         "requests": len(table),
-        "url": target.url,
+        "url": without_password(target.url),
         "model": target.model,
         "endpoint": target.endpoint,
         "server_version": server_version,
@@ -317,6 +336,8 @@ def _report(table: RequestTable, outcome: Outcome, options: ObserveOptions, as_j
                 "are its own as well; run it on another machine, or at a lower rate",
                 err=True,
             )
+    if (other := _other_lengths(measured)) is not None:
+        click.echo(f"simrun: warning: {other}", err=True)
     unfinished = planned - found["completed"]
     if unfinished:
         never = f", {unsent:,} of them never sent" if unsent else ""
@@ -327,6 +348,19 @@ def _report(table: RequestTable, outcome: Outcome, options: ObserveOptions, as_j
         click.echo(f"simrun: interrupted; what was seen is in {options.out}", err=True)
         return _interrupted(outcome.interrupted)
     return EXIT_FAILED if unfinished else EXIT_DONE
+
+
+def _other_lengths(measured: Measured) -> str | None:
+    """What to say where answers are not as long as the workload's."""
+    done = measured.completed
+    other = sum(each.output_tokens != each.max_tokens for each in done)
+    if not other:
+        return None
+    got, asked = sum(each.output_tokens for each in done), sum(each.max_tokens for each in done)
+    return (
+        f"{other:,} of {len(done):,} answers are not as long as the workload's ({got:,} tokens in all, not {asked:,}): "
+        "the server stops by itself, and this is other traffic than the scenario's"
+    )
 
 
 def _interrupted(received: signal.Signals) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, Problem
-from sim.live.record import KIND, NS_PER_S, Observation, read_record
+from sim.live.record import KIND, LARGEST_COUNT, NS_PER_S, Observation, read_record
 from sim.results.metrics import METRICS, STATISTICS, Samples
 
 BENCH_LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors")
 """Keys that ``--save-detailed`` adds, a value per request (vLLM's ``benchmarks/serve.py``)."""
+
+LATEST_START_S, LONGEST_GAP_S = 4e9, 1e7
+"""Beyond these a number is no instant (seconds since 1970 or since the machine started) or no time between tokens."""
 
 
 @dataclass(slots=True)
@@ -51,7 +55,8 @@ def read_measured(name: str) -> Measured:
         raise InputError(Problem("not a text file; expected a record of `simrun observe`", name)) from None
     first = text.partition("\n")[0]
     if _is_record(first):
-        about, observations, notes = read_record(path, iter(text.splitlines(keepends=True)))
+        # Not splitlines(): text in JSON may hold other line ends than \n.
+        about, observations, notes = read_record(path, io.StringIO(text, newline="\n"))
         return Measured("simrun observe", observations, about, notes)
     return _read_bench(path, text)
 
@@ -59,7 +64,7 @@ def read_measured(name: str) -> Measured:
 def _is_record(first_line: str) -> bool:
     try:
         line = json.loads(first_line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(line, dict) and line.get("record") == KIND
 
@@ -68,7 +73,7 @@ def _read_bench(path: Path, text: str) -> Measured:
     file = str(path)
     try:
         result = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(
             Problem(
                 "neither a record of `simrun observe` nor one result of `vllm bench serve --save-result "
@@ -93,7 +98,7 @@ def _read_bench(path: Path, text: str) -> Measured:
     for row in range(lengths["ttfts"]):
         try:
             rows.append(_bench_request(row, {key: result[key][row] for key in BENCH_LISTS}))
-        except (ValueError, TypeError, OverflowError) as error:
+        except ValueError as error:
             problems.append(Problem(f"request {row}: {error}", file))
     if problems:
         raise InputError(problems[:20])
@@ -106,20 +111,33 @@ def _read_bench(path: Path, text: str) -> Measured:
 
 
 def _bench_request(row: int, values: dict[str, Any]) -> Observation:
-    start_s, inputs, outputs = values["start_times"], values["input_lens"], values["output_lens"]
-    if not isinstance(inputs, int) or not isinstance(outputs, int) or isinstance(start_s, bool | str):
-        raise ValueError("input_lens and output_lens must hold whole numbers, start_times seconds")
-    sent_ns = round(float(start_s) * NS_PER_S)
+    inputs, outputs = _length("input_lens", values["input_lens"]), _length("output_lens", values["output_lens"])
+    sent_ns = _ns("start_times", values["start_times"], LATEST_START_S)
     seen = Observation(row, str(row), sent_ns, inputs, max_tokens=max(1, outputs), sent_ns=sent_ns)
     if values["errors"] or outputs < 1:
         seen.reason = str(values["errors"]).strip().rpartition("\n")[2] or "no output"
         return seen
-    gaps = [values["ttfts"], *values["itls"]]
-    seen.token_ns = (sent_ns + np.cumsum([round(float(gap) * NS_PER_S) for gap in gaps], dtype=np.int64)).tolist()
+    if not isinstance(values["itls"], list):
+        raise ValueError(f"itls must hold a list of seconds, found {values['itls']!r:.60}")
+    gaps = [_ns("ttfts", values["ttfts"]), *(_ns("itls", gap) for gap in values["itls"])]
+    seen.token_ns = (sent_ns + np.cumsum(gaps, dtype=np.int64)).tolist()
     seen.end_ns = seen.token_ns[-1]
     seen.output_tokens, seen.status = outputs, "completed"
     seen.check()
     return seen
+
+
+def _length(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_COUNT:
+        raise ValueError(f"{key} must hold whole numbers, found {value!r:.60}")
+    return value
+
+
+def _ns(key: str, value: Any, below_s: float = LONGEST_GAP_S) -> int:
+    """Nanoseconds of ``value`` in seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < below_s:
+        raise ValueError(f"{key} must hold seconds, found {value!r:.60}")
+    return round(value * NS_PER_S)
 
 
 def _shift(seen: Observation, by_ns: int) -> None:

@@ -20,6 +20,8 @@ from sim.errors import InputError, OutputError, Problem
 KIND = "simrun-observe"
 FORMAT = 1
 NS_PER_S = 1_000_000_000
+LARGEST_COUNT = 1 << 40
+"""What no number of tokens, nor anything else that is counted here, comes near to."""
 
 Ending = Literal["completed", "failed", "cancelled"]
 ENDINGS: tuple[Ending, ...] = ("completed", "failed", "cancelled")
@@ -148,14 +150,16 @@ def _nanoseconds(name: str, value: Any) -> int | None:
 
 def _whole(line: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = line.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 40:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= LARGEST_COUNT:
         raise ValueError(f"{name} must be a whole number, found {value!r}")
     return value
 
 
 def _segments(value: Any) -> list[tuple[int, int]]:
     if isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(type(each) is int and 0 <= each < 1 << 40 for each in pair)
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(each) is int and 0 <= each < LARGEST_COUNT for each in pair)
         for pair in value
     ):
         return [(pair[0], pair[1]) for pair in value]
@@ -234,6 +238,7 @@ def read_record(path: Path, lines: Iterator[str]) -> tuple[dict[str, Any], list[
     notes: list[str] = []
     problems: list[Problem] = []
     ended = False
+    lines_of: dict[int, int] = {}
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
@@ -244,8 +249,12 @@ def read_record(path: Path, lines: Iterator[str]) -> tuple[dict[str, Any], list[
             elif "end" in line:
                 ended = True
             else:
-                found.append(Observation.from_json(line))
-        except ValueError as error:
+                seen = Observation.from_json(line)
+                if seen.row in lines_of:
+                    raise ValueError(f"row {seen.row} is in line {lines_of[seen.row]} already")
+                lines_of[seen.row] = number
+                found.append(seen)
+        except (ValueError, RecursionError) as error:
             if not text.endswith("\n"):
                 notes.append(f"{path.name}: its last line was cut off; that request is left out")
                 break

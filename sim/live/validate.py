@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,16 +118,26 @@ class Validation:
         return json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     def write(self, folder: str) -> list[Path]:
-        """Write ``FILES`` into ``folder``, made if missing. Raises OutputError."""
+        """Write ``FILES`` into ``folder``, made if missing; each is there as a whole or as it was.
+
+        Raises OutputError.
+        """
         target = Path(folder)
+        written = [target / name for name in FILES]
+        staged = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in written]
         try:
             target.mkdir(parents=True, exist_ok=True)
-            (target / FILES[0]).write_text(self.to_json(), encoding="utf-8", newline="\n")
-            with (target / FILES[1]).open("w", encoding="utf-8", newline="") as stream:
+            staged[0].write_text(self.to_json(), encoding="utf-8", newline="\n")
+            with staged[1].open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream, lineterminator="\n").writerows(self.request_rows())
+            for part, path in zip(staged, written, strict=True):
+                part.replace(path)
         except OSError as error:
             raise OutputError(f"--out {folder}", error) from error
-        return [target / name for name in FILES]
+        finally:
+            for part in staged:
+                part.unlink(missing_ok=True)
+        return written
 
     def request_rows(self) -> list[list[Any]]:
         """``requests.csv``: every completed request, measured beside predicted, in ms."""

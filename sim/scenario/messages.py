@@ -209,8 +209,8 @@ def _remedy(value: Any, shape: Shape) -> str:
 
 
 def _is_number(text: str) -> bool:
+    """Whether YAML would read ``text`` as a finite number if it stood there without quotes."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["run"], "Missing option '--out'"),
         (["measure"], "No such command 'measure'"),
         (["run", "--out", "x.json", "--budget", "0"], "0.0 is not in the range"),
+        (["run", "--out", "x.json", "--budget", "nan"], "--budget nan: give the seconds"),
+        (["compare", "nothing.json", "nobody.json"], "nobody.json: cannot read the profile"),
+        (["show", "h200-sxm", "--plots", "/dev/null"], "--plots /dev/null: a file, not a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -210,6 +216,65 @@ def test_check_passes_the_good_and_fails_the_bad(files: Path, capsys: pytest.Cap
     assert "NOT fit to predict from" in bad
 
 
+def edited(files: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    document = json.loads(gzip.decompress((files / "a.json.gz").read_bytes()))
+    change(document)
+    path = folder / "edited.json"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_a_profile_without_what_every_step_needs_is_not_fit(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(files, tmp_path, lambda document: document["operators"].pop("decode_attention"))
+    assert gpu_calibrate("check", path) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED  needed operators: decode_attention not measured" in shown
+    assert "NOT fit to predict from" in shown
+
+
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        ({"measurements": [1]}, "TypeError"),
+        ({"measurements": [{"point": 5, "interval": None, "throttle": []}]}, "TypeError"),
+        ({"measurements": [], "extras": {"mixed": 5}}, "TypeError"),
+    ],
+)
+def test_measurements_that_cannot_be_read_are_told(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], details: dict[str, Any], told: str
+) -> None:
+    path = edited(files, tmp_path, lambda document: document["details"].update(details))
+    assert gpu_calibrate("check", path) == 2
+    assert f"are not as `gpu-calibrate run` writes them ({told}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_a_profile_of_an_unknown_gpu(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = edited(files, tmp_path, lambda document: document["device"].update(gpu="h2000"))
+    assert gpu_calibrate(command, path) == 2
+    assert f"{path}: device.gpu: no such GPU 'h2000'; known are a100" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "h200-sxm"]], ids=["help", "show"])
+def test_standard_output_to_a_full_disk(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "gpu_calibrate.cli", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = f"gpu-calibrate: cannot write its output: {os.strerror(errno.ENOSPC)}\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert gpu_calibrate("show", "h200-sxm") == 1
+    assert capsys.readouterr().err == "gpu-calibrate: cannot write standard output: it is closed\n"
+
+
 def test_show_prints_tables_and_draws(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "plots"
     assert gpu_calibrate("show", str(files / "a.json.gz"), "--plots", str(folder)) == 0
@@ -219,7 +284,7 @@ def test_show_prints_tables_and_draws(files: Path, tmp_path: Path, capsys: pytes
     assert {path.stem for path in folder.iterdir()} == set(PLOTS)
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in folder.iterdir())
     (tmp_path / "file").write_text("")
-    assert gpu_calibrate("show", str(files / "a.json.gz"), "--plots", str(tmp_path / "file")) == 1
+    assert gpu_calibrate("show", str(files / "a.json.gz"), "--plots", str(tmp_path / "file" / "deeper")) == 1
     assert "cannot write" in capsys.readouterr().err
 
 
@@ -313,6 +378,28 @@ def test_before_any_part_every_row_waits(tmp_path: Path, capsys: pytest.CaptureF
     assert shown.count("not yet measured") == len(rows) == 13
     assert (tmp_path / "selftest.md").read_text() == shown
     assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 13
+
+
+@pytest.mark.parametrize("content", ['{"checked": [', "{}", '{"wrong": 5}'], ids=["cut off", "empty", "odd"])
+def test_results_of_parts_that_cannot_be_read_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "kernels.json").write_text(content)
+    assert gpu_calibrate("selftest", "--table", "--out", str(tmp_path)) == 2
+    assert f"--out {tmp_path}: a result there is not as this version's parts write it" in capsys.readouterr().err
+
+
+def test_a_part_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selftest.write_part(tmp_path, "kernels", {"seconds": 1})
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        selftest.write_part(tmp_path, "kernels", {"seconds": 2})
+    assert selftest.read_part(tmp_path, "kernels") == {"seconds": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
 
 
 def test_the_page_has_every_row_of_the_table(tmp_path: Path) -> None:

@@ -154,6 +154,28 @@ def test_a_cut_off_line_is_dropped(tmp_path: Path) -> None:
     assert len(calibrate(SimulatedDevice(), path).store.kept.measurements) == len(SHORT.points)
 
 
+def test_nothing_is_lost_behind_a_cut_off_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    calibrate(SimulatedDevice(), path)
+    with path.open("a") as stream:
+        stream.write('{"kind": "measurement", "value": {"poi')
+    with Store(path, SimulatedDevice().facts) as store:
+        store.extra("host", 7)
+    with Store(path, SimulatedDevice().facts) as store:
+        assert store.kept.extras["host"] == 7
+
+
+def test_bytes_that_are_no_text_are_dropped_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    calibrate(SimulatedDevice(), path)
+    with path.open("ab") as stream:
+        stream.write(b'{"kind": "extra", "name": "\xff\xfe')
+    assert len(calibrate(SimulatedDevice(), path).store.kept.measurements) == len(SHORT.points)
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(InputError, match="not a partial calibration"):
+        calibrate(SimulatedDevice(), path)
+
+
 @pytest.mark.parametrize("change", ["software", "device"])
 def test_another_card_or_software_is_not_resumed(tmp_path: Path, change: str) -> None:
     path = tmp_path / "x.partial.jsonl"

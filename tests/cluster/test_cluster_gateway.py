@@ -71,6 +71,15 @@ def test_a_closed_loop_releases_nothing_at_or_after_its_end() -> None:
     assert results.summary["counts"]["submitted"] == 6
 
 
+@pytest.mark.parametrize("stepping", ["fast", "reference"])
+def test_a_clock_that_would_run_out_ends_the_run(stepping: str) -> None:
+    workload = requests([8], [2], requests=8, arrival=closed_loop(1, think_time_s=1e9))
+    with pytest.raises(
+        SimulationError, match=r"request 5 would arrive after 5e\+09 s, and the clock ends at 4\.6e\+09 s"
+    ):
+        run(workload, engine={**ENGINE, "stepping": stepping})
+
+
 def test_more_clients_than_requests_send_them_all_at_once() -> None:
     results = run(requests([8], [2], requests=3, arrival=closed_loop(10)))
     assert seconds(results, "arrival_ns") == [0.0] * 3

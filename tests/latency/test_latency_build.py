@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -76,3 +76,28 @@ def test_names_and_splits_are_checked() -> None:
     with pytest.raises(InputError) as error:
         build_step_cost(EngineConfig(model="llama-2-7b", gpu="gtx", tensor_parallel_size=5), LatencyConfig())
     assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"time_scale": 1e9}, r"latency\.time_scale \(1000000000\.0\)"),
+        ({"host_overhead_ms": 1e9}, r"latency\.host_overhead_ms \(1000000000\.0\)"),
+        ({"kind": "constant", "step_s": 4000.0}, r"4e\+03 s, at most 3600 s are possible; look at latency\.step_s"),
+        ({"link_bandwidth_gb_s": 1e-300}, r"latency\.link_bandwidth_gb_s \(1e-300\)"),
+        ({"kind": "roofline", "link_bandwidth_gb_s": 1e-20}, r"latency\.link_bandwidth_gb_s \(1e-20\)"),
+        ({"link_bandwidth_gb_s": 1.0, "link_latency_us": 1e9}, r"latency\.link_latency_us \(1000000000\.0\)"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_steps_beyond_what_a_run_can_count_are_refused(values: dict[str, Any], told: str) -> None:
+    engine = EngineConfig(model="llama-3.1-8b", gpu="a100-80gb-sxm", tensor_parallel_size=2)
+    with pytest.raises(InputError, match=rf"^latency: a step of one token would take .*{told}"):
+        build_step_cost(engine, LatencyConfig(**values))
+
+
+@pytest.mark.parametrize("kind", ["roofline", "profile"])
+def test_steps_that_take_next_to_nothing_take_a_nanosecond(kind: Literal["roofline", "profile"]) -> None:
+    engine = EngineConfig(model="llama-3.1-8b", gpu="a100-80gb-sxm")
+    cost = build_step_cost(engine, LatencyConfig(kind=kind, time_scale=1e-300))
+    assert cost.gpu_ns(StepShape(num_decodes=1, decode_context_tokens=1, num_sampled=1)) == 1

@@ -193,6 +193,21 @@ def test_notes_say_what_was_assumed(tmp_path: Path) -> None:
         ({"num_experts": 4, "num_experts_per_tok": 5}, "more than the 4 experts"),
         ({"num_experts": 4}, "num_experts_per_tok.*missing"),
         ({"num_experts": 4, "num_experts_per_tok": 1, "decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ({"num_experts": 4, "num_experts_per_tok": 1, "moe_layer_freq": 2}, "moe_layer_freq other than 1"),
+        ({"num_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2}, "interleave_moe_layer_step"),
+        ({"num_experts": 4, "num_experts_per_tok": 1, "mlp_only_layers": 3}, "mlp_only_layers: expected a list"),
+        (
+            {"num_key_value_heads": None, "multi_query": True},
+            r"multi_query is not read; write num_key_value_heads \(1,",
+        ),
+        ({"num_key_value_heads": None, "multi_query_attention": True}, "multi_query_attention is not read"),
+        ({"num_key_value_heads": None, "num_kv_heads": 8}, "num_kv_heads is not read; write num_key_value_heads"),
+        ({"moe_num_experts": 64, "moe_k": 6}, "moe_num_experts is not read; write num_experts,"),
+        ({"block_configs": [{}]}, "differ in kind"),
+        ({"attn_layer_period": 8}, "state-space"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false, found 'false'"),
+        ({"attention_bias": "no"}, "attention_bias: expected true or false, found 'no'"),
+        ({"layer_types": "mamba"}, "layer_types: expected a list"),
     ],
 )
 def test_what_cannot_be_costed_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -205,7 +220,18 @@ def test_all_problems_of_a_config_are_reported_with_the_file(tmp_path: Path) -> 
     text = refusal(tmp_path, config)
     assert "vocab_size is missing" in text
     assert "hidden_size is missing" in text
-    assert text.count(str(tmp_path / "config.json")) >= 2
+    assert text.count(str(tmp_path / "config.json")) == 2, "no consequence of a missing number is a problem of its own"
+
+
+def test_other_names_do_not_matter_where_the_number_is_given(tmp_path: Path) -> None:
+    config = LLAMA_31_8B | {"multi_query": True, "num_kv_heads": 4, "moe_layer_freq": [1] * 32, "layer_types": [["a"]]}
+    assert load_model(str(write(tmp_path, config))).num_kv_heads == 8
+    assert load_model(str(write(tmp_path, LLAMA_31_8B | {"num_key_value_heads": None, "multi_query": False})))
+
+
+def test_the_quantization_of_a_nested_text_decoder_is_noted(tmp_path: Path) -> None:
+    nested = {"model_type": "llava", "text_config": LLAMA_31_8B | {"quantization_config": {"quant_method": "fp8"}}}
+    assert "engine.dtype" in load_model(str(write(tmp_path, nested))).notes[1]
 
 
 def test_files_that_are_not_configs(tmp_path: Path) -> None:
@@ -215,6 +241,9 @@ def test_files_that_are_not_configs(tmp_path: Path) -> None:
         load_model(str(path))
     path.write_text("[1]")
     with pytest.raises(InputError, match="expected a JSON object"):
+        load_model(str(path))
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
         load_model(str(path))
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot read"):

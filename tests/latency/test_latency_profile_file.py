@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_written_and_read_back(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_profile_that_cannot_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_profile(hand_made(), tmp_path / "p.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_hash_depends_on_what_was_measured() -> None:
     assert profile_hash(hand_made(2.0)) != profile_hash(hand_made(2.5))
 
@@ -83,7 +96,7 @@ def test_each_problem_has_its_place() -> None:
     content["surprise"] = 1
     text = refusal(content)
     assert "mine.json: device.num_sms: " in text
-    assert "operators.gemm.curves.0: Value error, the places of a curve must rise strictly" in text
+    assert "operators.gemm.curves.0: the places of a curve must rise strictly" in text
     assert "operators.gemm.curves.1.time_ns.0: " in text
     assert "surprise: Extra inputs" in text
 
@@ -97,6 +110,32 @@ def test_unknown_operators_and_odd_keys() -> None:
     assert "['bfloat16', 1024] should give dtype, n, k" in refusal(content)
     content["operators"]["gemm"]["curves"][0]["key"] = content["operators"]["gemm"]["curves"][1]["key"]
     assert "is there twice" in refusal(content)
+
+
+def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(profile_bytes(hand_made())))
+    packed[100:120] = bytes(20)
+    (tmp_path / "damaged.json.gz").write_bytes(packed)
+    with pytest.raises(InputError, match=r"damaged\.json\.gz: cannot read the profile: Error -3 while decompressing"):
+        load_profile(tmp_path / "damaged.json.gz")
+
+
+def test_attributes_of_another_kind() -> None:
+    content = document()
+    content["operators"]["gemm"]["curves"][0]["key"] = ["bfloat16", 1024, "many"]
+    assert "mine.json: operators.gemm.curves.0.key: k should be a whole number, at least 0, found 'many'" in refusal(
+        content
+    )
+    content["operators"]["gemm"]["curves"][0]["key"] = ["bfloat16", -1, 1024]
+    assert "n should be a whole number, at least 0, found -1" in refusal(content)
+    content["operators"]["gemm"]["curves"][0]["key"] = [16, 1024, 1024]
+    assert "dtype should be text, found 16" in refusal(content)
+
+
+def test_the_peak_that_all_formats_fall_back_on_has_to_be_there() -> None:
+    content = document()
+    del content["device"]["flops"]["bfloat16"]
+    assert refusal(content) == "mine.json: device.flops: no bfloat16, the peak that every number format falls back on"
 
 
 def test_many_problems_are_cut() -> None:

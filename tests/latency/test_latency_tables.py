@@ -32,6 +32,15 @@ def test_free_is_free() -> None:
     assert Rate(0.0).ns(10**12) == 0
 
 
+def test_next_to_free_is_no_overflow() -> None:
+    assert Rate(1e-320).ns(10**12) == 0
+
+
+def test_endless_times_stay_integers() -> None:
+    assert Table(lambda counts: counts * 1e300, 2, least_ns=1).values == [1, 10**18, 10**18]
+    assert Table(lambda counts: counts * 1e200 * 1e200, 2, least_ns=1).values[1:] == [10**18, 10**18]
+
+
 def test_table_rounds_and_never_falls() -> None:
     dip = Table(lambda counts: np.where(counts == 2, 1e-9, 5e-9), 4, least_ns=0)
     assert dip.values == [5, 5, 5, 5, 5]

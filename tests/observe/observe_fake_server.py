@@ -23,6 +23,8 @@ class Plan:
     """How the server is to behave, and what it saw."""
 
     models: list[str] = field(default_factory=lambda: [MODEL])
+    model_list: Any = None
+    """What to answer in place of them."""
     step_s: float = 0.002
     """Between two tokens."""
     faults: dict[int, Fault] = field(default_factory=dict)
@@ -49,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Models and version."""
-        if self.path == "/v1/models" and self.plan.models:
+        if self.path == "/v1/models" and self.plan.model_list is not None:
+            self.answer(200, self.plan.model_list)
+        elif self.path == "/v1/models" and self.plan.models:
             self.answer(200, {"data": [{"id": name} for name in self.plan.models]})
         elif self.path == "/version":
             self.answer(200, {"version": "0.32.0"})

@@ -151,6 +151,36 @@ def test_the_key_goes_into_the_header_and_not_into_the_record(tmp_path: Path, mo
     assert "sk-secret" not in (tmp_path / "measured.jsonl").read_text()
 
 
+def test_a_password_in_the_address_is_neither_kept_nor_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Plan()) as url:
+        assert observe(tmp_path, url.replace("//", "//me:hidden@"))[0] == 0
+    assert record(tmp_path / "measured.jsonl")[0]["url"] == url
+    assert observe(tmp_path, free_url().replace("//", "//me:hidden@"), "--force")[0] == 1
+    assert "hidden" not in (tmp_path / "measured.jsonl").read_text() + capsys.readouterr().err
+
+
+def test_a_key_that_no_header_can_carry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+    argv = ("--url", free_url(), "--out", str(tmp_path / "measured.jsonl"))
+    assert simrun("observe", scenario(tmp_path), *argv) == 2
+    error = capsys.readouterr().err
+    assert "OPENAI_API_KEY holds a line break" in error
+    assert "sk-secret" not in error
+
+
+def test_a_list_of_models_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan(models=[])
+    plan.model_list = {"data": 5}
+    with serving(plan) as url:
+        argv = ("--url", url, "--out", str(tmp_path / "measured.jsonl"))
+        assert simrun("observe", scenario(tmp_path), *argv) == 2
+    assert "lists no models under /v1/models; name" in capsys.readouterr().err
+
+
 def http_error(status: int, document: Any) -> Fault:
     return lambda handler, body: handler.answer(status, document)
 
@@ -209,6 +239,20 @@ def counts_nonsense(handler: Handler, body: dict[str, Any]) -> None:
     handler.chunk(b"")
 
 
+def counts_more_than_there_is(handler: Handler, body: dict[str, Any]) -> None:
+    handler.begin_stream()
+    handler.tokens(body, 2)
+    handler.event({"choices": [], "usage": {"prompt_tokens": 10**30, "completion_tokens": 10**30}})
+    handler.chunk(b"data: [DONE]\n\n")
+    handler.chunk(b"")
+
+
+def reports_an_error_as_it_once_was(handler: Handler, body: dict[str, Any]) -> None:
+    handler.begin_stream()
+    handler.event({"object": "error", "message": "EngineCore died", "code": 500})
+    handler.end_stream(body)
+
+
 def generates_nothing(handler: Handler, body: dict[str, Any]) -> None:
     handler.begin_stream()
     handler.event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 0}})
@@ -236,6 +280,8 @@ def generates_nothing(handler: Handler, body: dict[str, Any]) -> None:
         (reports_an_error, "the server reported: EngineCore died"),
         (says_nothing, "timed out after 0.7 s"),
         (counts_nonsense, "usage holds no token counts"),
+        (counts_more_than_there_is, "usage holds no token counts"),
+        (reports_an_error_as_it_once_was, "the server reported: EngineCore died"),
         (generates_nothing, "no token came"),
     ],
 )
@@ -257,6 +303,33 @@ def test_a_failed_request_is_in_the_record_with_its_reason(
     assert f"1 x {failed[0]['reason']}" in captured.err
     assert "7 of 8 requests completed" in captured.out
     assert "Traceback" not in captured.err
+
+
+def test_what_follows_the_end_of_a_stream_does_not_matter(tmp_path: Path) -> None:
+    def talks_on(handler: Handler, body: dict[str, Any]) -> None:
+        handler.begin_stream()
+        handler.tokens(body, body["max_tokens"])
+        usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": body["max_tokens"]}}
+        handler.chunk(f"data: {json.dumps(usage)}\n\ndata: [DONE]\n\ndata: what else\n\n".encode())
+        handler.chunk(b"")
+
+    with serving(Plan(faults={3: talks_on})) as url:
+        code, lines = observe(tmp_path, url)
+    assert (code, {line["status"] for line in lines}) == (0, {"completed"})
+
+
+def test_answers_of_other_lengths_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stops_by_itself(handler: Handler, body: dict[str, Any]) -> None:
+        handler.begin_stream()
+        handler.tokens(body, 1)
+        handler.end_stream({**body, "max_tokens": 1})
+
+    with serving(Plan(faults={3: stops_by_itself})) as url:
+        code, lines = observe(tmp_path, url)
+    assert code == 0
+    asked, got = (sum(line[key] for line in lines) for key in ("max_tokens", "output_tokens"))
+    told = f"1 of 8 answers are not as long as the workload's ({got} tokens in all, not {asked})"
+    assert told in capsys.readouterr().err
 
 
 def test_no_usage_is_a_failure_not_a_guess(tmp_path: Path) -> None:
@@ -316,7 +389,9 @@ def test_a_server_without_a_list_of_models_needs_the_name(tmp_path: Path, capsys
     with serving(plan) as url:
         argv = ["observe", scenario(tmp_path), "--url", url, "--out", str(tmp_path / "measured.jsonl")]
         assert simrun(*argv) == 2
-        assert "name the one to ask for by --model" in capsys.readouterr().err
+        assert "lists no models under /v1/models (HTTP 404); name the one to ask for by --model" in (
+            capsys.readouterr().err
+        )
         assert not (tmp_path / "measured.jsonl").exists()
         assert simrun(*argv, "--model", "mine") == 0
     assert {body["model"] for body in plan.bodies} == {"mine"}
@@ -342,6 +417,9 @@ def test_an_earlier_record_is_kept_unless_forced(tmp_path: Path, capsys: pytest.
         (["--url", "http://h/?a=b"], "without what follows ?"),
         (["--url", "http://h", "--token-ids", "5"], "expected LOW:HIGH"),
         (["--url", "http://h", "--token-ids", "9:3"], "expected LOW:HIGH"),
+        (["--url", "http://h", "--token-ids", "0:3000000000"], "none beyond 2**31"),
+        (["--url", "http://h", "--rate-scale", "2"], "--format and --rate-scale are about a trace"),
+        (["--url", "http://h", "--format", "azure"], "--format and --rate-scale are about a trace"),
         (["--url", "http://h", "--timeout", "0"], "--timeout"),
         (["--url", "http://h", "--timeout", "nan"], "--timeout"),
         (["--url", "http://h", "--trace", "x.csv"], "one of the two"),

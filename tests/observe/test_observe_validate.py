@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 
 import sim
 from sim.cli import main
+from sim.errors import InputError
 from sim.live.measured import BENCH_LISTS, figures, read_measured
 from sim.live.prompts import shared_segments
 from sim.live.record import Observation, RecordFile
@@ -203,6 +208,22 @@ def test_out_gets_both_files(scenario: str, tmp_path: Path, capsys: pytest.Captu
         assert cells["measured_e2el_ms"] == cells["predicted_e2el_ms"]
 
 
+def test_a_disk_that_fills_leaves_the_files_of_before(scenario: str, tmp_path: Path) -> None:
+    measured = write(tmp_path / "measured.jsonl", as_observed(scenario))
+    out = tmp_path / "out"
+    assert simrun("validate", measured, "--scenario", scenario, "--out", str(out)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    program = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        f"from sim.cli import main; main(['validate', {measured!r}, '--scenario', {scenario!r}, '--out', {str(out)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"simrun: cannot write --out {out}: {os.strerror(errno.EFBIG)}\n")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_bundled_tokens_are_told(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     observations = as_observed(scenario)
     for each in observations:
@@ -267,6 +288,35 @@ def test_failed_requests_of_vllm_bench_are_left_out(scenario: str, tmp_path: Pat
     assert figures(measured)["failed"] == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("ttfts", "soon", "request 2: ttfts must hold seconds, found 'soon'"),
+        ("ttfts", None, "request 2: ttfts must hold seconds, found None"),
+        ("ttfts", float("nan"), "request 2: ttfts must hold seconds, found nan"),
+        ("ttfts", -1.0, "request 2: its times run backwards"),
+        ("itls", 0.1, "request 2: itls must hold a list of seconds, found 0.1"),
+        ("itls", ["a"], "request 2: itls must hold seconds, found 'a'"),
+        ("itls", [1e10], "request 2: itls must hold seconds, found 10000000000.0"),
+        ("start_times", 1e300, "request 2: start_times must hold seconds, found 1e+300"),
+        ("input_lens", 10**30, "request 2: input_lens must hold whole numbers, found 1000"),
+        ("input_lens", 12.0, "request 2: input_lens must hold whole numbers, found 12.0"),
+        ("output_lens", True, "request 2: output_lens must hold whole numbers, found True"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_odd_values_of_vllm_bench_are_told_with_their_key(
+    scenario: str, tmp_path: Path, key: str, value: Any, expected: str
+) -> None:
+    document = bench(as_observed(scenario))
+    document[key][2] = value
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError) as error:
+        read_measured(str(path))
+    assert [problem.message[: len(expected)] for problem in error.value.problems] == [expected]
+
+
 # --- files that are not ----------------------------------------------------------------------
 
 
@@ -300,6 +350,14 @@ def test_failed_requests_of_vllm_bench_are_left_out(scenario: str, tmp_path: Pat
             '"sent_s": 0.5, "input_tokens": 1, "max_tokens": 1, "output_tokens": 2}\n',
             "token_s must be seconds",
         ),
+        (
+            '{"record": "simrun-observe", "format": 1}\n'
+            + 2
+            * '{"row": 7, "status": "failed", "token_s": [], "input_tokens": 1, "max_tokens": 1, "output_tokens": 0}\n',
+            ":3: row 7 is in line 2 already",
+        ),
+        ('{"record": "simrun-observe", "format": 1}\n' + "[" * 100_000 + "\n", ":2: maximum recursion depth"),
+        ("[" * 100_000, "neither a record"),
     ],
 )
 def test_other_files_are_exit_2_with_the_line(
@@ -334,6 +392,18 @@ def test_a_record_cut_off_by_a_kill_is_used_as_far_as_it_goes(
     assert document["counts"]["measured"]["completed"] == 199
     assert any("its last line was cut off" in note for note in document["notes"])
     assert any("was broken off after 199 of 200 requests" in note for note in document["notes"])
+
+
+def test_line_ends_of_other_alphabets_end_no_line(scenario: str, tmp_path: Path) -> None:
+    observations = as_observed(scenario)
+    observations[3].tenant = "a\u2028b\u0085c"
+    path = Path(write(tmp_path / "measured.jsonl", observations))
+    path.write_text(
+        "".join(json.dumps(json.loads(line), ensure_ascii=False) + "\n" for line in path.read_text().splitlines()),
+        encoding="utf-8",
+    )
+    found = read_measured(str(path))
+    assert (len(found.completed), found.observations[3].tenant, found.notes) == (200, "a\u2028b\u0085c", [])
 
 
 def test_every_line_is_in_the_file_before_the_next(tmp_path: Path) -> None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sim.errors import InputError, Problem
-from sim.latency.profile.layout import OPERATORS
+from sim.latency.profile.layout import OPERATORS, TEXT_ATTRIBUTES
 
 FORMAT: Literal["simrun-profile"] = "simrun-profile"
 VERSION = 1
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_PROBLEMS = 10
+PEAK_FORMAT = "bfloat16"
 
 Key = tuple[str | int, ...]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -141,6 +143,12 @@ class Profile(Strict):
     """What the tool that wrote it wants to find again (grid, raw statistics). The simulator does not read it."""
 
     @model_validator(mode="after")
+    def _states_its_peaks(self) -> Profile:
+        if PEAK_FORMAT not in self.device.flops:
+            raise ValueError(f"device.flops: no {PEAK_FORMAT}, the peak that every number format falls back on")
+        return self
+
+    @model_validator(mode="after")
     def _uses_known_operators(self) -> Profile:
         problems = []
         for name, operator in self.operators.items():
@@ -153,6 +161,8 @@ class Profile(Strict):
                 where = f"operators.{name}.curves.{position}"
                 if len(curve.key) != len(layout.key):
                     problems.append(f"{where}.key: {list(curve.key)} should give {', '.join(layout.key)}")
+                elif wrong := _wrong_attributes(layout.key, curve.key):
+                    problems.append(f"{where}.key: {wrong}")
                 elif curve.key in seen:
                     problems.append(f"{where}.key: {list(curve.key)} is there twice")
                 seen.add(curve.key)
@@ -166,6 +176,17 @@ class Profile(Strict):
         return tuple(gate for gate in self.gates if not gate.passed)
 
 
+def _wrong_attributes(names: tuple[str, ...], key: Key) -> str:
+    """What is wrong with the attributes that name a curve; empty where nothing is."""
+    for name, value in zip(names, key, strict=True):
+        if name in TEXT_ATTRIBUTES:
+            if not isinstance(value, str):
+                return f"{name} should be text, found {value!r}"
+        elif not isinstance(value, int) or value < 0:
+            return f"{name} should be a whole number, at least 0, found {value!r}"
+    return ""
+
+
 def load_profile(path: Path, *, allow_failed_gates: bool = False) -> Profile:
     """Read and check a profile file.
 
@@ -176,7 +197,7 @@ def load_profile(path: Path, *, allow_failed_gates: bool = False) -> Profile:
         raw = path.read_bytes()
         if raw.startswith(GZIP_MAGIC):
             raw = gzip.decompress(raw)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(Problem(f"cannot read the profile: {reason}", file=str(path))) from None
     return parse_profile(raw, str(path), allow_failed_gates=allow_failed_gates)
@@ -209,8 +230,10 @@ def parse_profile(raw: bytes, name: str, *, allow_failed_gates: bool = False) ->
 def _problems(error: ValidationError, name: str) -> list[Problem]:
     details = error.errors(include_url=False)
     problems = [
-        Problem(f"{'.'.join(str(part) for part in detail['loc']) or 'profile'}: {detail['msg']}", file=name)
+        Problem(": ".join((*place, detail["msg"].removeprefix("Value error, "))), file=name)
         for detail in details[:MAX_PROBLEMS]
+        # What is about the document as a whole names its places itself.
+        for place in [[".".join(map(str, detail["loc"]))] if detail["loc"] else []]
     ]
     if len(details) > MAX_PROBLEMS:
         problems.append(Problem(f"and {len(details) - MAX_PROBLEMS} more problems", file=name))
@@ -247,8 +270,11 @@ def save_profile(profile: Profile, path: Path) -> None:
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     partial = path.with_name(path.name + ".part")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def profile_hash(profile: Profile) -> str:

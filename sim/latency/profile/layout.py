@@ -61,3 +61,6 @@ OPERATORS: dict[str, OperatorLayout] = {
 
 DTYPES = ("float32", "float16", "bfloat16", "fp8", "fp8_block", "int8", "int4")
 """Names of number formats in keys. ``fp8`` per tensor or row, ``fp8_block`` 128 x 128 blocks, ``int4`` weight only."""
+
+TEXT_ATTRIBUTES = frozenset({"dtype", "kv_dtype", "implementation", "name", "direction"})
+"""Attributes of keys that are text; all others are whole numbers."""
