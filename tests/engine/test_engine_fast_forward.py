@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import numpy as np
+from engine_profiled import PROFILED, kept_costs, profile_latency
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from windowed_model import windowed_model
@@ -20,6 +21,7 @@ from sim.errors import InputError, SimulationError
 from sim.run import load, run
 
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", "40"))
+COSTS = kept_costs
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 LENGTHS = st.one_of(
@@ -114,6 +116,10 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def scenarios(draw: st.DrawFn) -> dict[str, Any]:
     """A whole scenario."""
+    engine, latency = draw(engines()), draw(LATENCIES)
+    if draw(st.booleans()):
+        change, host_ms = draw(st.sampled_from(PROFILED))
+        engine, latency = {**engine, **change}, profile_latency(draw(st.sampled_from(host_ms)))
     return {
         "name": "random",
         "seed": draw(st.integers(0, 5)),
@@ -122,8 +128,8 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
             "replicas": draw(st.integers(1, 4)),
             "router": draw(st.sampled_from(sorted(ROUTERS))),
         },
-        "engine": draw(engines()),
-        "latency": draw(LATENCIES),
+        "engine": engine,
+        "latency": latency,
         "slo": {"ttft_p95_ms": 500, "itl_p99_ms": 100},
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_profiled import PROFILED, kept_costs, profile_latency
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from sim.results.record import ColumnWriter, Recorder
 from sim.run import load, run
 
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", "60"))
+COSTS = kept_costs
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 ENGINE: dict[str, Any] = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "max_model_len": 1024}
 ROOFLINE = {"kind": "roofline"}
@@ -119,6 +121,9 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
             ]
         )
     )
+    if draw(st.booleans()):
+        change, host_ms = draw(st.sampled_from(PROFILED))
+        engine, latency = {**engine, **change}, profile_latency(draw(st.sampled_from(host_ms)))
     return {
         "name": "steady",
         "seed": draw(st.integers(0, 5)),
@@ -234,6 +239,17 @@ def test_nothing_is_outstanding_at_the_end(monkeypatch: pytest.MonkeyPatch) -> N
     scenario["latency"] = {"kind": "roofline", "host_overhead_ms": 9.0}
     run(load(scenario))
     assert left == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("change", "host_ms"), PROFILED)
+def test_with_measured_costs_the_loop_is_taken_too(
+    change: dict[str, Any], host_ms: list[float | None], takings: list[str]
+) -> None:
+    for overhead_ms in host_ms:
+        scenario = scenario_of(traffic([40, 300, 700], [30, 60, 3], rate=6.0), **change)
+        scenario["latency"] = profile_latency(overhead_ms)
+        assert_equal(scenario)
+    assert takings
 
 
 @pytest.mark.parametrize("overhead_ms", [8.81, 8.83, 8.85, 8.88, 8.9, 8.95, 9.0, 12.0])

@@ -1,0 +1,86 @@
+"""Engines whose steps cost what the built-in profiles say, for the tests of equality, and their costs kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim.cluster import simulate
+from sim.latency.base import StepCost
+from sim.latency.build import build_step_cost
+from sim.latency.profile import cost as profile_cost
+from sim.latency.profile import library, operators
+from sim.latency.profile.file import Device, Profile, load_profile, profile_hash
+from sim.latency.profile.predict import Predictor
+from sim.scenario.schema import EngineConfig, LatencyConfig
+
+PROFILED: list[tuple[dict[str, Any], list[float | None]]] = [
+    ({}, [None, 0.0, 9.9, 10.2, 40.0]),
+    ({"tensor_parallel_size": 2}, [None, 6.0]),
+    ({"model": "llama-3.1-8b", "gpu": "l40s"}, [None]),
+    ({"model": "mixtral-8x7b", "gpu": "h100-sxm", "tensor_parallel_size": 2}, [None, 7.5]),
+    ({"model": "qwen3-30b-a3b", "gpu": "b200-sxm", "enforce_eager": True}, [None, 0.0]),
+]
+"""What an engine of Llama-2-7B on an A100 is changed to, dense and with experts, and the host's milliseconds beside it:
+the profile's, none, about what the accelerator takes for one request or two, far more."""
+
+COSTLY = [
+    "model",
+    "gpu",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "dtype",
+    "kv_cache_dtype",
+    "enforce_eager",
+    "enable_expert_parallel",
+    "stepping",
+]
+"""All that a step cost without speculative decoding takes of an engine, and the stepper: each makes tables of its own,
+which some are filled in as they are asked for."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_costs() -> Iterator[None]:
+    """Within a module a profile is read, hashed and prepared once, and its tables made once for each engine and
+    stepper, not for each run."""
+    costs: dict[str, StepCost] = {}
+    hashes: dict[str, str] = {}
+    predictors: dict[str, Predictor] = {}
+
+    def cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> StepCost:
+        if latency.kind != "profile":
+            return build_step_cost(engine, latency, base_dir)
+        key = f"{[getattr(engine, name) for name in COSTLY]} {latency}"
+        if key not in costs:
+            costs[key] = build_step_cost(engine, latency, base_dir)
+        return costs[key]
+
+    def hashed(profile: Profile) -> str:
+        if profile.name not in hashes:
+            hashes[profile.name] = profile_hash(profile)
+        return hashes[profile.name]
+
+    def prepared(profile: Profile, device: Device) -> Predictor:
+        if profile.name not in predictors:
+            predictors[profile.name] = Predictor(profile, device)
+        return predictors[profile.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "load_profile", cache(load_profile))
+        patch.setattr(profile_cost, "profile_hash", hashed)
+        patch.setattr(operators, "Predictor", prepared)
+        patch.setattr(simulate, "build_step_cost", cost)
+        yield
+
+
+def profile_latency(host_overhead_ms: float | None) -> dict[str, Any]:
+    """A scenario's ``latency``: the built-in profile of its GPU."""
+    latency: dict[str, Any] = {"kind": "profile"}
+    return latency if host_overhead_ms is None else {**latency, "host_overhead_ms": host_overhead_ms}
