@@ -28,6 +28,8 @@ from benchmarks.speed_workloads import Scenario, Workload, scenario_of, workload
 # The standard library only: the peak memory that Linux reports of a child is never below its parent's.
 
 ROOT = Path(__file__).resolve().parent.parent
+TRACE = ROOT.parent / "shared" / "data" / "workloads" / "AzureLLMInferenceTrace_conv.csv.gz"
+"""Where workload E's trace is looked for; a user gives ``--trace``."""
 SMALL_RUN = 10_000
 """Requests of the short runs that ratios are taken against."""
 MOST_GROWTH = 1.3
@@ -295,7 +297,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--scale", type=float, default=1.0, help="so many times the requests (default 1; targets are for 1)"
     )
     parser.add_argument("--repeat", type=int, default=1, help="run each so often and take the fastest (default 1)")
-    parser.add_argument("--trace", metavar="PATH", help="the Azure conversation trace, for workload E")
+    parser.add_argument(
+        "--trace", metavar="PATH", help=f"the Azure conversation trace, for workload E (default {TRACE.name})"
+    )
     parser.add_argument("--profile", action="store_true", help="where the time goes by function instead, with py-spy")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed or a run fails")
     options = parser.parse_args(arguments)
@@ -303,7 +307,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--scale must be above 0 and at most 10")
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
-    if options.trace is not None and not Path(options.trace).is_file():
+    if options.trace is None:
+        options.trace = str(TRACE) if TRACE.is_file() else None
+    elif not Path(options.trace).is_file():
         parser.error(f"--trace {options.trace}: there is no such file")
     names = sorted({workload.name[0] for workload in workloads()})
     options.only = [name.strip().upper() for name in options.only.split(",")] if options.only else names

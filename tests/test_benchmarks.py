@@ -39,9 +39,24 @@ def test_a_small_run_is_measured_and_misses_its_target(capsys: pytest.CaptureFix
     assert "B: run 1 of 1" in printed.err
 
 
-def test_without_its_trace_e_is_named_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_its_trace_e_is_named_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "TRACE", tmp_path / "none.csv.gz")
     assert speed.main(["--only", "E", "--profile"]) == 0
     assert "E: not run: needs the Azure conversation trace (--trace)" in capsys.readouterr().out
+
+
+def test_a_trace_beside_the_project_is_taken_without_being_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n")
+    monkeypatch.setattr(speed, "TRACE", trace)
+    assert speed.main(["--only", "E"]) == 0
+    printed = capsys.readouterr().out
+    assert "not run" not in printed
+    assert any(line.startswith("| E: ") for line in printed.splitlines())
 
 
 @pytest.mark.parametrize(
