@@ -297,9 +297,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--scale", type=float, default=1.0, help="so many times the requests (default 1; targets are for 1)"
     )
     parser.add_argument("--repeat", type=int, default=1, help="run each so often and take the fastest (default 1)")
-    parser.add_argument(
-        "--trace", metavar="PATH", help=f"the Azure conversation trace, for workload E (default {TRACE.name})"
-    )
+    parser.add_argument("--trace", metavar="PATH", help=f"the Azure trace of workload E (default {TRACE.name})")
     parser.add_argument("--profile", action="store_true", help="where the time goes by function instead, with py-spy")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed or a run fails")
     options = parser.parse_args(arguments)
