@@ -33,9 +33,8 @@ STATISTICS = ("mean", "median", "p50", "p90", "p95", "p99")
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 TOP = ("duration", "request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
 COST = ("usd", "usd_per_million_tokens", "usd_per_million_output_tokens")
-TERM_OPERATORS = {"matrices": "gemm", "experts": "moe", "head_and_sampler": "sampling"}
-"""Terms of a step that are not called like the operator whose error they have. LM head and sampler go by the sampler:
-fixed work that no table holds is most of them."""
+TERM_OPERATORS = {"matrices": "gemm", "experts": "moe", "lm_head": "gemm", "swap": "host_copy"}
+"""Terms of a step that are not called like the operator whose error they have."""
 T_975 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),

@@ -28,7 +28,7 @@ from sim.latency.memory import MemoryPlan, plan_memory
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.speculative import SpeculativeCost
-from sim.results.record import IntColumn, Recorder, RunRecord
+from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build import build_workload
@@ -57,7 +57,8 @@ def simulate_cluster(
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)
-    recorder = Recorder(is_speculative=engine.speculative is not None)
+    drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
+    recorder = Recorder(more_columns=(DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ()))
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 

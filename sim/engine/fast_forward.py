@@ -90,6 +90,8 @@ class FastReplica(Replica):
         self._must_complete = False
         """A step scheduled nothing: the oldest batch in flight has to end before the next one."""
         self._shape = StepShape()
+        self._nothing_more = (0,) * len(recorder.more_columns)
+        """What a jump drafts and swaps."""
         self._feed: Feed | None = None
         self._steady: SteadyLoop | None = None
         super().__init__(env, index, model, scheduler, cost, depth, recorder, on_end, static_batch_wait_ns, decisions)
@@ -399,6 +401,7 @@ class FastReplica(Replica):
                 scheduler.num_seats,
                 jump.scheduled_ns[until - 1],
                 free_block_ns,
+                *self._nothing_more,
             )
         )
 

@@ -193,7 +193,8 @@ class Replica:
 
     def _record(self, batch: Batch, now_ns: int, start_ns: int, end_ns: int, gpu_ns: int, host_ns: int) -> None:
         shape, scheduler = batch.shape, self.scheduler
-        drafts = (shape.num_draft_tokens, shape.verify_attention_pairs) if self.recorder.is_speculative else ()
+        names = self.recorder.more_columns
+        more = [getattr(shape, name) for name in names] if names else ()
         self.recorder.steps.append(
             (
                 self.index,
@@ -217,7 +218,7 @@ class Replica:
                 scheduler.num_seats,
                 now_ns,
                 0,
-                *drafts,
+                *more,
             )
         )
 

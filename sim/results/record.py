@@ -69,6 +69,8 @@ DRAFT_COLUMNS = (
     "verify_attention_pairs",
 )
 """Further columns of steps where there is speculative decoding."""
+SWAP_COLUMNS = ("swap_bytes",)  # moved between GPU and host before the step
+"""Further columns of steps where requests can be swapped."""
 
 REQUEST_COLUMNS = (
     "row",  # position in the workload
@@ -173,11 +175,11 @@ class DraftCounts:
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
-    def __init__(self, *, is_speculative: bool = False) -> None:
-        """``is_speculative``: rows of steps have ``DRAFT_COLUMNS`` too."""
-        self.is_speculative = is_speculative
+    def __init__(self, *, more_columns: tuple[str, ...] = ()) -> None:
+        """``more_columns``: further columns of steps, which are fields of ``StepShape``."""
+        self.more_columns = more_columns
         self.drafts: DraftCounts | None = None
-        self.steps = ColumnWriter((*STEP_COLUMNS, *DRAFT_COLUMNS) if is_speculative else STEP_COLUMNS)
+        self.steps = ColumnWriter((*STEP_COLUMNS, *more_columns))
         self.requests = ColumnWriter(REQUEST_COLUMNS)
         self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
         self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)

@@ -26,6 +26,7 @@ AXES = {
     "mixed_attention": (16, 256, 4096),
     "all_reduce": (1 << 10, 1 << 20, 1 << 26),
     "moe": (1, 16, 256, 4096),
+    "host_copy": (1 << 12, 1 << 20, 1 << 28),
 }
 KEYS: dict[str, list[Key]] = {
     "gemm": [("bfloat16", n, k) for n in (1024, 8192, 65536) for k in (1024, 8192, 65536)],

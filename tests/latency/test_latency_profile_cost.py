@@ -69,6 +69,9 @@ SHAPES = st.builds(
     st.integers(0, 1500),
     st.integers(0, 2000),
 )
+SWAPPING = st.builds(
+    lambda shape, swapped: replace(shape, swap_bytes=swapped), SHAPES, st.sampled_from([0, 0, 7, 1 << 30])
+)
 COSTS = {
     "8b": cost(),
     "70b on 8": cost(model="llama-3.1-70b", tensor_parallel_size=8),
@@ -111,7 +114,10 @@ def test_a_step_counted_by_hand() -> None:
     kv = 32 * 4096 * 2 * 8 * 128 * 2 / 3e12 * 1e9
     assert terms["decode_attention"] == pytest.approx(2 * (kv + 32 * LAUNCH_NS), rel=1e-3)
     head = 128256 * 4096 * 2 / 3e12 * 1e9
-    assert terms["head_and_sampler"] == pytest.approx(2 * head + 50_000 + STEP_NS, rel=0.02)
+    logits = 128256 * 24 / (0.7 * 3e12) * 1e9
+    assert terms["lm_head"] == pytest.approx(2 * head, rel=0.02)
+    assert terms["sampling"] == pytest.approx(50_000 + logits, rel=1e-3)
+    assert terms["step_overhead"] == STEP_NS
     assert not {"all_reduce", "experts", "send_receive", "launches"} & set(terms)
     assert 32 * 5 * 3000 < terms["elementwise"] < 32 * 6 * 3100
 
@@ -195,7 +201,7 @@ def test_without_graphs_launching_is_a_floor() -> None:
     profile = Profile.model_validate({**hand_made().model_dump(), "host": host.model_dump()})
     model = cost(profile, enforce_eager=True)
     terms = model.breakdown(decodes(1, 64))
-    outside = terms["decode_attention"] + terms["head_and_sampler"]
+    outside = sum(terms[name] for name in ("decode_attention", "lm_head", "sampling", "step_overhead"))
     assert model.gpu_ns(decodes(1, 64)) - outside == pytest.approx(32 * 10 * 40_000, abs=2)
     assert (model.host_ns(decodes(3, 64)), model.empty_step_ns()) == (515_000, 500_000)
     assert model.breakdown(prefill(2048))["launches"] == 0
@@ -399,13 +405,14 @@ def test_describe_says_what_it_stands_on() -> None:
 
 @pytest.mark.parametrize("name", COSTS)
 @settings(deadline=None)
-@given(shapes=st.lists(SHAPES, min_size=1, max_size=8), steps=st.integers(1, 20))
+@given(shapes=st.lists(SWAPPING, min_size=1, max_size=8), steps=st.integers(1, 20))
 def test_recorded_steps_are_told_by_the_same_terms(name: str, shapes: list[StepShape], steps: int) -> None:
     model = COSTS[name]
-    rows = [(shape, steps if not shape.num_prefills else 1) for shape in shapes]
+    rows = [(shape, 1 if shape.num_prefills or shape.swap_bytes else steps) for shape in shapes]
     fields = ("num_prefills", "num_prefill_tokens", "prefill_context_tokens", "prefill_attention_pairs", "num_decodes")
     columns = {field: np.array([getattr(shape, field) for shape, _ in rows]) for field in fields}
     columns["num_steps"] = np.array([count for _, count in rows])
+    columns["swap_bytes"] = np.array([shape.swap_bytes for shape, _ in rows])
     runs = [
         [
             replace(shape, decode_context_tokens=shape.decode_context_tokens + i * shape.num_decodes)
@@ -417,8 +424,6 @@ def test_recorded_steps_are_told_by_the_same_terms(name: str, shapes: list[StepS
     terms = model.terms(columns)
     for row, run in enumerate(runs):
         expected = {term: sum(model.breakdown(step)[term] for step in run) for term in model.breakdown(run[0])}
-        swap = expected.pop("swap")
-        assert swap == 0
         assert {term: int(times[row]) for term, times in terms.items()} == expected
 
 

@@ -99,7 +99,7 @@ def test_terms_of_recorded_steps_add_up() -> None:
     assert (sum(terms.values()) == columns["gpu_ns"]).all()
     assert terms["draft"].tolist() == [model.draft_ns(shape) for shape in shapes]
     by_shape = [model.breakdown(shape) for shape in shapes]
-    for name in ("head_and_sampler", "decode_attention"):
+    for name in ("lm_head", "sampling", "step_overhead", "decode_attention"):
         assert terms[name].tolist() == [each[name] for each in by_shape], name
 
 

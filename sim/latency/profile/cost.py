@@ -23,9 +23,10 @@ from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found
-from sim.latency.profile.operators import Floats, ProfiledOperators
+from sim.latency.profile.operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
-from sim.latency.profile.terms import step_terms
+from sim.latency.profile.swap import SwapTime
+from sim.latency.profile.terms import CountTerms, check_terms, step_terms
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ HOST_STEP_NS = 620_000
 HOST_REQUEST_NS = 39_000
 """Host time of a step and of each request in it, where the profile has none. Fitted on the training half of the public
 Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows): ``docs/accuracy.md``."""
-SWAP_EFFICIENCY = 0.7
-"""Share of the PCIe bandwidth that copies of KV blocks reach."""
 
 
 class ProfileCost:
@@ -54,7 +53,10 @@ class ProfileCost:
         host_overhead_ms: float | None = None,
         link: Link | None = None,
         time_scale: float = 1.0,
+        without: frozenset[str] = frozenset(),
     ) -> None:
+        """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run."""
+        check_terms(without)
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
         self.model = model
@@ -71,21 +73,29 @@ class ProfileCost:
         self._window = model.sliding_window or self._knots[-1]
         """Tokens that a query sees at most."""
         self.time_scale = time_scale
-        self._layers = time_scale * model.num_layers / pp
-        """What one layer's times are multiplied by."""
-        self._tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
-        self._rows = Table(lambda rows: ops.head_ns(rows) * time_scale / pp / 1e9, engine.max_num_seqs, least_ns=0)
+        layers = time_scale * model.num_layers / pp
+        self._decode_layers = 0.0 if "decode_attention" in without else layers
+        """What the times of one layer's decode attention are multiplied by."""
+        tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
+        self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)
+        rows = Table(lambda rows: ops.head_ns(rows) * time_scale / pp / 1e9, engine.max_num_seqs, least_ns=0)
+        self.row_terms = CountTerms(rows, self.row_terms_ns, without, least_ns=0)
+        self._tokens_ns, self._rows_ns = self.token_terms.ns, self.row_terms.ns
         self._decode: dict[int, Segments] = {}
         self._mixed: dict[int, Segments] = {}
         self._decode_times: list[Floats] = []
         self._mixed_times: list[Floats] = []
         """One layer's times at the knots, by batch from 1 on."""
         self._prefill: dict[int, Segments] = {}
-        self._pair = Rate(ops.pair_ns() * self._layers)
-        self._context = Rate(ops.context_ns() * self._layers)
-        self._query = Rate(ops.query_ns() * self._layers)
-        self._launch_ns = round(LAUNCH_NS * self._layers)
-        self._swap = Rate(time_scale * 1e9 / (gpu.pcie_bandwidth * SWAP_EFFICIENCY * tp * pp))
+        self._verify_pair = Rate(ops.pair_ns() * self._decode_layers)
+        prefill_layers = 0.0 if "prefill_attention" in without else layers
+        self._pair = Rate(ops.pair_ns() * prefill_layers)
+        self._context = Rate(ops.context_ns() * prefill_layers)
+        self._query = Rate(ops.query_ns() * prefill_layers)
+        self._launch_ns = round(LAUNCH_NS * prefill_layers)
+        self._swap = SwapTime(ops, gpu, 0.0 if "swap" in without else time_scale)
+        if engine.preemption == "swap" and self._swap.stand_in is not None:
+            ops.stand_ins["host_copy"] = self._swap.stand_in
         self._set_host(host_overhead_ms)
         for segments in (self._mixed_segments, self._prefill_segments):
             segments(1)  # so that ``describe`` knows every stand-in from the start
@@ -125,20 +135,34 @@ class ProfileCost:
             terms["launches"] = np.maximum(ops.launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
         return {name: times * self.time_scale for name, times in terms.items()}
 
+    def row_terms_ns(self, rows: Floats) -> dict[str, Floats]:
+        """One stage's time that depends on the number of rows sampled alone, by term."""
+        some = rows > 0
+        sampling, overhead = np.where(some, self.operators.sampler_ns(rows), 0.0), np.where(some, STEP_NS, 0.0)
+        head = self.operators.head_ns(rows) - sampling - overhead
+        terms = {"lm_head": head, "sampling": sampling, "step_overhead": overhead}
+        scale = self.time_scale / self.operators.pp
+        return {name: times * scale for name, times in terms.items()}
+
     def _tokens_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
         return total
 
     def breakdown(self, shape: StepShape) -> dict[str, int]:
         """Nanoseconds of one stage of this step by term; their sum is ``gpu_ns``."""
-        tokens = np.array([float(shape.num_tokens)])
-        terms = {name: round(float(times[0])) for name, times in self.token_terms_ns(tokens).items()}
-        terms["prefill_attention"] = self.prefill_attention_ns(shape) if shape.num_prefills else 0
-        terms["decode_attention"] = self._decode_attention_ns(shape) if shape.num_decodes else 0
-        terms["head_and_sampler"] = self._rows.ns(shape.num_prefills + shape.num_decodes + shape.num_draft_tokens)
-        terms["swap"] = self._swap.ns(shape.swap_bytes)
-        terms["matrices"] += self.gpu_ns(shape) - sum(terms.values())
-        return terms
+        rows = shape.num_prefills + shape.num_decodes + shape.num_draft_tokens
+        terms = {
+            **self.token_terms.by_term([shape.num_tokens]),
+            **self.row_terms.by_term([rows]),
+        }
+        return {name: int(times[0]) for name, times in terms.items()} | self._other_terms_ns(shape)
+
+    def _other_terms_ns(self, shape: StepShape) -> dict[str, int]:
+        return {
+            "prefill_attention": self.prefill_attention_ns(shape) if shape.num_prefills else 0,
+            "decode_attention": self._decode_attention_ns(shape) if shape.num_decodes else 0,
+            "swap": self._swap.ns(shape.swap_bytes),
+        }
 
     def _decode_segments(self, batch: int) -> Segments:
         """All layers' decode attention of ``batch`` requests, by their context together."""
@@ -158,7 +182,7 @@ class ProfileCost:
             while len(times) < batch:
                 rising = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
                 times.append(np.maximum(rising, times[-1]) if times else rising)
-            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * self._layers)
+            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * self._decode_layers)
             known[batch] = segments
         return segments
 
@@ -176,16 +200,12 @@ class ProfileCost:
         ns = segments(shape.num_decodes).at(shape.decode_context_tokens)
         if shape.verify_attention_pairs:
             # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
-            ns = max(ns, self._pair.ns(shape.verify_attention_pairs))
+            ns = max(ns, self._verify_pair.ns(shape.verify_attention_pairs))
         return ns
 
-    def tokens_ns(self, tokens: int) -> int:
-        """One stage's time that depends on the number of tokens alone, as it is charged."""
-        return self._tokens.ns(tokens)
-
-    def rows_ns(self, rows: int) -> int:
-        """LM head and sampler over that many rows, as it is charged."""
-        return self._rows.ns(rows)
+    def swaps_ns(self, num_bytes: IntColumn) -> IntColumn:
+        """Copies of KV between GPU and host, as they are charged."""
+        return self._swap.many_ns(num_bytes)
 
     def terms(self, columns: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
         """Nanoseconds by term of recorded steps, see ``terms.step_terms``."""
@@ -215,7 +235,7 @@ class ProfileCost:
         """Accelerator time of one stage of this step, at least 1."""
         num_decodes = shape.num_decodes
         rows = num_decodes + shape.num_draft_tokens
-        ns = self._tokens.ns(shape.num_prefill_tokens + rows) + self._rows.ns(shape.num_prefills + rows)
+        ns = self._tokens_ns(shape.num_prefill_tokens + rows) + self._rows_ns(shape.num_prefills + rows)
         if num_decodes:
             ns += self._decode_attention_ns(shape)
         if shape.num_prefills:
@@ -226,7 +246,7 @@ class ProfileCost:
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
-        fixed = self._tokens.ns(num_decodes) + self._rows.ns(num_decodes)
+        fixed = self._tokens_ns(num_decodes) + self._rows_ns(num_decodes)
         if not num_decodes:
             return np.full(num_steps, fixed, dtype=np.int64)
         return fixed + self._decode_segments(num_decodes).run(decode_context_tokens, num_decodes, num_steps)

@@ -265,9 +265,10 @@ class ProfiledOperators:
         model = self.model
         head = self.linear_ns(rows, model.vocab_size // self.tp, model.hidden_size, self.precision.activations)
         norm = self._elementwise_ns("rms_norm", model.hidden_size, rows, 4.0 * self.precision.activation_bytes)
-        return np.where(rows > 0, STEP_NS + head + norm + self._sampler_ns(rows) + self._gather_ns(rows), 0.0)
+        return np.where(rows > 0, STEP_NS + head + norm + self.sampler_ns(rows) + self._gather_ns(rows), 0.0)
 
-    def _sampler_ns(self, rows: Floats) -> Floats:
+    def sampler_ns(self, rows: Floats) -> Floats:
+        """The sampler alone, of one row at least."""
         key: Key = (self.model.vocab_size,)
         at = np.maximum(rows, 1.0)
         if self.predictor.has("sampling", key):
