@@ -347,7 +347,8 @@ class LatencyConfig(Strict):
     step_s: PositiveFloat | None = None
     """``constant``: every step takes this long."""
     profile: Text | None = None
-    """``profile``: a built-in profile's name or a profile file; null = the one that comes with the GPU."""
+    """``profile``: a built-in profile's name or a profile file, looked for in the scenario's folder, then in the
+    current one; null = the one that comes with the GPU."""
     host_overhead_ms: NonNegativeFloat | None = None
     """``roofline`` and ``profile``: host time per step; null = the model's stated default."""
     link_bandwidth_gb_s: PositiveFloat | None = None

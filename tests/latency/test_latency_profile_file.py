@@ -166,6 +166,25 @@ def test_scenarios_find_built_in_profiles_and_files(tmp_path: Path) -> None:
         check_profile("mine.json", load_gpu("l40s"), tmp_path)
 
 
+def test_a_profile_file_is_looked_for_beside_the_scenario_and_then_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h100, beside, here = load_gpu("h100-sxm"), tmp_path / "scenarios", tmp_path / "here"
+    for folder in (beside, here):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    save_profile(hand_made(), here / "mine.json")
+    assert find_profile("mine.json", h100, beside).profile.name == "hand-made"
+    save_profile(hand_made().model_copy(update={"name": "beside"}), beside / "mine.json")
+    assert find_profile("mine.json", h100, beside).profile.name == "beside"
+    with pytest.raises(InputError) as error:
+        find_profile("no.json", h100, beside)
+    assert f"no profile file 'no.json'; looked for {beside / 'no.json'} and {here / 'no.json'}" in str(error.value)
+    with pytest.raises(InputError) as error:
+        find_profile(str(here / "no.json"), h100, beside)
+    assert str(error.value).endswith(f"looked for {here / 'no.json'}")
+
+
 @pytest.mark.parametrize("name", builtin_names())
 def test_built_in_profiles_are_small_and_for_the_gpu_they_are_named_after(name: str) -> None:
     path = BUILTIN / f"{name}.json.gz"

@@ -38,7 +38,8 @@ def profile_for_gpu(gpu: str) -> str | None:
 
 
 def find_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) -> Found:
-    """The profile ``name`` (a built-in one or a file, relative to ``base_dir``), fit for ``gpu``; None = the GPU's own.
+    """The profile ``name``, fit for ``gpu``: a built-in one, or a file, relative to ``base_dir`` (the scenario's
+    folder), else to the working directory; None = the GPU's own.
 
     Raises InputError for an unknown name, a file that is no profile or failed its gates, and a profile of another GPU.
     """
@@ -71,11 +72,14 @@ def check_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) 
 def _path(name: str, base_dir: Path | None) -> Path:
     if name in builtin_names():
         return BUILTIN / f"{name}{SUFFIX}"
-    path = Path(name) if base_dir is None else base_dir / name
-    if path.is_file():
-        return path
-    if path.suffix or "/" in name:
-        raise InputError(f"latency.profile: no profile file {name!r}")
+    given = Path(name).expanduser()
+    places = list(dict.fromkeys(((base_dir or Path()) / given, given)))
+    for path in places:
+        if path.is_file():
+            return path
+    if given.suffix or "/" in name:
+        looked = " and ".join(dict.fromkeys(str(path.absolute()) for path in places))
+        raise InputError(f"latency.profile: no profile file {name!r}; looked for {looked}")
     close = get_close_matches(name, builtin_names(), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; built in are {', '.join(builtin_names()) or 'none'}"
     raise InputError(f"latency.profile: no profile {name!r}{hint}")
