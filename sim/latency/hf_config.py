@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, Problem
 from sim.latency.models import ModelSpec
+from sim.latency.stored_as import stored_format
 
 MLA = "multi-head latent attention (MLA) keeps one compressed vector per token instead of keys and values"
 STATE_SPACE = "state-space, recurrent or linear-attention layers keep a fixed state instead of a KV cache"
@@ -146,9 +148,10 @@ def read_model_config(path: Path) -> ModelSpec:
         values = loaded["text_config"]
         notes.append("only the text decoder of this multimodal model is simulated")
     _refuse(values, file)
-    if "quantization_config" in loaded or "quantization_config" in values:
-        notes.append("quantization_config is not read: engine.dtype says how the weights are stored")
-    return _to_spec(_Config(values, file), path, notes)
+    dtype, source, unread = stored_format(loaded, values)
+    if unread is not None:
+        notes.append(unread)
+    return replace(_to_spec(_Config(values, file), path, notes), dtype=dtype, dtype_source=source)
 
 
 def _refuse(values: Mapping[str, Any], file: str) -> None:

@@ -166,7 +166,7 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
         max_blocks_per_request=largest,
         notes=(
             *model.notes,
-            *resolve_precision(engine, gpu).notes,
+            *resolve_precision(engine, gpu, model).notes,
             *_notes(engine, model, stage, blocks, largest, window),
             *_window_notes(engine, model, window),
         ),
@@ -251,7 +251,7 @@ def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) ->
     if draft is None:
         return 0, 0, 0
     theirs = draft_engine(engine)
-    precision, tp = resolve_precision(theirs, gpu), engine.tensor_parallel_size
+    precision, tp = resolve_precision(theirs, gpu, draft), engine.tensor_parallel_size
     weights = weights_bytes(draft, precision, tp, range(draft.num_layers), embed=True, head=True)
     kv = 2 * kv_heads_per_gpu(draft.num_kv_heads, tp) * draft.head_size * precision.kv_bytes
     graphs = 0 if engine.enforce_eager else draft.num_layers * GRAPH_BYTES_PER_LAYER
@@ -261,7 +261,7 @@ def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) ->
 def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None = None) -> _Stage:
     """The pipeline stage with the fewest KV blocks: vLLM gives all stages as many as that one has."""
     draft_weights, draft_kv, draft_graphs = _draft_stage(engine, draft, gpu)
-    precision = resolve_precision(engine, gpu)
+    precision = resolve_precision(engine, gpu, model)
     tp = engine.tensor_parallel_size
     heads = kv_heads_per_gpu(model.num_kv_heads, tp)
     kv_per_layer = 2 * heads * model.head_size * precision.kv_bytes
@@ -291,7 +291,7 @@ def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _
     """By how much, made of what, and what would help."""
     missing = stage.missing_bytes(engine)
     lines = (
-        f"engine: {model.name} in {resolve_precision(engine, gpu).weights}"
+        f"engine: {model.name} in {resolve_precision(engine, gpu, model).weights}"
         f"{'' if draft is None else f', with {draft.name} to draft for it,'} does not fit {gpu.name} with "
         f"tensor_parallel_size {engine.tensor_parallel_size}, pipeline_parallel_size {engine.pipeline_parallel_size}: "
         f"it misses {missing / 1e9:.1f} GB per GPU (weights {stage.weights / 1e9:.1f} GB + activations, graphs and "
@@ -322,7 +322,7 @@ def _larger_tp(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: Mode
 
 
 def _smaller_dtype(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> str | None:
-    now = BYTES_PER_ELEMENT[resolve_precision(engine, gpu).weights]
+    now = BYTES_PER_ELEMENT[resolve_precision(engine, gpu, model).weights]
     for dtype in ("bfloat16", "fp8", "int4"):
         smaller = engine.model_copy(update={"dtype": dtype})
         if BYTES_PER_ELEMENT[dtype] < now and _fits(smaller, model, gpu, draft):

@@ -43,6 +43,10 @@ class ModelSpec:
     """Three MLP matrices (gate, up, down) instead of two."""
     attention_bias: bool = False
     qk_norm: bool = False
+    dtype: str = "bfloat16"
+    """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
+    dtype_source: str = ""
+    """Where the config says so; empty for presets, whose checkpoints are bfloat16."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about how the config was read."""
 

@@ -6,14 +6,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.latency.gpus import GpuSpec
+from sim.latency.models import ModelSpec
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-BYTES_PER_ELEMENT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+BYTES_PER_ELEMENT = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "int8": 1.0,
+    "int4": 0.5,
+}
 
 INT4_GROUP_BYTES = (2.0 + 0.5) / 128
 """AWQ and GPTQ keep an FP16 scale and a 4-bit zero point per group of 128 weights."""
+FP8_BLOCK_BYTES = 4.0 / (128 * 128)
+"""A 32-bit scale per block of weights."""
+FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +54,20 @@ def parameter_bytes(num_parameters: int, dtype: str) -> float:
     return num_parameters * BYTES_PER_ELEMENT[dtype]
 
 
-def resolve_precision(engine: EngineConfig, gpu: GpuSpec) -> Precision:
-    """The number formats of ``engine`` on ``gpu``. A GPU without FP8 or INT8 multiplies in 16 bits
+def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> Precision:
+    """The number formats of ``model`` in ``engine`` on ``gpu``. A GPU without FP8 or INT8 multiplies in 16 bits
     and only reads less: the weights are widened on their way (as Marlin kernels do)."""
-    weights = "bfloat16" if engine.dtype == "auto" else engine.dtype
-    activations = weights if weights in ("float32", "float16", "bfloat16") else "bfloat16"
+    weights = model.dtype if engine.dtype == "auto" else engine.dtype
+    activations = weights if weights in FLOATS else "bfloat16"
     kv = activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
     plain = gpu.fp32_flops if activations == "float32" else gpu.fp16_flops
-    native = {"fp8": gpu.fp8_flops, "int8": gpu.int8_flops}.get(weights)
-    notes: list[str] = []
-    if weights in ("fp8", "int8") and native is None:
+    native = {"fp8": gpu.fp8_flops, "fp8_block": gpu.fp8_flops, "int8": gpu.int8_flops}.get(weights)
+    notes = _notes_on_checkpoint(engine.dtype, model)
+    if weights in ("fp8", "fp8_block", "int8") and native is None:
         notes.append(f"{gpu.name} has no {weights} arithmetic: {weights} weights are read small, computed in 16 bits")
     if weights == "float32":
         notes.append("float32 weights run without tensor cores (TF32 is off by default) and take twice the memory")
-    linear = BYTES_PER_ELEMENT[weights] + (INT4_GROUP_BYTES if weights == "int4" else 0.0)
+    linear = BYTES_PER_ELEMENT[weights] + {"int4": INT4_GROUP_BYTES, "fp8_block": FP8_BLOCK_BYTES}.get(weights, 0.0)
     return Precision(
         weights=weights,
         activations=activations,
@@ -68,3 +80,14 @@ def resolve_precision(engine: EngineConfig, gpu: GpuSpec) -> Precision:
         plain_flops=plain,
         notes=tuple(notes),
     )
+
+
+def _notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
+    """Which format the model's config says, where ``auto`` follows it or another one is taken in its place."""
+    if dtype == "auto":
+        source = model.dtype_source
+        return [f"engine.dtype auto: {model.dtype}, from {source} of the model's config"] if source else []
+    if model.dtype not in FLOATS and dtype != model.dtype:
+        told = f"the model's config says {model.dtype} ({model.dtype_source})"
+        return [f"{told}; engine.dtype {dtype} is taken, auto would follow it"]
+    return []

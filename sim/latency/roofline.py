@@ -50,7 +50,7 @@ class RooflineCost(TabulatedCost):
         multiplies all other times."""
         self.model = model
         self.gpu = gpu
-        self.precision = resolve_precision(engine, gpu)
+        self.precision = resolve_precision(engine, gpu, model)
         self.efficiency = efficiency or Efficiency()
         self.enforce_eager = engine.enforce_eager
         self.time_scale = time_scale

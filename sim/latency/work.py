@@ -32,7 +32,7 @@ class WorkModel:
     def __init__(self, model: ModelSpec, gpu: GpuSpec, engine: EngineConfig) -> None:
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.model = model
-        self.precision = resolve_precision(engine, gpu)
+        self.precision = resolve_precision(engine, gpu, model)
         self.peak_flops = tp * pp * self.precision.gemm_flops
         """Dense FLOP/s at the weights' number format."""
         self.peak_bandwidth = tp * pp * gpu.memory_bandwidth

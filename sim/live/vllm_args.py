@@ -237,7 +237,10 @@ def _dtype_flags(
                 "vLLM makes no int4 weights (AWQ, GPTQ) from a 16-bit checkpoint; name a quantised one by --model",
             )
         )
-    activations = engine.dtype if is_float else "bfloat16"
+    from sim.latency.models import load_model
+
+    stored = load_model(engine.model, loaded.base_dir).dtype if engine.dtype == "auto" else engine.dtype
+    activations = stored if stored in ("float32", "float16", "bfloat16") else "bfloat16"
     kv = engine.kv_cache_dtype
     if kv not in KV_DTYPES and kv != activations:
         problems.append(

@@ -36,6 +36,22 @@ _ALIASES = {
     "tp": "tensor_parallel_size",
 }
 
+# Other tools' words for values of ours, where such a value is possible.
+_VALUE_ALIASES = {
+    "awq": "int4",
+    "awq_marlin": "int4",
+    "gptq": "int4",
+    "gptq_marlin": "int4",
+    "w4a16": "int4",
+    "w8a8": "int8",
+    "fp8_e4m3": "fp8",
+    "fp8_block": "fp8",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+}
+
 
 def dotted(path: Path) -> str:
     """A path as ``--set`` takes it: ``workload.classes.0.share``."""
@@ -192,6 +208,9 @@ def _remedy(value: Any, shape: Shape) -> str:
     if value is None:
         return "; give a value, or leave the key out"
     if shape.choices:
+        alias = _VALUE_ALIASES.get(value.lower().replace("-", "_")) if isinstance(value, str) else None
+        if alias in shape.choices:
+            return f"; did you mean `{alias}`?"
         return did_you_mean(value, [str(choice) for choice in shape.choices]) if isinstance(value, str) else ""
     if isinstance(value, str) and shape.kind in (int, float):
         return "; remove the quotes" if _is_number(value) else ""

@@ -285,7 +285,8 @@ class EngineConfig(Strict):
     enable_expert_parallel: Flag = False
     """Whole experts on each of the ``tensor_parallel_size`` GPUs, in place of a share of every expert."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "bfloat16"
-    """Weights; ``auto`` = what the model's config says."""
+    """Weights (AWQ and GPTQ: ``int4``); ``auto`` = what a config.json says by ``torch_dtype`` and
+    ``quantization_config``, float32 cast to bfloat16 as by vLLM; presets are bfloat16."""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
     """KV cache; ``auto`` = the activations' type."""
     block_size: PositiveInt = 16

@@ -17,6 +17,8 @@ from sim.scenario.schema import EngineConfig
 
 GB, GIB, KIB = 1e9, 1 << 30, 1024
 
+LLAMA = MODELS["llama-2-7b"]
+
 
 def engine(model: str = "llama-2-7b", gpu: str = "a100-80gb-sxm", **settings_: Any) -> EngineConfig:
     return EngineConfig(model=model, gpu=gpu, **settings_)
@@ -166,20 +168,20 @@ def test_lengths_beyond_the_positions_are_noted() -> None:
 
 def test_formats_that_the_gpu_lacks_are_computed_in_16_bits() -> None:
     a100, h100 = GPUS["a100-80gb-sxm"], GPUS["h100-sxm"]
-    on_a100 = resolve_precision(engine(dtype="fp8"), a100)
+    on_a100 = resolve_precision(engine(dtype="fp8"), a100, LLAMA)
     assert on_a100.gemm_flops == a100.fp16_flops
     assert "no fp8 arithmetic" in on_a100.notes[0]
     assert any("no fp8 arithmetic" in note for note in plan_memory(engine(dtype="fp8")).notes)
-    on_h100 = resolve_precision(engine(dtype="fp8"), h100)
+    on_h100 = resolve_precision(engine(dtype="fp8"), h100, LLAMA)
     assert on_h100.gemm_flops == h100.fp8_flops
     assert on_h100.notes == ()
 
 
 def test_auto_formats() -> None:
     gpu = GPUS["h100-sxm"]
-    assert resolve_precision(engine(dtype="auto"), gpu).weights == "bfloat16"
-    assert resolve_precision(engine(dtype="int4"), gpu).kv == "bfloat16"
-    assert resolve_precision(engine(dtype="float32"), gpu).kv == "float32"
+    assert resolve_precision(engine(dtype="auto"), gpu, LLAMA).weights == "bfloat16"
+    assert resolve_precision(engine(dtype="int4"), gpu, LLAMA).kv == "bfloat16"
+    assert resolve_precision(engine(dtype="float32"), gpu, LLAMA).kv == "float32"
 
 
 @given(

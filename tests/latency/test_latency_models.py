@@ -170,7 +170,7 @@ def test_alternating_layers_are_read_as_full_attention(
 def test_notes_say_what_was_assumed(tmp_path: Path) -> None:
     unknown = load_model(str(write(tmp_path, LLAMA_31_8B | {"model_type": "newcomer"})))
     assert "newcomer" in unknown.notes[0]
-    nested = {"model_type": "mistral3", "text_config": LLAMA_31_8B, "quantization_config": {"quant_method": "fp8"}}
+    nested = {"model_type": "mistral3", "text_config": LLAMA_31_8B, "quantization_config": {"quant_method": "gguf"}}
     notes = load_model(str(write(tmp_path, nested))).notes
     assert "multimodal" in notes[0]
     assert "engine.dtype" in notes[1]
@@ -230,7 +230,7 @@ def test_other_names_do_not_matter_where_the_number_is_given(tmp_path: Path) -> 
 
 
 def test_the_quantization_of_a_nested_text_decoder_is_noted(tmp_path: Path) -> None:
-    nested = {"model_type": "llava", "text_config": LLAMA_31_8B | {"quantization_config": {"quant_method": "fp8"}}}
+    nested = {"model_type": "llava", "text_config": LLAMA_31_8B | {"quantization_config": {"quant_method": "gguf"}}}
     assert "engine.dtype" in load_model(str(write(tmp_path, nested))).notes[1]
 
 

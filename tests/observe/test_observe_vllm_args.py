@@ -173,6 +173,16 @@ def test_every_refusal_at_once_with_its_place(tmp_path: Path, capsys: pytest.Cap
     assert f"{path}:11:11: vLLM cannot run the policy packed" in error
 
 
+def test_the_type_of_a_float16_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2}
+    more = {"intermediate_size": 256, "vocab_size": 1000, "max_position_embeddings": 8192, "torch_dtype": "float16"}
+    (tmp_path / "config.json").write_text(json.dumps(shape | more))
+    path = tmp_path / "served.yaml"
+    path.write_text(SCENARIO.replace("llama-3.1-8b", ".") + "  dtype: auto\n  kv_cache_dtype: float32\n")
+    assert simrun("vllm-args", str(path)) == 2
+    assert "this one runs in float16" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "model", "expected"),
     [

@@ -61,7 +61,7 @@ class ProfileCost:
         self.profile = found.profile
         self.model = model
         self.notes = found.notes
-        self.precision = precision = resolve_precision(engine, gpu)
+        self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
         ep = tp if engine.enable_expert_parallel and model.num_experts else 1
         self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, link, ep)

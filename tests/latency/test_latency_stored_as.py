@@ -1,0 +1,160 @@
+"""``engine.dtype: auto``: the number format that a config.json says, as vLLM takes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim.errors import InputError
+from sim.latency.build import build_step_cost
+from sim.latency.gpus import load_gpu
+from sim.latency.memory import plan_memory
+from sim.latency.models import MODELS, load_model
+from sim.latency.precision import resolve_precision
+from sim.run import load
+from sim.scenario.schema import EngineConfig, LatencyConfig
+
+SHAPE = {
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
+
+
+def compressed(**groups: tuple[str, int, str, bool]) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            name: {
+                "weights": {"type": kind, "num_bits": bits, "strategy": strategy},
+                "input_activations": {"num_bits": bits} if has_activations else None,
+            }
+            for name, (kind, bits, strategy, has_activations) in groups.items()
+        },
+    }
+
+
+def written(folder: Path, **more: Any) -> str:
+    (folder / "config.json").write_text(json.dumps(SHAPE | more))
+    return str(folder)
+
+
+PLAIN: list[tuple[dict[str, Any], str, str]] = [
+    ({"torch_dtype": "float16"}, "float16", "torch_dtype float16"),
+    ({"torch_dtype": "bfloat16"}, "bfloat16", "torch_dtype bfloat16"),
+    ({"dtype": "float16", "torch_dtype": "float32"}, "float16", "dtype float16"),
+    ({"torch_dtype": "torch.float16"}, "float16", "torch_dtype float16"),
+    ({"torch_dtype": "float32"}, "bfloat16", "torch_dtype float32, which vLLM casts"),
+    ({"torch_dtype": "float8_e4m3fn"}, "bfloat16", "torch_dtype float8_e4m3fn, which vLLM casts"),
+    ({"torch_dtype": "float16", "model_type": "glm4"}, "bfloat16", "torch_dtype float16, which vLLM casts"),
+    ({"torch_dtype": None}, "bfloat16", ""),
+    ({}, "bfloat16", ""),
+]
+QUANTIZED: list[tuple[dict[str, Any], str]] = [
+    ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
+    ({"quant_method": "awq", "w_bit": 4}, "int4"),
+    ({"quant_method": "gptq", "bits": 4}, "int4"),
+    ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8"),
+    ({"quant_method": "fp8", "weight_block_size": None}, "fp8"),
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block"),
+    ({"quant_method": "fbgemm_fp8"}, "fp8"),
+    (compressed(group_0=("float", 8, "channel", True)), "fp8"),
+    (compressed(group_0=("float", 8, "block", True)), "fp8_block"),
+    (compressed(group_0=("int", 4, "group", False), group_1=("int", 4, "channel", False)), "int4"),
+    (compressed(group_0=("int", 8, "channel", True)), "int8"),
+]
+UNREAD: list[dict[str, Any]] = [
+    {"quant_method": "gptq", "bits": 8},
+    {"quant_method": "mxfp4"},
+    {"bits": 4},
+    compressed(group_0=("float", 4, "group", True)),
+    compressed(group_0=("float", 8, "channel", False)),
+    compressed(group_0=("int", 4, "group", False), group_1=("float", 8, "channel", True)),
+    compressed(),
+    {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": None}}},
+]
+
+
+@pytest.mark.parametrize(("config", "dtype", "source"), PLAIN)
+def test_plain_formats(tmp_path: Path, config: dict[str, Any], dtype: str, source: str) -> None:
+    model = load_model(written(tmp_path, **config))
+    assert (model.dtype, model.dtype_source) == (dtype, source)
+    engine = EngineConfig(model=str(tmp_path), gpu="h100-sxm", dtype="auto")
+    notes = plan_memory(engine).notes
+    assert (f"engine.dtype auto: {dtype}, from {source} of the model's config" in notes) == bool(source)
+    assert resolve_precision(engine, load_gpu("h100-sxm"), model).weights == dtype
+
+
+@pytest.mark.parametrize(("quantization", "dtype"), QUANTIZED)
+def test_quantised_formats(tmp_path: Path, quantization: dict[str, Any], dtype: str) -> None:
+    model = load_model(written(tmp_path, torch_dtype="float16", quantization_config=quantization))
+    assert (model.dtype, model.dtype_source) == (dtype, f"quantization_config {quantization['quant_method']}")
+    assert model.notes == ()
+
+
+@pytest.mark.parametrize("quantization", UNREAD)
+def test_what_the_simulator_has_no_format_for_is_said(tmp_path: Path, quantization: dict[str, Any]) -> None:
+    model = load_model(written(tmp_path, torch_dtype="float16", quantization_config=quantization))
+    assert model.dtype == "float16"
+    assert "is not read: engine.dtype says how the weights are stored" in model.notes[0]
+
+
+def test_a_quantised_text_decoder_within_a_larger_model(tmp_path: Path) -> None:
+    nested = {"model_type": "llava", "text_config": SHAPE | {"torch_dtype": "float16"}}
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    assert load_model(str(tmp_path)).dtype == "float16"
+    (tmp_path / "config.json").write_text(json.dumps({**nested, "quantization_config": {"quant_method": "awq"}}))
+    assert load_model(str(tmp_path)).dtype == "int4"
+
+
+def test_auto_is_charged_and_kept_as_what_it_is(tmp_path: Path) -> None:
+    """The same weights, KV blocks and step times as with the format named; other formats say that they differ."""
+    model = written(tmp_path, torch_dtype="float16", quantization_config={"quant_method": "awq", "bits": 4})
+    plans, costs = [], []
+    for dtype in ("auto", "int4", "bfloat16"):
+        engine = EngineConfig(model=model, gpu="h100-sxm", dtype=dtype, max_model_len=8192)
+        plans.append(plan_memory(engine))
+        costs.append(build_step_cost(engine, LatencyConfig()).decode_run_ns(4, 4000, 3).tolist())
+    assert plans[0].weights_bytes == plans[1].weights_bytes < 0.5 * plans[2].weights_bytes
+    assert plans[0].num_gpu_blocks == plans[1].num_gpu_blocks
+    assert costs[0] == costs[1] < costs[2]
+    told = (
+        "the model's config says int4 (quantization_config awq); engine.dtype bfloat16 is taken, auto would follow it"
+    )
+    assert [told in plan.notes for plan in plans] == [False, False, True]
+
+
+def test_blocks_of_fp8_take_a_scale_each(tmp_path: Path) -> None:
+    block = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    engine = EngineConfig(model=written(tmp_path, quantization_config=block), gpu="h100-sxm", dtype="auto")
+    gpu, model = load_gpu("h100-sxm"), load_model(str(tmp_path))
+    found = resolve_precision(engine, gpu, model)
+    assert (found.weights, found.activations, found.gemm_flops) == ("fp8_block", "bfloat16", gpu.fp8_flops)
+    assert found.linear_bytes == 1 + 4 / 16384
+    for kind in ("profile", "roofline"):
+        run_ns = build_step_cost(engine, LatencyConfig(kind=kind)).decode_run_ns(1, 100, 1)  # type: ignore[arg-type]
+        plain = engine.model_copy(update={"dtype": "bfloat16"})
+        assert run_ns[0] < build_step_cost(plain, LatencyConfig(kind=kind)).decode_run_ns(1, 100, 1)[0]  # type: ignore[arg-type]
+
+
+def test_presets_are_bfloat16_and_say_nothing() -> None:
+    assert {model.dtype for model in MODELS.values()} == {"bfloat16"}
+    engine = EngineConfig(model="llama-2-7b", gpu="h100-sxm", dtype="auto")
+    assert plan_memory(engine).notes == plan_memory(engine.model_copy(update={"dtype": "bfloat16"})).notes
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("awq", "int4"), ("GPTQ", "int4"), ("fp16", "float16"), ("half", "float16")]
+)
+def test_other_names_of_formats_get_the_one_to_write(given: str, meant: str) -> None:
+    engine = {"model": "llama-2-7b", "gpu": "h100-sxm", "dtype": given}
+    with pytest.raises(InputError, match=f"`engine.dtype` is the text '{given}'; .*did you mean `{meant}`\\?"):
+        load({"name": "x", "workload": {}, "engine": engine})
