@@ -212,11 +212,11 @@ def models_command() -> int:
     """List model presets."""
     from sim.latency.models import MODELS
 
-    click.echo(f"{'model':<24}{'params':>9}{'layers':>8}{'hidden':>8}{'heads':>7}{'KV':>5}{'context':>10}")
+    click.echo(f"{'model':<24}{'params':>9}{'layers':>8}{'hidden':>8}{'heads':>7}{'KV':>5}{'context':>12}")
     for spec in MODELS.values():
         click.echo(
             f"{spec.name:<24}{spec.num_parameters / 1e9:>7.1f} B{spec.num_layers:>8}{spec.hidden_size:>8}"
-            f"{spec.num_attention_heads:>7}{spec.num_kv_heads:>5}{spec.max_position_embeddings:>10,}"
+            f"{spec.num_attention_heads:>7}{spec.num_kv_heads:>5}{spec.max_position_embeddings:>12,}"
         )
     click.echo("Any other: engine.model = path of a Hugging Face config.json")
     return EXIT_DONE

@@ -213,6 +213,14 @@ def test_listings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert max(map(len, out.splitlines())) <= 80
 
 
+def test_columns_of_the_models_do_not_run_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun("models") == 0
+    head, *rows, _ = capsys.readouterr().out.splitlines()
+    assert {len(row.split()) for row in rows} == {len(head.split()) + 1}  # "8.0 B" is two words
+    scout = next(row for row in rows if row.startswith("llama-4-scout"))
+    assert scout.split()[-2:] == ["8", "10,485,760"]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert simrun("--version") == 0
     assert capsys.readouterr().out == f"simrun {sim.__version__}\n"
