@@ -110,6 +110,11 @@ def _finish_run(calibration: Calibration, path: Path, name: str) -> int:
         )
     else:
         store.path.unlink(missing_ok=True)
+    return _tell_gates(profile)
+
+
+def _tell_gates(profile: Profile) -> int:
+    """Say which gates failed; the exit code of who has just written the profile."""
     for gate in profile.failed_gates:
         click.echo(f"gpu-calibrate: gate {gate.name} failed: {gate.detail}", err=True)
     return EXIT_FAILED if profile.failed_gates else EXIT_DONE
@@ -234,9 +239,9 @@ def check_command(profile: str) -> int:
     print_gates(verdict.gates, click.echo)
     click.echo("\nbars")
     for bar in verdict.bars:
-        mark = "not known" if bar.value is None else "met      " if bar.met else "MISSED   "
-        click.echo(f"  {mark}  {bar.operator} {bar.kind}: {percent(bar.value)}, at most {percent(bar.limit)}")
-    click.echo(f"\n{'fit to predict from' if verdict.passed else 'NOT fit to predict from'}")
+        click.echo(f"  {bar.mark:<9}  {bar.operator} {bar.kind}: {percent(bar.value)}, at most {percent(bar.limit)}")
+    reasons = "; ".join(verdict.reasons)
+    click.echo(f"\n{f'NOT fit to predict from: {reasons}' if reasons else 'fit to predict from'}")
     return EXIT_DONE if verdict.passed else EXIT_FAILED
 
 
@@ -270,7 +275,11 @@ def show_command(profile: str, plots: str | None) -> int:
 def import_command(
     source: str, gpu: str, engine: str, version: str | None, path: str | None, name: str | None, out: str
 ) -> int:
-    """Make a profile from tables that others have measured."""
+    """Make a profile from tables that others have measured.
+
+    Exit code 1 where they lack what every step needs: it can be shown and
+    compared, not predicted from.
+    """
     from gpu_calibrate.held_out import held_out_errors
     from gpu_calibrate.importers import import_profile
     from sim.latency.profile.file import save_profile
@@ -286,7 +295,7 @@ def import_command(
     except OSError as error:
         raise OutputError(str(target), error) from error
     click.echo(_summary(profile, target))
-    return EXIT_DONE
+    return _tell_gates(profile)
 
 
 @cli.command("compare", context_settings=HELP)

@@ -25,7 +25,8 @@ from gpu_calibrate.simulated import SimulatedDevice
 from gpu_calibrate.store import Store
 from sim.errors import InputError
 from sim.latency.profile.cost import HOST_STEP_NS
-from sim.latency.profile.file import Profile, load_profile, save_profile
+from sim.latency.profile.file import Gate, Profile, load_profile, save_profile
+from sim.latency.profile.library import builtin_names
 
 
 def gpu_calibrate(*arguments: str) -> int:
@@ -151,7 +152,7 @@ def test_only_some_operators_is_no_whole_profile(
 ) -> None:
     out = tmp_path / "gemm.json"
     assert gpu_calibrate("run", "--quick", "--only", "gemm", "--out", str(out), "--name", "few") == 1
-    assert "gate complete failed: without decode_attention" in capsys.readouterr().err
+    assert "gate complete failed: without prefill_attention, decode_attention" in capsys.readouterr().err
     assert set(load_profile(out, allow_failed_gates=True).operators) == {"gemm"}
 
 
@@ -213,7 +214,7 @@ def test_check_passes_the_good_and_fails_the_bad(files: Path, capsys: pytest.Cap
     assert gpu_calibrate("check", str(files / "slow.json")) == 1
     bad = capsys.readouterr().out
     assert "FAILED  copy bandwidth" in bad
-    assert "NOT fit to predict from" in bad
+    assert "\nNOT fit to predict from: copy bandwidth: " in bad
 
 
 def edited(files: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
@@ -230,8 +231,17 @@ def test_a_profile_without_what_every_step_needs_is_not_fit(
     path = edited(files, tmp_path, lambda document: document["operators"].pop("decode_attention"))
     assert gpu_calibrate("check", path) == 1
     shown = capsys.readouterr().out
-    assert "FAILED  needed operators: decode_attention not measured" in shown
-    assert "NOT fit to predict from" in shown
+    assert "FAILED  operators: missing: decode_attention" in shown
+    assert "MISSED" not in shown
+    assert "\nNOT fit to predict from: operators: missing: decode_attention\n" in shown
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_built_in_profiles_are_fit(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_calibrate("check", name) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("passed  operators: gemm, prefill and decode attention are there") == 1
+    assert shown.endswith("\nfit to predict from\n")
 
 
 @pytest.mark.parametrize(
@@ -349,6 +359,29 @@ def test_an_import_states_its_errors(
     assert asked["path"] == Path("tables")
     assert load_profile(out).errors["gemm"]["held_out_curves"].num_points > 0
     assert "median held-out error: decode_attention" in capsys.readouterr().out
+
+
+def test_an_import_without_attention_is_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Vidur's tables of layers have no attention: the file is there to look at, and says what it lacks."""
+    shape = "n_head,n_kv_head,n_embd,n_expanded_embd,use_gated_mlp,num_tokens,tp,gpu"
+    layers = ("input_layernorm", "attn_pre_proj", "attn_rope", "attn_post_proj", "mlp_up_proj", "mlp_act")
+    columns = ",".join(f"{layer}_ms" for layer in (*layers, "mlp_down_proj", "add"))
+    times = "0.03,0.5,0.04,0.4,2.0,0.06,1.0,0.02"
+    (tmp_path / "mlp.csv").write_text(f"{shape},{columns}\n64,8,8192,28672,True,512,2,a100,{times}\n")
+    out = tmp_path / "x.json"
+    arguments = ["--from", "vidur", "--gpu", "a100", "--path", str(tmp_path), "--out", str(out)]
+    assert gpu_calibrate("import", *arguments) == 1
+    told = "missing: prefill_attention, decode_attention"
+    assert f"gpu-calibrate: gate operators failed: {told}\n" in capsys.readouterr().err
+    gate = Gate(name="operators", passed=False, detail=told)
+    assert load_profile(out, allow_failed_gates=True).gates == (gate,)
+    assert gpu_calibrate("check", str(out)) == 1
+    shown = capsys.readouterr().out
+    assert "MISSING    decode_attention random_points" in shown
+    assert "not known  gemm random_points" in shown
+    assert shown.endswith(f"\nNOT fit to predict from: operators: {told}\n")
+    with pytest.raises(InputError, match="gate operators failed"):
+        load_profile(out)
 
 
 def test_unforeseen_errors_are_one_line(

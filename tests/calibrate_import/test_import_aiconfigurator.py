@@ -85,6 +85,7 @@ def test_milliseconds_become_nanoseconds_and_the_file_says_where_from(folder: Pa
     assert profile.software == {"vllm": "0.24.0", "aiconfigurator-core": "1.2.3"}
     assert profile.operators["gemm"].origin == "aiconfigurator-core 1.2.3, h100_sxm, vllm 0.24.0, gemm"
     assert profile.operators["gemm"].kernel == "kernel"
+    assert [(gate.name, gate.passed) for gate in profile.gates] == [("operators", True)]
 
 
 def test_kv_of_a_decode_is_one_longer_than_its_step_and_prefill_has_no_prior(folder: Path) -> None:
