@@ -20,7 +20,7 @@ from gpu_calibrate.device import DeviceError, DeviceFacts, DeviceState, PointErr
 from gpu_calibrate.flash import find_flash
 from gpu_calibrate.operations import Call, Operation, Operations
 from gpu_calibrate.points import Point
-from gpu_calibrate.state import StateReader
+from gpu_calibrate.state import StateReader, gpu_present
 from sim.errors import InputError
 
 TARGET_NS = 1.2e6
@@ -30,6 +30,7 @@ LAUNCH_BOUND_NS = 30_000.0
 MAX_EAGER = 32
 WARMUP_CALLS = 3
 OBSERVE_EVERY_S = 0.2
+WITHOUT_GPU = "`gpu-calibrate doctor` looks for the reason, `gpu-calibrate import` makes profiles from published tables"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,12 +47,12 @@ def import_torch() -> Any:
     try:
         import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
+        if not gpu_present():
+            # Before anybody installs 3 GB in vain.
+            raise InputError(f"no NVIDIA GPU or no driver is on this machine; {WITHOUT_GPU}") from None
         raise InputError("measuring needs torch: pip install 'simrun-llm[torch]'") from None
     if not torch.cuda.is_available():
-        raise InputError(
-            "no NVIDIA GPU that torch can use is on this machine; `gpu-calibrate doctor` looks for the reason, "
-            "`gpu-calibrate import` makes profiles from published tables"
-        )
+        raise InputError(f"no NVIDIA GPU that torch can use is on this machine; {WITHOUT_GPU}")
     return torch
 
 

@@ -115,12 +115,28 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(cuda, "gpu_present", lambda: True)
     assert gpu_calibrate(*arguments) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("arguments", [["run", "--out", "x.json"], ["selftest"]], ids=" ".join)
+def test_without_a_gpu_that_is_said_before_torch_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("gpu_calibrate.state.subprocess.run", _missing)
+    monkeypatch.setattr("gpu_calibrate.state.count_gpus", lambda: 0)
+    assert gpu_calibrate(*arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("gpu-calibrate: no NVIDIA GPU or no driver is on this machine; ")
+    assert told.count("\n") == 1
+    assert "torch" not in told
 
 
 def test_a_file_that_is_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

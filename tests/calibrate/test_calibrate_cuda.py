@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_gpu import LAUNCH_NS, FakeTorch, fake_cupy
 
-from gpu_calibrate import kernels
+from gpu_calibrate import cuda, kernels
 from gpu_calibrate.cuda import CudaDevice, import_cupy, import_torch, read_facts
 from gpu_calibrate.device import DeviceError, PointError
 from gpu_calibrate.grid import CORE_HEADS, Plan
@@ -238,7 +238,12 @@ def test_a_whole_calibration_on_the_stand_in(gpu: CudaDevice, tmp_path: Path) ->
 
 def test_without_torch_or_gpu_or_cupy_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+    present = [True]
+    monkeypatch.setattr(cuda, "gpu_present", lambda: present[0])
     with pytest.raises(InputError, match="needs torch"):
+        import_torch()
+    present[0] = False
+    with pytest.raises(InputError, match=r"^no NVIDIA GPU or no driver is on this machine; `gpu-calibrate doctor`"):
         import_torch()
     torch = FakeTorch()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
