@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from gpu_calibrate.buffers import FP8_POOL_BYTES, POOL_BYTES, SCRATCH_BYTES
 from gpu_calibrate.grid import (
     CORE_MODELS,
     DEFAULT_S,
     DENSE_M,
+    HEAD_M,
     QUICK_S,
+    TP_SIZES,
     Plan,
     candidates,
     fits,
@@ -23,6 +27,7 @@ from gpu_calibrate.operations import DECODE_KERNEL
 from gpu_calibrate.plans import DECODE_LADDER
 from gpu_calibrate.points import (
     CURVE,
+    ELEMENT_BYTES,
     RANDOM,
     REPEAT,
     SKEW,
@@ -55,6 +60,32 @@ def test_matrices_of_a_layer_are_those_of_the_model() -> None:
     assert next(iter(model_matrices(MODELS["qwen3-30b-a3b"], 8))) == ((32 // 8 + 2) * 128, 2048)
     assert list(model_matrices(MODELS["qwen2.5-7b"], 8)) == [], "28 heads do not split by 8"
     assert head_matrix(MODELS["llama-3.1-8b"], 2) == (64128, 4096)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_matrices_of_layers_are_timed_from_1_to_16384_rows(gpu: str) -> None:
+    served = [(model, tp) for model in MODELS.values() for tp in TP_SIZES if fits(model, tp, GPUS[gpu])]
+    layers = {("bfloat16", n, k) for model, tp in served for n, k in model_matrices(model, tp)}
+    rows: dict[tuple[str | int, ...], set[int]] = {}
+    for point in (point for tier in candidates(GPUS[gpu]) for point in tier):
+        if point.operator == "gemm" and point.role == CURVE:
+            rows.setdefault(point.key, set()).add(point.at)
+    layers |= {key for key in rows if key[0] == "fp8"}
+    assert len(layers) > 100
+    assert {(min(rows[key]), max(rows[key])) for key in layers} == {(1, 16384)}
+    others = [rows[key] for key in rows if key not in layers]
+    assert {max(places) for places in others} == {max(HEAD_M)}, "rows of the LM head are seats"
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_matrix_fits_its_pool(gpu: str) -> None:
+    for point in (point for tier in candidates(GPUS[gpu]) for point in tier):
+        if point.operator != "gemm":
+            continue
+        dtype, n, k = str(point.key[0]), int(point.key[1]), int(point.key[2])
+        pool = FP8_POOL_BYTES if dtype == "fp8" else POOL_BYTES
+        assert max(n, point.at) * k * ELEMENT_BYTES[dtype] <= pool, point
+        assert point.at * n * 2 <= SCRATCH_BYTES, point
 
 
 def test_every_preset_that_fits_is_in_a_full_grid() -> None:
@@ -108,6 +139,18 @@ def test_a_plan_keeps_its_budget_and_what_is_needed(gpu: str) -> None:
         assert 0.02 < repeats / counts_of_roles(chosen)[CURVE] < 0.08 or repeats > 30
     assert quick.left_out > full.left_out
     assert {point.role for point in full.points} == {CURVE, RANDOM, REPEAT, SKEW}
+
+
+@pytest.mark.parametrize("gpu", ["h200-sxm", "a100-80gb-sxm"])
+def test_the_page_states_what_is_planned(gpu: str) -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8").split())
+    planned = plan(GPUS[gpu], DEFAULT_S)
+    gemms = {point.key for point in planned.points if point.operator == "gemm"}
+    told = (
+        f"{len(planned.points):,} points, {len(gemms)} matrices among them, in {planned.seconds:.0f} s; "
+        f"{planned.left_out:,} are left out"
+    )
+    assert told in page
 
 
 def test_the_same_plan_every_time_and_core_models_in_each() -> None:
