@@ -334,15 +334,16 @@ def doctor_command() -> int:
 @cli.command("selftest", context_settings=HELP)
 @click.option("--out", default="selftest", show_default=True, metavar="DIR", help="Keep results and profiles here.")
 @click.option(
-    "--part", "parts", multiple=True, metavar="PART", help="kernels, ladder, calibrate or repeat; default: all."
+    "--part", "parts", multiple=True, metavar="PART", help="kernels, ladder, cublas, calibrate or repeat; default: all."
 )
 @click.option("--gpu", metavar="PRESET", help="As for `run`.")
 @click.option("--table", "table_only", is_flag=True, help="Measure nothing; print the table of what is in DIR.")
 def selftest_command(out: str, parts: tuple[str, ...], gpu: str | None, table_only: bool) -> int:
     """Measure everything that the kit promises, and print it as a table.
 
-    Kernels against float64, the ladder, a whole calibration, part of it again in
-    another process: under ten minutes. Exit code 1 where something is missed.
+    Kernels against float64, the ladder, cuBLAS through torch and CuPy, a whole
+    calibration, part of it again in another process: under ten minutes. Exit
+    code 1 where something is missed.
     """
     from gpu_calibrate import selftest
 
@@ -356,9 +357,11 @@ def selftest_command(out: str, parts: tuple[str, ...], gpu: str | None, table_on
     if not table_only:
         from gpu_calibrate.cuda import import_cupy, import_torch
 
+        wanted = parts or selftest.PARTS
         import_torch()
-        import_cupy()
-        selftest.run_parts(parts or selftest.PARTS, folder, gpu, lambda text: click.echo(text, err=True))
+        if not set(wanted) <= set(selftest.WITHOUT_CUPY):
+            import_cupy()
+        selftest.run_parts(wanted, folder, gpu, lambda text: click.echo(text, err=True))
     if not folder.is_dir():
         raise InputError(f"--out {out}: no such folder; without --table the self-test makes it")
     command = "gpu-calibrate selftest" + "".join(f" --part {part}" for part in parts)

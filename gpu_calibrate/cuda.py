@@ -135,6 +135,7 @@ class CudaDevice:
             facts.l2_bytes,
             find_flash(torch, (int(major), int(minor or 0))),
             partial(own_kernels.operation, cupy, facts.num_sms),
+            cupy,
         )
         self._reader = StateReader(_uuid(torch.cuda.get_device_properties(0)))
         self._busy: DeviceState | None = None

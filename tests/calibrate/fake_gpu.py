@@ -142,7 +142,9 @@ class FakeTensor:
             size *= extent
         return size
 
-    def view(self, *shape: int) -> FakeTensor:
+    def view(self, *shape: Any) -> FakeTensor:
+        if shape[0] in SIZES:
+            return FakeTensor(self.torch, self.shape, shape[0])
         other = FakeTensor(self.torch, shape, self.dtype)
         if other.numel() != self.numel():
             raise RuntimeError(f"shape {shape} is invalid for input of size {self.numel()}")
@@ -299,11 +301,21 @@ def fake_cupy(torch: FakeTorch) -> Any:
     for name in ("asarray", "zeros", "resize", "ascontiguousarray", "where", "minimum", "random"):
         setattr(module, name, getattr(np, name))
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
+
+    def dot(a: FakeTensor, b: FakeTensor, out: FakeTensor) -> FakeTensor:
+        if torch.cuda.capturing is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if not b.transposed or a.dtype != "float16":
+            raise RuntimeError("weights by columns, as a linear layer has them, in a format that CuPy has")
+        return torch.mm(a, b, out)
+
     module.__dict__.update(
         __version__="14.2.0",
         RawModule=RawModule,
         cuda=types.SimpleNamespace(Device=Device, Stream=Stream, compiler=compiler),
         get_default_memory_pool=lambda: pool,
         launched=launched,
+        dot=dot,
+        from_dlpack=lambda tensor: tensor,
     )
     return module

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_gpu import FakeTorch
 
-from gpu_calibrate import cli, cuda, run, selftest
+from gpu_calibrate import cli, cublas, cuda, run, selftest
 from gpu_calibrate.compare import compare, predicted_rows
 from gpu_calibrate.device import DeviceError, Prepared
 from gpu_calibrate.grid import QUICK_S, plan
@@ -424,9 +425,9 @@ def test_before_any_part_every_row_waits(tmp_path: Path, capsys: pytest.CaptureF
     assert gpu_calibrate("selftest", "--table", "--out", str(tmp_path)) == 0
     shown = capsys.readouterr().out
     rows = selftest.table(tmp_path)
-    assert shown.count("not yet measured") == len(rows) == 13
+    assert shown.count("not yet measured") == len(rows) == 14
     assert (tmp_path / "selftest.md").read_text() == shown
-    assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 13
+    assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 14
 
 
 @pytest.mark.parametrize("content", ['{"checked": [', "{}", '{"wrong": 5}'], ids=["cut off", "empty", "odd"])
@@ -452,10 +453,49 @@ def test_a_part_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_page_has_every_row_of_the_table(tmp_path: Path) -> None:
+    """One table for the H200, one for the A100, each row with the command that fills it."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
-    for row in selftest.table(tmp_path):
-        bar = row.bar.replace("%", " %").replace("  %", " %")
-        assert page.count(f"| {row.what} | {bar} |") == 2, f"{row.what}: one row for the H200, one for the A100"
+    for line in selftest.table_lines(selftest.table(tmp_path)):
+        assert page.count(line) == 2, line
+
+
+def test_each_row_names_parts_that_there_are(tmp_path: Path) -> None:
+    rows = selftest.table(tmp_path)
+    assert {part for row in rows for part in row.parts} == set(selftest.PARTS)
+    repeated = next(row for row in rows if row.what.startswith("two calibrations"))
+    assert repeated.command == "gpu-calibrate selftest --part calibrate --part repeat"
+
+
+def test_without_cupy_the_cross_check_says_that_it_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", FakeTorch())
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_calibrate("selftest", "--part", "cublas", "--out", str(tmp_path)) == 0
+    assert "| skipped: measuring needs CuPy: pip install 'simrun-llm[gpu-cu13]'" in capsys.readouterr().out
+    assert gpu_calibrate("selftest", "--out", str(tmp_path)) == 2, "nothing else can do without"
+    with pytest.raises(InputError, match="needs CuPy"):
+        selftest.on_device("ladder", None)
+
+
+@pytest.mark.parametrize(("torch_ns", "met"), [(1.0, True), (1.1, True), (1.3, False), (0.8, False)])
+def test_torch_and_cupy_should_agree(tmp_path: Path, torch_ns: float, met: bool) -> None:
+    shapes = [{"n": 1, "k": 1, "m": 1, "torch_ns": ns, "cupy_ns": 1.0} for ns in (1.0, torch_ns)]
+    selftest.write_part(tmp_path, "cublas", {"shapes": shapes, "failures": []})
+    row = next(row for row in selftest.table(tmp_path) if row.parts == ("cublas",))
+    assert (row.met, "over 2 shapes" in row.value) == (met, True)
+    assert "| GEMM, float16: m x n x k | torch, us | CuPy, us | torch over CuPy |" in selftest.markdown(tmp_path, "x")
+    selftest.write_part(tmp_path, "cublas", {"shapes": shapes, "failures": ["gemm: no cuBLAS"]})
+    row = next(row for row in selftest.table(tmp_path) if row.parts == ("cublas",))
+    assert (row.met, row.value.endswith("; gemm: no cuBLAS")) == (False, True)
+
+
+def test_the_cross_check_on_the_simulated_device() -> None:
+    record = cublas.time_cublas(SimulatedDevice())
+    assert cublas.ratios(record) == pytest.approx([1.0] * len(cublas.SHAPES), rel=0.01)
+    for point in cublas.cublas_points():
+        least = SimulatedDevice().true_ns(point[0])
+        assert least > 50_000, "long enough that launching it one by one is hidden"
 
 
 def ladder(best: float) -> dict[str, Any]:

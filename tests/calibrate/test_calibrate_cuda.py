@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_gpu import LAUNCH_NS, FakeTorch, fake_cupy
 
-from gpu_calibrate import cuda, kernels
+from gpu_calibrate import cublas, cuda, kernels
 from gpu_calibrate.cuda import CudaDevice, import_cupy, import_torch, read_facts
 from gpu_calibrate.device import DeviceError, PointError
 from gpu_calibrate.grid import CORE_HEADS, Plan
@@ -217,6 +217,44 @@ def test_the_ladder_has_every_rung(gpu: CudaDevice, monkeypatch: pytest.MonkeyPa
     lines = ladder_table(record)
     assert sum(line.startswith("| `") for line in lines) == 7
     assert {"paged_attention_naive", "paged_attention_uncoalesced"} < set(gpu._cupy.launched)
+
+
+SMALL_SHAPES = ((512, 256, 64), (256, 512, 32))
+
+
+def test_cublas_is_reached_through_torch_and_cupy(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "SHAPES", SMALL_SHAPES)
+    record = cublas.time_cublas(gpu)
+    assert not record["failures"]
+    assert [(each["n"], each["k"], each["m"]) for each in record["shapes"]] == list(SMALL_SHAPES)
+    assert cublas.ratios(record) == pytest.approx([1.0, 1.0])
+    assert gpu.torch.cuda.graphs == 0, "CuPy refuses to have cuBLAS captured; the stand-in, too"
+    assert sum(line.endswith("| 1.000 |") for line in cublas.cublas_table(record)) == 2
+
+
+def test_torch_slower_than_cupy_is_seen(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "SHAPES", SMALL_SHAPES)
+    mm = FakeTorch.mm
+
+    def slow(torch: FakeTorch, a: Any, b: Any, out: Any) -> Any:
+        torch.cuda.enqueue(10_000.0)
+        return mm(torch, a, b, out)
+
+    monkeypatch.setattr(gpu._cupy, "dot", lambda a, b, out: mm(gpu.torch, a, b, out))
+    monkeypatch.setattr(FakeTorch, "mm", slow)
+    assert min(cublas.ratios(cublas.time_cublas(gpu))) > 1.0 + cublas.TOLERANCE
+
+
+def test_a_cupy_without_cublas_is_told(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "SHAPES", SMALL_SHAPES)
+
+    def missing(*_: Any) -> Any:
+        raise ImportError("libcublas.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(gpu._cupy, "dot", missing)
+    record = cublas.time_cublas(gpu)
+    assert (record["shapes"], len(record["failures"])) == ([], 2)
+    assert "ImportError: libcublas.so.13" in record["failures"][0]
 
 
 def test_a_whole_calibration_on_the_stand_in(gpu: CudaDevice, tmp_path: Path) -> None:
