@@ -18,6 +18,23 @@ LAUNCH_NS = 9000.0
 """On top of a kernel that is launched without a graph."""
 
 
+class FakeNvtx:
+    """``torch.cuda.nvtx``: ranges that are open, and all that were."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def range_push(self, name: str) -> int:
+        self.open.append(name)
+        self.seen.append(name)
+        return len(self.open)
+
+    def range_pop(self) -> int:
+        self.open.pop()
+        return len(self.open)
+
+
 class FakeCuda:
     """``torch.cuda`` on a clock in nanoseconds."""
 
@@ -28,6 +45,7 @@ class FakeCuda:
         self.synchronised = 0
         self.used_bytes = 1 << 30
         self.broken = False
+        self.nvtx = FakeNvtx()
         outer = self
 
         class Stream:

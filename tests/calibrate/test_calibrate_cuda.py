@@ -177,6 +177,45 @@ def test_large_reserves_are_given_back_between_batches(gpu: CudaDevice, monkeypa
     assert given_back == ["torch"]
 
 
+def test_ranges_are_named_after_operator_and_shape(gpu: CudaDevice) -> None:
+    nvtx = gpu.torch.cuda.nvtx
+    nvtx.seen.clear()
+    point = POINTS[1]
+    assert str(point) == "gemm(bfloat16, 512, 256; m 64)"
+    prepared = gpu.prepare(point)
+    assert nvtx.seen == [f"capture {point}"]
+    gpu.replay([prepared, prepared])
+    gpu.eager(prepared)
+    assert nvtx.seen == [f"capture {point}", str(point), str(point), f"eager {point}"]
+    assert not nvtx.open
+
+
+def test_ranges_end_where_a_point_fails(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = gpu.prepare(POINTS[0])
+    gpu.torch.cuda.broken = True
+    for action in (lambda: gpu.prepare(POINTS[1]), lambda: gpu.replay([prepared])):
+        with pytest.raises(DeviceError):
+            action()
+    assert not gpu.torch.cuda.nvtx.open
+    assert len(gpu.torch.cuda.nvtx.seen) > 2
+
+
+class StubNvtx:
+    """As torch's builds for CPUs have it."""
+
+    def range_push(self, name: str) -> int:
+        raise RuntimeError("NVTX functions not installed. Are you sure you have a CUDA build?")
+
+    range_pop = range_push
+
+
+@pytest.mark.parametrize("nvtx", [None, StubNvtx()], ids=["missing", "stub"])
+def test_without_nvtx_there_are_no_ranges(gpu: CudaDevice, nvtx: Any) -> None:
+    gpu.torch.cuda.nvtx = nvtx
+    device = CudaDevice(gpu.torch, gpu._cupy, gpu.facts)
+    assert device.replay([device.prepare(POINTS[0])])[0] > 0
+
+
 def test_a_dead_gpu_is_told_from_a_bad_point(gpu: CudaDevice) -> None:
     prepared = gpu.prepare(POINTS[0])
     gpu.torch.cuda.broken = True
@@ -204,6 +243,8 @@ def test_mixed_layers_are_one_graph(gpu: CudaDevice, monkeypatch: pytest.MonkeyP
     # Per layer: two norms, four matrices, rotary, cache write, activation, prefill and decode attention.
     assert step["launches"] == mixed.LAYERS * 11
     assert step["ns"] > mixed.LAYERS * 11 * 2500
+    told = "4 layers of llama-3.1-8b on chunks (60 after 0, 20 after 40), 2 decodes"
+    assert gpu.torch.cuda.nvtx.seen.count(told) == mixed.REPLAYS + 2
     assert step["decodes"] == [33, 100]
     assert len(gpu.torch.flash_calls) >= mixed.LAYERS
 
