@@ -112,6 +112,12 @@ def test_points_are_of_the_layout_and_there_once() -> None:
     assert "all_reduce" not in alone
 
 
+def test_prefill_is_asked_for_with_16_bit_kv_only() -> None:
+    """What the charged kernel is not called with would be a failed point each, and failures are a gate."""
+    points = [point for tier in candidates(H200) for point in tier if point.operator == "prefill_attention"]
+    assert {point.fields["kv_dtype"] for point in points} == {"bfloat16"}
+
+
 def test_m_is_dense_where_tiles_wave() -> None:
     inside = [m for m in DENSE_M if 129 <= m <= 1024]
     assert len(inside) >= 20
