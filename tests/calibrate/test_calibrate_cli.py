@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from fake_gpu import FakeTorch
 
-from gpu_calibrate import cli, cublas, cuda, run, selftest
+from gpu_calibrate import cli, cublas, cuda, kernel_checks, run, selftest
 from gpu_calibrate.compare import compare, predicted_rows
 from gpu_calibrate.device import DeviceError, Prepared
 from gpu_calibrate.grid import QUICK_S, plan
@@ -545,7 +545,7 @@ def test_kernels_to_check_are_all_there_and_planned() -> None:
     from gpu_calibrate.kernels import FILES
     from gpu_calibrate.plans import plan as plan_kernel
 
-    shapes = selftest.kernel_shapes()
+    shapes = kernel_checks.kernel_shapes()
     assert {op for op, _ in shapes} == set(FILES)
     for op, shape in shapes:
         plan_kernel(op, **shape)
@@ -565,11 +565,11 @@ def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> No
         return 0.5
 
     monkeypatch.setattr(reference, "check", verdict)
-    found = selftest.check_kernels()
+    found = kernel_checks.check_kernels()
     assert {each["op"] for each in found["wrong"]} == {"rotary"}
     assert len(found["checked"]) > 40
     ticks = iter([0.0, *[float(n) for n in range(200)]])
-    late = selftest.check_kernels(limit_s=3.0, clock=lambda: next(ticks))
+    late = kernel_checks.check_kernels(limit_s=3.0, clock=lambda: next(ticks))
     assert late["skipped"] > 40
 
 

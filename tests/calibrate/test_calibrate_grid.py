@@ -156,7 +156,7 @@ def test_the_page_states_what_is_planned(gpu: str) -> None:
         f"{len(planned.points):,} points, {len(gemms)} matrices among them, in {planned.seconds:.0f} s; "
         f"{planned.left_out:,} are left out"
     )
-    assert told in page
+    assert told in page, f"docs/calibration.md should say: {told}"
 
 
 def test_the_same_plan_every_time_and_core_models_in_each() -> None:
