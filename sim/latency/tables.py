@@ -104,6 +104,10 @@ class TabulatedCost:
         self._prefill_context = prefill_context
         self._swap = swap
 
+    def tokens_ns(self, tokens: int) -> int:
+        """One stage's time that depends on the number of tokens alone, as it is charged."""
+        return self._tokens.ns(tokens)
+
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
         num_prefill_tokens = shape.num_prefill_tokens
