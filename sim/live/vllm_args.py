@@ -367,10 +367,11 @@ def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
         )
     replicas, router = scenario.cluster.replicas, _named(scenario.cluster.router)[0]
     if engine.data_parallel_size > 1:
+        gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
         balanced = "as `vllm_dp` simulates" if router == "vllm_dp" else f"while `{router}` was simulated"
         notes.append(
-            f"{engine.data_parallel_size} ranks of {engine.tensor_parallel_size * engine.pipeline_parallel_size} GPUs "
-            f"each: vLLM balances them by queue lengths, {balanced}"
+            f"{engine.data_parallel_size} ranks of {gpus} GPU{'' if gpus == 1 else 's'} each: "
+            f"vLLM balances them by queue lengths, {balanced}"
         )
     if replicas > 1:
         notes.append(
