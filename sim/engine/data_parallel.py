@@ -55,6 +55,8 @@ class Rank(Replica):
         decisions: DecisionLog | None = None,
     ) -> None:
         super().__init__(env, index, model, scheduler, cost, depth, recorder, on_end, 0, decisions)
+        self._num_unseen = 0
+        """Requests that have arrived since it last formed a batch: until the next it has not looked."""
 
     def _start(self) -> None:
         """It has no process of its own."""
@@ -69,12 +71,23 @@ class Rank(Replica):
         """Whether any batch of its own is in flight."""
         return bool(self._in_flight)
 
+    @property
+    def knows_of_work(self) -> bool:
+        """Whether it has requests that it has seen."""
+        return self.num_running + self.num_waiting > self._num_unseen
+
+    def submit(self, request: Request) -> None:
+        """A request arrives here, now."""
+        self._num_unseen += 1
+        super().submit(request)
+
     def sleep_on(self, bell: Bell | None) -> None:
         """What a request that arrives here rings."""
         self._bell = bell
 
     def form(self, now_ns: int) -> Formed:
         """Its part of the group's next step."""
+        self._num_unseen = 0
         batch, is_dummy = Batch(), not self.scheduler.has_requests()
         if is_dummy:
             batch.num_free_blocks = self.free_blocks
@@ -125,14 +138,10 @@ class DataParallelGroup:
         while True:
             yield from self._sleep()
             self._num_steps = 0
-            while True:
-                asks = self._num_steps == 1 or (self._num_steps > 0 and self._num_steps % DP_SYNC_INTERVAL == 0)
+            while (yield from self._has_work()):
                 yield from self._turn()
-                if not asks:
-                    self._form([rank.has_room for rank in self.ranks])
+                self._form([rank.has_room for rank in self.ranks])
                 yield from self._until(self._ends_ns[0])
-                if asks and not any(rank.scheduler.has_requests() for rank in self.ranks):
-                    break
                 yield from self._turn()
                 self._form([True] * len(self.ranks))
                 if any(self._is_draining(place) for place in range(len(self.ranks))):
@@ -143,16 +152,29 @@ class DataParallelGroup:
                     yield At(self.env, host_ns, self.ranks[0].index)
 
     def _sleep(self) -> Generator[Event, Any, None]:
-        """Nobody has work: wait for a request, after what is still in flight."""
-        if any(rank.has_batches for rank in self.ranks):
-            yield from self._until(self._ends_ns[-1])
-        if not any(rank.scheduler.has_requests() for rank in self.ranks):
+        """Nobody has work: wait for a request, and take in what is still in flight."""
+        while not any(rank.scheduler.has_requests() for rank in self.ranks):
             bell = Bell(self.env, START_TURN + self.ranks[0].index)
             for rank in self.ranks:
                 rank.sleep_on(bell)
-            yield bell
+            if any(rank.has_batches for rank in self.ranks):
+                yield bell | At(self.env, self._ends_ns[-1] - self.env.now, self.ranks[0].index)
+            else:
+                yield bell
             for rank in self.ranks:
                 rank.sleep_on(None)
+                rank.settle(self.env.now)
+
+    def _has_work(self) -> Generator[Event, Any, bool]:
+        """Whether the group goes on: until ranks ask each other, and then if any of them knows of work. One with room
+        is asked as soon as the last step is launched, the others when their oldest batch has ended."""
+        if self._num_steps != 1 and (not self._num_steps or self._num_steps % DP_SYNC_INTERVAL):
+            return True
+        others = [rank for rank in self.ranks if not rank.has_room]
+        any_work = any(rank.knows_of_work for rank in self.ranks if rank.has_room)
+        if others:
+            yield from self._until(self._ends_ns[0])
+        return any_work or any(rank.knows_of_work for rank in others)
 
     def _turn(self) -> Generator[Event, Any, None]:
         """Whatever else happens at this instant happens before a batch is formed."""

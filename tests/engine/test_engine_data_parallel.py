@@ -126,6 +126,16 @@ def test_dummies_go_on_until_ranks_ask_each_other() -> None:
         assert late.seconds("first_token_ns")[1] == pytest.approx(max(at_s, 16.0) + 1.0)
 
 
+def test_a_rank_answers_for_the_requests_it_has_seen() -> None:
+    """All is done after one step, though a request has come to rank 1: it had answered before. So a new wave begins with
+    it at 1 s, whose first step ranks ask each other after; and the next request joins at its end."""
+    run = simulate(arrivals((0.0, 8, 1), (0.5, 16, 9), (1.25, 8, 2)), **SYNC)
+    assert of_rank(run, 1)[0] == (1.0, {"1": 16})
+    assert of_rank(run, 0)[1] == (2.0, {"2": 8})
+    rows = rows_of(run, 0)
+    assert rows["start_ns"][rows["num_prefills"].index(1, 1)] == 2 * 10**9
+
+
 def test_steps_for_nobody_are_not_written_down() -> None:
     run = simulate(backlog([8], [3]), **SYNC)
     assert run.results.record.steps["end_ns"].max() == 3 * 10**9

@@ -1,8 +1,8 @@
 """vLLM's own data-parallel busy loops, several ranks in one process and in simulated time.
 
-What runs is ``DPEngineCoreProc.run_busy_loop`` with vLLM's scheduler, one thread for each rank and one of them at a time. Played
-here are the accelerators (a step of the group takes a second and begins once every rank has launched its part), the
-all-reduce between ranks, and the way in: requests, and the message that wakes the other ranks, take no time.
+What runs is ``DPEngineCoreProc.run_busy_loop`` with vLLM's scheduler, one thread for each rank and one of them at a
+time. Played here are the accelerators (a step of the group takes a second and begins once every rank has launched its
+part), the all-reduce between ranks, and the way in: requests, and the message that wakes the other ranks, take no time.
 """
 
 from __future__ import annotations
@@ -186,23 +186,30 @@ def _engine_class() -> type[Any]:
             self.shutdown_state = core.EngineShutdownState.RUNNING
             self.step_counter = self.current_wave = self.prefill_schedule_interval = 0
             self.engines_running = self.pending_pause = self.ignore_start_dp_wave = self.has_coordinator = False
-            self.publish_dp_lb_stats = self.log_stats = self.check_for_draft_tokens = self.enable_fault_tolerance = False
+            self.publish_dp_lb_stats = self.log_stats = self.check_for_draft_tokens = self.enable_fault_tolerance = (
+                False
+            )
             self.is_mm_encoder_only = self.is_pooling_model = False
             self.async_scheduling = settings.async_scheduling
             self.eep_scaling_state = self._weight_version = None
             self.aborts_queue: Any = queue.Queue()
             self.output_queue: Any = queue.Queue()
+            self.is_woken = False
             self._next = 0
             self._mine = [each for each in world.arrivals if each.rank == rank]
 
         def _process_input_queue(self) -> None:
-            self.world.wait(self.dp_rank, lambda: self.has_work() or self._has_arrivals())
+            self.world.wait(self.dp_rank, lambda: self.has_work() or self.is_woken or self._has_arrivals())
+            self.engines_running |= self.is_woken
+            self.is_woken = False
             while self._has_arrivals():
                 arriving = self._mine[self._next]
                 self._next += 1
                 self.real.add_request(arriving.request)
-                for engine in self.world.engines:
-                    engine.engines_running = True
+                if not self.engines_running:  # a new wave
+                    self.engines_running = True
+                    for engine in self.world.engines:
+                        engine.is_woken = engine is not self
 
         def _has_arrivals(self) -> bool:
             return self._next < len(self._mine) and self._mine[self._next].at_ns <= self.world.now_ns

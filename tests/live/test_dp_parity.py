@@ -13,7 +13,7 @@ from traces import CaseRequest, CaseSettings
 
 from sim.run import load, run
 
-SEEDS = range(25)
+SEEDS = range(60)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def simulated(size: int, settings: CaseSettings, arrivals: list[Arriving]) -> li
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["sync", "async"])
 def test_ranks_step_as_vllms_busy_loops_do(size: int, async_scheduling: bool) -> None:
     """Instants of forming batches and what is in each, over random arrivals: idle ranks, waves, preemptions."""
