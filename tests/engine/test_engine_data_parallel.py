@@ -127,8 +127,8 @@ def test_dummies_go_on_until_ranks_ask_each_other() -> None:
 
 
 def test_a_rank_answers_for_the_requests_it_has_seen() -> None:
-    """All is done after one step, though a request has come to rank 1: it had answered before. So a new wave begins with
-    it at 1 s, whose first step ranks ask each other after; and the next request joins at its end."""
+    """All is done after one step, but a request has come to rank 1, which had answered before. So a new wave begins
+    with it at 1 s, after whose first step ranks ask each other; and the next request joins at its end."""
     run = simulate(arrivals((0.0, 8, 1), (0.5, 16, 9), (1.25, 8, 2)), **SYNC)
     assert of_rank(run, 1)[0] == (1.0, {"1": 16})
     assert of_rank(run, 0)[1] == (2.0, {"2": 8})
