@@ -351,6 +351,7 @@ class ProfiledOperators:
         if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
             self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
             return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+        self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
     def prefill_multiple(self, batch: int, chunk: float) -> float:
