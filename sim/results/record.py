@@ -70,6 +70,13 @@ DRAFT_COLUMNS = (
 )
 """Further columns of steps where there is speculative decoding."""
 
+GROUP_COLUMNS = (
+    "padded_tokens",  # tokens of this rank's matrices: its own, or the largest rank's rounded up to a CUDA graph
+    "group_tokens",  # tokens that go through the experts: of all ranks, padding included
+    "own_ns",  # accelerator time of what this rank computes for itself
+)
+"""Further columns of steps where ranks step together (an MoE model under data parallelism)."""
+
 REQUEST_COLUMNS = (
     "row",  # position in the workload
     "status",  # Status
@@ -173,11 +180,12 @@ class DraftCounts:
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
-    def __init__(self, *, is_speculative: bool = False) -> None:
-        """``is_speculative``: rows of steps have ``DRAFT_COLUMNS`` too."""
+    def __init__(self, *, is_speculative: bool = False, is_lockstep: bool = False) -> None:
+        """``is_speculative``: rows of steps have ``DRAFT_COLUMNS`` too; ``is_lockstep``: ``GROUP_COLUMNS``."""
         self.is_speculative = is_speculative
         self.drafts: DraftCounts | None = None
-        self.steps = ColumnWriter((*STEP_COLUMNS, *DRAFT_COLUMNS) if is_speculative else STEP_COLUMNS)
+        further = (*(DRAFT_COLUMNS if is_speculative else ()), *(GROUP_COLUMNS if is_lockstep else ()))
+        self.steps = ColumnWriter((*STEP_COLUMNS, *further))
         self.requests = ColumnWriter(REQUEST_COLUMNS)
         self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
         self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
@@ -333,5 +341,7 @@ class RunRecord:
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
     drafts: DraftCounts | None = None
     """Speculative decoding: what became of the drafts."""
+    data_parallel_size: int = 1
+    """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

@@ -167,6 +167,15 @@ def test_a_spike_is_dropped_and_a_step_is_not(tmp_path: Path) -> None:
     assert run(tmp_path).operators["gemm"].curves[0].at == (1, 3, 256, 257, 512)
 
 
+def test_a_first_point_far_above_those_after_it_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, [gemm(1, 0.06)], "gemm/gemm/vllm")
+    rows = [attention(1, length - 1, time, decode=True) for length, time in ((2, 0.031), (4, 0.0127), (8, 0.0127))]
+    rising = [attention(2, length - 1, time, decode=True) for length, time in ((2, 0.031), (4, 0.0127), (8, 0.029))]
+    write(tmp_path, rows + rising, "attention/generation_attention/vllm")
+    found = curves(run(tmp_path), "decode_attention")
+    assert {key[-1]: curve.at for key, curve in found.items()} == {1: (4, 8), 2: (2, 8)}
+
+
 def test_all_reduce_counts_elements_of_two_bytes(folder: Path) -> None:
     rows = [
         {"num_gpus": 2, "message_size": 1024, "backend": "vllm_graph", "latency": 0.005},

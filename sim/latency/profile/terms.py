@@ -26,6 +26,7 @@ def step_terms(cost: ProfileCost, columns: Mapping[str, IntColumn]) -> dict[str,
     if "num_draft_tokens" in columns:
         rows = rows + columns["num_draft_tokens"]
         tokens = tokens + columns["num_draft_tokens"]
+    tokens = columns.get("padded_tokens", tokens)  # of ranks that step together
     sizes = np.flatnonzero(np.bincount(tokens))
     by_size = {
         name: np.rint(times).astype(np.int64) for name, times in cost.token_terms_ns(sizes.astype(np.float64)).items()
