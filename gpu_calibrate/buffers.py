@@ -14,7 +14,7 @@ from gpu_calibrate.device import PointError
 ALIGNMENT = 256
 POOL_BYTES = 3 << 30
 FP8_POOL_BYTES = 1 << 30
-SCRATCH_BYTES = 1 << 30
+SCRATCH_BYTES = 2 << 30
 MAX_SETS = 256
 """Rotating buffer sets of one point."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_calibrate.gates import NEEDED
+from gpu_calibrate.gates import OPERATORS_GATE, missing_operators, operators_gate
 from sim.errors import InputError
 from sim.latency.profile.file import Error, Gate, Profile
 
@@ -32,6 +32,15 @@ class Bar:
     kind: str
     value: float | None
     limit: float
+    missing: bool = False
+    """The profile has no such operator, and no step can be formed without it."""
+
+    @property
+    def mark(self) -> str:
+        """In a word."""
+        if self.value is None:
+            return "MISSING" if self.missing else "not known"
+        return "met" if self.met else "MISSED"
 
     @property
     def met(self) -> bool:
@@ -49,8 +58,15 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """No gate failed, no stated error is over its bar."""
-        return all(gate.passed for gate in self.gates) and all(bar.met or bar.value is None for bar in self.bars)
+        """No gate failed, no stated error is over its bar, nothing that a step needs is missing."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why nothing should be predicted from it; empty where it is fit. What a step needs and lacks is a gate."""
+        failed = [f"{gate.name}: {gate.detail}" for gate in self.gates if not gate.passed]
+        over = [bar for bar in self.bars if bar.value is not None and not bar.met]
+        return [*failed, *(f"{bar.operator} {bar.kind} over its bar" for bar in over)]
 
 
 def errors_of(profile: Profile) -> Mapping[str, Mapping[str, Error]]:
@@ -75,20 +91,22 @@ def errors_of(profile: Profile) -> Mapping[str, Mapping[str, Error]]:
         ) from error
 
 
-def missing_operators(profile: Profile) -> list[Gate]:
-    """A failed gate where an operator that every step needs has no curve; the file's own gates may be older or none."""
-    missing = [name for name in NEEDED if name not in profile.operators or not profile.operators[name].curves]
-    if not missing:
-        return []
-    return [Gate(name="needed operators", passed=False, detail=f"{', '.join(missing)} not measured")]
+def gates_of(profile: Profile) -> tuple[Gate, ...]:
+    """Gates as the file has them, but for the operators that it holds: those are looked at anew, since the file's own
+    gates may be older than this one, or edited."""
+    told = tuple(gate for gate in profile.gates if gate.name != OPERATORS_GATE)
+    anew = operators_gate(profile)
+    # Where it passes, a measured profile's own gates say as much.
+    return told if told and anew.passed else (*told, anew)
 
 
 def check(profile: Profile) -> Verdict:
     """Gates as the file has them, errors as they are."""
     errors = errors_of(profile)
+    missing = missing_operators(profile)
     bars = []
     for (operator, kind), limit in BARS[profile.source.kind].items():
         error = errors.get(operator, {}).get(kind)
         value = None if error is None else error.mean if operator in MEANS else error.median
-        bars.append(Bar(operator, kind, value, limit))
-    return Verdict(errors, (*profile.gates, *missing_operators(profile)), tuple(bars))
+        bars.append(Bar(operator, kind, value, limit, operator in missing))
+    return Verdict(errors, gates_of(profile), tuple(bars))

@@ -18,9 +18,10 @@ from typing import Any
 from gpu_calibrate.buffers import Buffers
 from gpu_calibrate.device import DeviceError, DeviceFacts, DeviceState, PointError, Prepared, preset_of
 from gpu_calibrate.flash import find_flash
+from gpu_calibrate.nvtx import Ranges
 from gpu_calibrate.operations import Call, Operation, Operations
 from gpu_calibrate.points import Point
-from gpu_calibrate.state import StateReader
+from gpu_calibrate.state import StateReader, gpu_present
 from sim.errors import InputError
 
 TARGET_NS = 1.2e6
@@ -30,6 +31,7 @@ LAUNCH_BOUND_NS = 30_000.0
 MAX_EAGER = 32
 WARMUP_CALLS = 3
 OBSERVE_EVERY_S = 0.2
+WITHOUT_GPU = "`gpu-calibrate doctor` looks for the reason, `gpu-calibrate import` makes profiles from published tables"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +41,8 @@ class Handle:
     graph: Any
     operation: Operation
     launches: int
+    name: str
+    """Operator and shape, for profilers."""
 
 
 def import_torch() -> Any:
@@ -46,12 +50,12 @@ def import_torch() -> Any:
     try:
         import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
+        if not gpu_present():
+            # Before anybody installs 3 GB in vain.
+            raise InputError(f"no NVIDIA GPU or no driver is on this machine; {WITHOUT_GPU}") from None
         raise InputError("measuring needs torch: pip install 'simrun-llm[torch]'") from None
     if not torch.cuda.is_available():
-        raise InputError(
-            "no NVIDIA GPU that torch can use is on this machine; `gpu-calibrate doctor` looks for the reason, "
-            "`gpu-calibrate import` makes profiles from published tables"
-        )
+        raise InputError(f"no NVIDIA GPU that torch can use is on this machine; {WITHOUT_GPU}")
     return torch
 
 
@@ -123,6 +127,7 @@ class CudaDevice:
         from gpu_calibrate import own_kernels
 
         self._torch, self._cupy, self._facts = torch, cupy, facts
+        self._ranges = Ranges(torch)
         self._stream = torch.cuda.Stream()
         self._cupy_stream = cupy_stream(cupy, self._stream.cuda_stream)
         self._buffers = Buffers(torch, device, pool_scale)
@@ -134,6 +139,7 @@ class CudaDevice:
             facts.l2_bytes,
             find_flash(torch, (int(major), int(minor or 0))),
             partial(own_kernels.operation, cupy, facts.num_sms),
+            cupy,
         )
         self._reader = StateReader(_uuid(torch.cuda.get_device_properties(0)))
         self._busy: DeviceState | None = None
@@ -165,7 +171,7 @@ class CudaDevice:
         try:
             with self.on_stream():
                 operation = self._operations.build(point)
-                handle = self.capture(operation, operation.calls)
+                handle = self.capture(operation, operation.calls, name=str(point))
         except (PointError, DeviceError):
             raise
         except Exception as error:
@@ -181,12 +187,20 @@ class CudaDevice:
         calls: Sequence[Call],
         launches: int | None = None,
         warmup: int = WARMUP_CALLS,
+        name: str = "",
     ) -> Handle:
         """Warm ``calls`` up and capture a graph that goes round them. On this device's stream.
 
         ``launches`` is chosen so that a replay lasts about a millisecond, at least once round the buffer sets where
-        that is possible.
+        that is possible. ``name`` is what profilers show: ``capture NAME`` here, ``NAME`` around each replay.
         """
+        name = name or operation.kernel
+        with self._ranges(f"capture {name}"):
+            return self._capture(operation, calls, launches, warmup, name)
+
+    def _capture(
+        self, operation: Operation, calls: Sequence[Call], launches: int | None, warmup: int, name: str
+    ) -> Handle:
         for number in range(warmup):
             calls[number % len(calls)]()
         if launches is None:
@@ -195,7 +209,7 @@ class CudaDevice:
                 each_ns = max(2000.0, each_ns / 5.0)  # of which most is launching
             launches = int(max(1, min(MAX_LAUNCHES, TARGET_NS // each_ns)))
         if not operation.in_graph:
-            return Handle(None, operation, launches)
+            return Handle(None, operation, launches, name)
         self._torch.cuda.synchronize()
         graph = self._torch.cuda.CUDAGraph()
         # A collection that frees device memory in the middle of a capture would break it.
@@ -211,7 +225,7 @@ class CudaDevice:
         finally:
             if collecting:
                 gc.enable()
-        return Handle(graph, operation, launches)
+        return Handle(graph, operation, launches, name)
 
     def _time_calls(self, calls: Sequence[Call]) -> float:
         """Nanoseconds per call, enqueued one by one."""
@@ -233,9 +247,10 @@ class CudaDevice:
             with self.on_stream():
                 for prepared in order:
                     start, end = self._events()
-                    start.record()
-                    self.enqueue(prepared.handle)
-                    end.record()
+                    with self._ranges(prepared.handle.name):
+                        start.record()
+                        self.enqueue(prepared.handle)
+                        end.record()
                     pairs.append((start, end))
                 self._observe()
                 self._stream.synchronize()
@@ -268,7 +283,7 @@ class CudaDevice:
         calls = prepared.handle.operation.calls
         count = min(MAX_EAGER, prepared.launches)
         try:
-            with self.on_stream():
+            with self.on_stream(), self._ranges(f"eager {prepared.handle.name}"):
                 self._torch.cuda.synchronize()
                 return self._time_calls([calls[number % len(calls)] for number in range(count)])
         except Exception as error:

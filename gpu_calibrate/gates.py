@@ -1,4 +1,7 @@
-"""Sanity of a calibration: whether its numbers can be what a healthy card does. A profile that fails is not used."""
+"""Sanity of a profile: whether its numbers can be what a healthy card does, and whether a step can be formed of them.
+
+A profile that fails is not used.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ MAX_DROP = 0.30
 MAX_DROPS_SHARE = 0.02
 COPY_SHARE = (0.6, 1.05)
 """Of the datasheet's bandwidth: less is another card or one that others use, more is a mistake."""
-NEEDED = ("gemm", "decode_attention", "prefill_attention")
+NEEDED = ("gemm", "prefill_attention", "decode_attention")
+"""Operators without which no step of any model can be formed."""
+OPERATORS_GATE = "operators"
 
 
 def all_gates(results: Results, profile: Profile) -> tuple[Gate, ...]:
@@ -78,8 +83,25 @@ def _failures(results: Results) -> Gate:
     return Gate(name="failures", passed=len(results.failures) <= MAX_FAILED_SHARE * max(1, total), detail=detail)
 
 
+def imported_gates(profile: Profile) -> tuple[Gate, ...]:
+    """What must hold of tables that others measured. Their makers' cards are not at hand: only what is there counts."""
+    return (operators_gate(profile),)
+
+
+def operators_gate(profile: Profile) -> Gate:
+    """Every profile needs the operators of a dense layer, whoever measured it."""
+    missing = missing_operators(profile)
+    detail = f"missing: {', '.join(missing)}" if missing else "gemm, prefill and decode attention are there"
+    return Gate(name=OPERATORS_GATE, passed=not missing, detail=detail)
+
+
+def missing_operators(profile: Profile) -> list[str]:
+    """Those of ``NEEDED`` that have no curve."""
+    return [name for name in NEEDED if name not in profile.operators or not profile.operators[name].curves]
+
+
 def _complete(profile: Profile) -> Gate:
-    missing = [name for name in NEEDED if name not in profile.operators]
+    missing = missing_operators(profile)
     detail = f"without {', '.join(missing)}" if missing else "all that a dense model needs"
     return Gate(name="complete", passed=not missing, detail=detail)
 

@@ -86,7 +86,8 @@ def time_host(device: CudaDevice) -> dict[str, Any]:
 
     times = []
     with device.on_stream():
-        handle = device.capture(Operation([kernel], "small"), [kernel], launches=GRAPH_KERNELS)
+        operation = Operation([kernel], f"host time: {GRAPH_KERNELS} small kernels")
+        handle = device.capture(operation, [kernel], launches=GRAPH_KERNELS)
         for batch in BATCHES:
             times.append(quantile(sorted(_steps(device, torch, handle, batch)), 0.5))
     device.release_handle(handle)

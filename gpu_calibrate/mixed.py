@@ -39,6 +39,10 @@ class Mix:
     decodes: tuple[int, ...]
     """Tokens of KV of each decode, the new one included."""
 
+    def __str__(self) -> str:
+        chunks = ", ".join(f"{chunk:,} after {prior:,}" for chunk, prior in self.chunks)
+        return f"chunks ({chunks}), {len(self.decodes)} decodes"
+
     @property
     def num_tokens(self) -> int:
         """Tokens in the step's matrices."""
@@ -134,7 +138,8 @@ def time_mix(device: CudaDevice, model: ModelSpec, mix: Mix) -> dict[str, Any]:
 
     with device.on_stream():
         calls, keep = layer_calls(device, model, mix, LAYERS)
-        handle = device.capture(Operation(calls, "layers", keep=keep), calls, launches=len(calls), warmup=len(calls))
+        operation, name = Operation(calls, "layers", keep=keep), f"{LAYERS} layers of {model.name} on {mix}"
+        handle = device.capture(operation, calls, launches=len(calls), warmup=len(calls), name=name)
     times, launches = sorted(device.time_handle(handle, REPLAYS)), len(calls)
     device.release_handle(handle)
     return {

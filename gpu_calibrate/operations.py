@@ -45,6 +45,8 @@ class Operations:
     flash: Flash | None
     own: Callable[..., Operation] | None = None
     """``own_kernels.operation``, where CuPy is."""
+    cupy: Any = None
+    """The module, for GEMM by the other way to cuBLAS."""
 
     def build(self, point: Point) -> Operation:
         """Raises PointError where this machine cannot time the point."""
@@ -66,6 +68,8 @@ class Operations:
         torch, fields, m = self.torch, point.fields, point.at
         dtype, n, k = str(fields["dtype"]), int(fields["n"]), int(fields["k"])
         sets = num_sets(work_of(point).bytes, self.l2_bytes)
+        if point.variant:
+            return self._launched_gemm(point.variant, (m, n, k), dtype, sets)
         calls: list[Call] = []
         if dtype == "fp8":
             one = torch.ones((), dtype=torch.float32, device=self.device)
@@ -89,6 +93,22 @@ class Operations:
             activations, weights = self.buffers.take(dtype, m, k), self.buffers.take(dtype, n, k)
             calls.append(partial(torch.mm, activations, weights.t(), out=self.buffers.scratch(m, n, dtype=dtype)))
         return Operation(calls, f"torch {torch.__version__} mm (cuBLAS)")
+
+    def _launched_gemm(self, library: str, shape: tuple[int, int, int], dtype: str, sets: int) -> Operation:
+        """Through torch or CuPy, over the same buffers, without a graph: CuPy refuses to have cuBLAS captured."""
+        torch, cupy, (m, n, k) = self.torch, self.cupy, shape
+        if library == "cupy" and cupy is None:
+            raise PointError("CuPy is not installed")
+        calls: list[Call] = []
+        for _ in range(sets):
+            activations, weights = self.buffers.take(dtype, m, k), self.buffers.take(dtype, n, k).t()
+            out = self.buffers.scratch(m, n, dtype=dtype)
+            if library == "cupy":
+                calls.append(partial(cupy.dot, *map(cupy.from_dlpack, (activations, weights, out))))
+            else:
+                calls.append(partial(torch.mm, activations, weights, out=out))
+        version = torch.__version__ if library == "torch" else cupy.__version__
+        return Operation(calls, f"{library} {version} (cuBLAS), launched one by one", in_graph=False)
 
     def _decode(self, point: Point) -> Operation:
         if point.variant or self.flash is None or not self.flash.paged or point.fields["kv_dtype"] == "fp8":
@@ -126,6 +146,9 @@ class Operations:
         if self.flash is None:
             raise PointError("this torch has no FlashAttention for this GPU")
         fields = point.fields
+        if fields["kv_dtype"] == "fp8":
+            # FlashAttention-2 takes none; -3 does with FP8 queries, which nobody here has been able to try.
+            raise PointError(f"{self.flash.name} is not called with FP8 KV")
         sets = num_sets(work_of(point).bytes, self.l2_bytes)
         calls = [
             self.flash.call(

@@ -36,7 +36,7 @@ class Point:
     at: int
     role: str = CURVE
     variant: str = ""
-    """A kernel of the ladder by name; empty = the one that is charged to engines."""
+    """A kernel of the ladder by name, or the library that calls cuBLAS; empty = what is charged to engines."""
     skew: str = "even"
     """How unequal the contexts of a decode batch are, ``at`` being their mean."""
 

@@ -1,4 +1,4 @@
-"""One command that fills the table of what the kit must reach on a GPU: kernels, ladder, two calibrations, errors.
+"""One command that fills the table of what the kit must reach on a GPU: kernels, ladder, cuBLAS, two calibrations.
 
 Each part writes one JSON file; the table is made of whatever parts are there, so that a long self-test can be taken
 in pieces. Calibrations run as processes of their own: that is what repeatability is about, and a GPU that fails in one
@@ -14,20 +14,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_calibrate.compare import compare, predicted_rows
+from gpu_calibrate.cublas import TOLERANCE, cublas_table, ratios, time_cublas
 from gpu_calibrate.device import DeviceError, PointError
+from gpu_calibrate.kernel_checks import check_kernels
 from gpu_calibrate.ladder import best_share, ladder_table, time_ladder
 from sim.errors import InputError
 from sim.latency.profile.file import Profile, load_profile
 
-PARTS = ("kernels", "ladder", "calibrate", "repeat")
+if TYPE_CHECKING:
+    from gpu_calibrate.cuda import CudaDevice
+
+PARTS = ("kernels", "ladder", "cublas", "calibrate", "repeat")
+WITHOUT_CUPY = ("cublas",)
+"""Parts that say themselves that CuPy is missing; nothing of the others can be done without it."""
 FIRST, SECOND = "calibration.json.gz", "calibration-again.json.gz"
 REPEAT_BUDGET_S = 45
-KERNELS_LIMIT_S = 75.0
 ATTEMPTS = 3
 """A calibration that ends with a failed GPU is taken up again this often."""
 Echo = Callable[[str], None]
@@ -39,8 +44,15 @@ class Row:
 
     what: str
     bar: str
+    parts: tuple[str, ...]
+    """Of the self-test, that fill it."""
     value: str
     met: bool | None
+
+    @property
+    def command(self) -> str:
+        """What fills it."""
+        return f"gpu-calibrate selftest {' '.join(f'--part {part}' for part in self.parts)}"
 
 
 def write_part(folder: Path, part: str, record: Mapping[str, Any]) -> None:
@@ -61,58 +73,6 @@ def read_part(folder: Path, part: str) -> dict[str, Any] | None:
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
     return record if isinstance(record, dict) else None
-
-
-def kernel_shapes() -> list[tuple[str, dict[str, Any]]]:
-    """Every kernel: the charged ones in every head size and format, the lower rungs in a few; lengths that do not fill
-    their last block, an empty one, one beyond 2,048 tokens. The most important come first."""
-    from gpu_calibrate.plans import DECODE_LADDER
-
-    lengths = [1, 17, 300, 33, 2500]
-    shapes: list[tuple[str, dict[str, Any]]] = []
-    formats = [("bfloat16", "auto"), ("bfloat16", "fp8"), ("float16", "auto")]
-
-    def attention(op: str, head_size: int, dtype: str, kv_dtype: str, block_size: int) -> None:
-        shape: dict[str, Any] = {"num_q_heads": 8, "num_kv_heads": 2, "head_size": head_size, "dtype": dtype}
-        shape |= {"kv_dtype": kv_dtype, "block_size": block_size, "context_lens": lengths}
-        if op == "paged_prefill":
-            shape["query_lens"] = [1, 17, 70, 5, 100]
-        shapes.append((op, shape))
-
-    for op in ("paged_attention_split_kv", *DECODE_LADDER[:-1], "contiguous_attention", "paged_prefill"):
-        attention(op, 128, "bfloat16", "auto", 16)
-    for name, extra in (
-        ("rms_norm", {"hidden_size": 4096}),
-        ("rotary", {"num_q_heads": 8, "num_kv_heads": 2, "head_size": 128}),
-        ("silu_and_mul", {"intermediate_size": 14336}),
-        ("reshape_and_cache", {"num_kv_heads": 8, "head_size": 128}),
-    ):
-        shapes += [(name, {"num_tokens": tokens, "dtype": "bfloat16", **extra}) for tokens in (1, 77)]
-    for head_size, (dtype, kv_dtype), block_size in product((64, 80, 96, 128, 256), formats, (16, 32)):
-        attention("paged_attention_split_kv", head_size, dtype, kv_dtype, block_size)
-    for op, head_size in product(DECODE_LADDER[:-1], (80, 256)):
-        attention(op, head_size, "float16", "fp8", 32)
-    for head_size in (64, 80, 96, 256):
-        attention("paged_attention_gqa", head_size, "bfloat16", "auto", 16)
-        attention("paged_prefill", head_size, "bfloat16", "auto", 16)
-    return shapes
-
-
-def check_kernels(limit_s: float = KERNELS_LIMIT_S, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
-    """Each kernel once against float64: the largest error in units of what is tolerated, and what went wrong."""
-    from gpu_calibrate import launch, reference
-
-    started, checked, wrong, skipped = clock(), [], [], 0
-    for op, shape in kernel_shapes():
-        if clock() - started > limit_s:
-            skipped += 1
-            continue
-        try:
-            error = reference.check(launch.prepare(op, **shape))
-            checked.append({"op": op, "shape": {**shape}, "error": error})
-        except Exception as error:
-            wrong.append({"op": op, "shape": {**shape}, "reason": f"{type(error).__name__}: {error}"})
-    return {"checked": checked, "wrong": wrong, "skipped": skipped, "seconds": round(clock() - started, 1)}
 
 
 def run_calibration(out: Path, options: Sequence[str], echo: Echo) -> dict[str, Any]:
@@ -156,12 +116,8 @@ def run_part(part: str, folder: Path, gpu: str | None, echo: Echo) -> None:
     """Run one part and write its file. Raises InputError where there is no GPU."""
     folder.mkdir(parents=True, exist_ok=True)
     options = [] if gpu is None else ["--gpu", gpu]
-    if part in ("kernels", "ladder"):
-        from gpu_calibrate.cuda import open_device
-
-        device = open_device(gpu)
-        record = check_kernels() if part == "kernels" else time_ladder(device)
-        write_part(folder, part, {**record, "device": device.facts.name})
+    if part in ON_DEVICE:
+        write_part(folder, part, on_device(part, gpu))
         return
     before = settings_of_card()
     if part == "calibrate":
@@ -169,6 +125,29 @@ def run_part(part: str, folder: Path, gpu: str | None, echo: Echo) -> None:
     else:
         record = run_calibration(folder / SECOND, [*options, "--budget", str(REPEAT_BUDGET_S)], echo)
     write_part(folder, part, {**record, "settings_before": before, "settings_after": settings_of_card()})
+
+
+ON_DEVICE: Mapping[str, Callable[[CudaDevice], dict[str, Any]]] = {
+    "kernels": lambda _: check_kernels(),
+    "ladder": time_ladder,
+    "cublas": time_cublas,
+}
+"""Parts that are measured in this process."""
+
+
+def on_device(part: str, gpu: str | None) -> dict[str, Any]:
+    """A part's record, or that it was skipped and why. Raises InputError where there is no GPU."""
+    from gpu_calibrate.cuda import import_cupy, import_torch, open_device
+
+    import_torch()
+    try:
+        import_cupy()
+    except InputError as error:
+        if part not in WITHOUT_CUPY:
+            raise
+        return {"skipped": str(error)}
+    device = open_device(gpu)
+    return {**ON_DEVICE[part](device), "device": device.facts.name}
 
 
 SETTINGS_FIELDS = (
@@ -202,6 +181,7 @@ def table(folder: Path) -> list[Row]:
     return [
         _kernels_row(kernels),
         *_ladder_rows(ladder),
+        _cublas_row(read_part(folder, "cublas")),
         _prefill_row(first),
         _repeat_row(first, second),
         *_error_rows(first),
@@ -209,21 +189,39 @@ def table(folder: Path) -> list[Row]:
     ]
 
 
-def _unknown(what: str, bar: str) -> Row:
-    return Row(what, bar, "not yet measured", None)
+def _unknown(what: str, bar: str, *parts: str) -> Row:
+    return Row(what, bar, parts, "not yet measured", None)
+
+
+def _spaced(share: float) -> str:
+    """``4 %``, as prose has it."""
+    return f"{share:.0%}".replace("%", " %")
 
 
 def _kernels_row(record: Mapping[str, Any] | None) -> Row:
     what, bar = "kernels against float64 on the GPU", "all right"
     if record is None:
-        return _unknown(what, bar)
+        return _unknown(what, bar, "kernels")
     wrong, checked = record["wrong"], record["checked"]
     worst = max((float(each["error"]) for each in checked), default=0.0)
     value = f"{len(checked)} of {len(checked) + len(wrong)} right, worst {worst:.2f} of the tolerance"
     value += f", {record['skipped']} left out for time" if record["skipped"] else ""
     if wrong:
         value += f"; {wrong[0]['op']}: {wrong[0]['reason']}"
-    return Row(what, bar, value, not wrong and bool(checked))
+    return Row(what, bar, ("kernels",), value, not wrong and bool(checked))
+
+
+def _cublas_row(record: Mapping[str, Any] | None) -> Row:
+    what, bar = "GEMM through torch against cuBLAS through CuPy", f"ratios of medians within {_spaced(TOLERANCE)} of 1"
+    if record is None:
+        return _unknown(what, bar, "cublas")
+    if "skipped" in record:
+        return Row(what, bar, ("cublas",), f"skipped: {record['skipped']}", None)
+    found = ratios(record)
+    value = f"{min(found):.3f} to {max(found):.3f} over {len(found)} shapes" if found else "no shape could be timed"
+    value += f"; {record['failures'][0]}" if record["failures"] else ""
+    met = bool(found) and not record["failures"] and all(abs(ratio - 1.0) <= TOLERANCE for ratio in found)
+    return Row(what, bar, ("cublas",), value, met)
 
 
 def _ladder_rows(record: Mapping[str, Any] | None) -> list[Row]:
@@ -233,17 +231,17 @@ def _ladder_rows(record: Mapping[str, Any] | None) -> list[Row]:
         ("more than 256 MB of KV", 256_000_000, 1 << 62, 0.80),
         ("30-130 MB", 30_000_000, 135_000_000, 0.60),
     ):
-        label, limit = f"{what}, {size}", f"{bar:.0%} of the copy bandwidth"
+        label, limit = f"{what}, {size}", f"{_spaced(bar)} of the copy bandwidth"
         if record is None:
-            rows.append(_unknown(label, limit))
+            rows.append(_unknown(label, limit, "ladder"))
             continue
         from gpu_calibrate.ladder import read_rungs
 
         share = best_share(read_rungs(record), float(record["copy_bytes_per_s"]), low, high)
         value = "no shape could be timed" if share is None else f"{share:.1%} at its worst shape"
-        rows.append(Row(label, limit, value, share is not None and share >= bar))
+        rows.append(Row(label, limit, ("ladder",), value, share is not None and share >= bar))
     value = "not yet measured" if record is None else "below this table"
-    rows.append(Row("each rung against the one below", "printed", value, None if record is None else True))
+    rows.append(Row("each rung against the one below", "printed", ("ladder",), value, None if record is None else True))
     return rows
 
 
@@ -251,17 +249,18 @@ def _prefill_row(first: Profile | None) -> Row:
     what, bar = "prefill attention that is charged", "the kernel that engines run, named"
     operator = None if first is None else first.operators.get("prefill_attention")
     if operator is None:
-        return _unknown(what, bar)
-    return Row(what, bar, operator.kernel, "flash" in operator.kernel.lower())
+        return _unknown(what, bar, "calibrate")
+    return Row(what, bar, ("calibrate",), operator.kernel, "flash" in operator.kernel.lower())
 
 
 def _repeat_row(first: Profile | None, second: Profile | None) -> Row:
     what, bar = "two calibrations, two processes", "median difference under 1 %, p90 under 3 %"
+    parts = ("calibrate", "repeat")
     if first is None or second is None:
-        return _unknown(what, bar)
+        return _unknown(what, bar, *parts)
     row = compare(first, second)[-1]
     value = f"median {row.median_difference:.2%}, p90 {row.p90_difference:.2%} over {row.num_points:,} points"
-    return Row(what, bar, value, row.median_difference < 0.01 and row.p90_difference < 0.03)
+    return Row(what, bar, parts, value, row.median_difference < 0.01 and row.p90_difference < 0.03)
 
 
 def _error_rows(first: Profile | None) -> list[Row]:
@@ -272,14 +271,14 @@ def _error_rows(first: Profile | None) -> list[Row]:
         ("mixed whole-layer steps", 0.05, "mixed_steps", "layers"),
     ):
         measure = "MAPE" if kind == "layers" else "median"
-        limit = f"{measure} under {bar:.0%}"
+        limit = f"{measure} under {_spaced(bar)}"
         error = None if first is None else first.errors.get(operator, {}).get(kind)
         if error is None:
-            rows.append(_unknown(what, limit))
+            rows.append(_unknown(what, limit, "calibrate"))
             continue
         value = error.mean if kind == "layers" else error.median
         text = f"{measure} {value:.1%}, p90 {error.p90:.1%} over {error.num_points} points"
-        rows.append(Row(what, limit, text, value < bar))
+        rows.append(Row(what, limit, ("calibrate",), text, value < bar))
     return rows
 
 
@@ -291,7 +290,7 @@ def _run_rows(first: Profile | None, calibrated: Mapping[str, Any] | None) -> li
         ("sanity gates", "all passed"),
     )
     if first is None or calibrated is None:
-        return [_unknown(what, bar) for what, bar in bars]
+        return [_unknown(what, bar, "calibrate") for what, bar in bars]
     seconds, memory = float(calibrated["seconds"]), int(str(first.details.get("peak_memory_bytes", 0)))
     same = calibrated["settings_before"] == calibrated["settings_after"]
     failed = [gate.name for gate in first.failed_gates]
@@ -301,7 +300,7 @@ def _run_rows(first: Profile | None, calibrated: Mapping[str, Any] | None) -> li
         (str(calibrated["settings_after"] or "not told by the driver"), same),
         (f"failed: {', '.join(failed)}" if failed else "all passed", not failed),
     )
-    return [Row(what, bar, value, met) for (what, bar), (value, met) in zip(bars, values, strict=True)]
+    return [Row(what, bar, ("calibrate",), value, met) for (what, bar), (value, met) in zip(bars, values, strict=True)]
 
 
 def against_tables(folder: Path) -> list[str]:
@@ -327,28 +326,36 @@ def against_tables(folder: Path) -> list[str]:
     return lines
 
 
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """Markdown, as ``docs/calibration.md`` has it."""
+    marks = {True: "; reached", False: "; **missed**", None: ""}
+    return [
+        "| what | at least | measured | filled by |",
+        "|---|---|---|---|",
+        *(f"| {row.what} | {row.bar} | {row.value}{marks[row.met]} | `{row.command}` |" for row in rows),
+    ]
+
+
 def markdown(folder: Path, command: str) -> str:
     """The table for ``docs/calibration.md``, the ladder, and the comparison with public tables."""
     first = _profile(folder, FIRST)
     where = (
         "no calibration yet" if first is None else f"{first.device.name}, driver {first.software.get('driver', '?')}"
     )
-    lines = [
-        f"{where}; {datetime.now(UTC):%Y-%m-%d}; `{command}`",
-        "",
-        "| what | at least | measured | |",
-        "|---|---|---|---|",
-    ]
-    marks = {True: "reached", False: "**missed**", None: ""}
-    lines += [f"| {row.what} | {row.bar} | {row.value} | {marks[row.met]} |" for row in table(folder)]
-    ladder = read_part(folder, "ladder")
+    lines = [f"{where}; {datetime.now(UTC):%Y-%m-%d}; `{command}`", "", *table_lines(table(folder))]
+    ladder, cublas = read_part(folder, "ladder"), read_part(folder, "cublas")
     if ladder is not None and ladder["rungs"]:
         lines += ["", *ladder_table(ladder)]
+    if cublas is not None and cublas.get("shapes"):
+        lines += ["", *cublas_table(cublas)]
     others = against_tables(folder)
     return "\n".join([*lines, *(["", *others] if others else [])]) + "\n"
 
 
 def as_json(folder: Path) -> dict[str, Any]:
     """The same as data."""
-    rows = [{"what": row.what, "bar": row.bar, "value": row.value, "met": row.met} for row in table(folder)]
+    rows = [
+        {"what": row.what, "bar": row.bar, "value": row.value, "met": row.met, "command": row.command}
+        for row in table(folder)
+    ]
     return {"rows": rows, "parts": [part for part in PARTS if (folder / f"{part}.json").is_file()]}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from gpu_calibrate.device import DeviceState
@@ -46,6 +49,25 @@ def run_smi(arguments: list[str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def gpu_present() -> bool:
+    """Whether the driver tells of an NVIDIA GPU: ``nvidia-smi`` lists one, or CUDA's own library counts one."""
+    listed = run_smi(["-L"])
+    if listed is not None and listed.startswith("GPU "):
+        return True
+    return count_gpus() > 0
+
+
+def count_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
+    """GPUs as libcuda counts them, without torch and nvidia-smi; 0 where it is missing or will not start."""
+    try:
+        cuda = load("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else count.value
 
 
 def _number(text: str) -> float | None:

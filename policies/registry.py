@@ -23,7 +23,15 @@ from policies.packed import Packed
 from policies.parameters import Parameter, construct, parameters_of, suggestion
 from policies.predictors import ClassMean, Exact, Learned, MaxTokens, Noisy
 from policies.priority import Priority
-from policies.routing import LeastKv, LeastOutstanding, PowerOfTwo, PrefixAffinity, RoundRobin, StickySession
+from policies.routing import (
+    LeastKv,
+    LeastOutstanding,
+    PowerOfTwo,
+    PrefixAffinity,
+    RoundRobin,
+    StickySession,
+    VllmDp,
+)
 from policies.sjf import Sjf
 from policies.srtf import Srtf
 from policies.throughput import Throughput
@@ -39,7 +47,7 @@ POLICIES: Mapping[str, type[Policy]] = _by_name(
 )
 PREDICTORS: Mapping[str, type[Predictor]] = _by_name(Exact, MaxTokens, ClassMean, Noisy, Learned)
 ROUTERS: Mapping[str, type[Router]] = _by_name(
-    RoundRobin, LeastOutstanding, LeastKv, PowerOfTwo, StickySession, PrefixAffinity
+    RoundRobin, LeastOutstanding, LeastKv, PowerOfTwo, StickySession, PrefixAffinity, VllmDp
 )
 
 POLICY_SUPPLIED = ("predictor",)

@@ -214,6 +214,31 @@ def test_a_window_keeps_long_contexts_from_running_out_of_memory() -> None:
     assert small["kv"]["mean_usage"] < window["kv"]["mean_usage"]
 
 
+def test_ranks_with_their_own_attention_win_with_a_crowd_and_lose_with_a_few() -> None:
+    split = (
+        *("engine.data_parallel_size=1", "engine.tensor_parallel_size=8"),
+        *("engine.enable_expert_parallel=false", "engine.max_num_seqs=1024"),
+    )
+    few = "workload.requests=60", "workload.arrival.concurrency=16"
+    ranks, one = run("expert_parallelism"), run("expert_parallelism", *split)
+    assert ranks["cost"]["gpus"] == one["cost"]["gpus"] == 8
+    assert 1.15 < ranks["output_throughput"] / one["output_throughput"] < 1.4
+    assert 2.5 < ranks["p99_itl_ms"] / one["p99_itl_ms"] < 6
+    assert (
+        0.7
+        < run("expert_parallelism", *few, *split)["mean_tpot_ms"] / run("expert_parallelism", *few)["mean_tpot_ms"]
+        < 0.95
+    )
+    terms = ranks["utilization"]["step_time_s"]
+    assert 0.1 < (terms["dispatch"] + terms["combine"]) / sum(terms.values()) < 0.25
+    assert terms["waiting"] > 0
+    assert "all_reduce" not in terms
+    even = run("expert_parallelism", "latency.expert_load_imbalance=1")
+    uneven = run("expert_parallelism", "latency.expert_load_imbalance=3")
+    assert even["output_throughput"] / ranks["output_throughput"] == pytest.approx(9 / 8, rel=0.04)
+    assert uneven["output_throughput"] == pytest.approx(one["output_throughput"], rel=0.1)
+
+
 def test_the_readme_lists_every_scenario() -> None:
     readme = (SCENARIOS.parent / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| .*\? \|$", readme, flags=re.MULTILINE)

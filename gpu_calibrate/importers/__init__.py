@@ -27,7 +27,8 @@ def import_profile(
     command: str = "",
     add: Sequence[tuple[str, Path | None]] = (),
 ) -> Profile:
-    """The profile of ``gpu`` in the tables of ``source``, cleaned, without stated errors (``held_out`` finds those).
+    """The profile of ``gpu`` in the tables of ``source``, cleaned, with its gates, without stated errors
+    (``held_out`` finds those).
 
     ``gpu`` is a preset's name or the source's own (``a100_sxm``). ``engine`` and ``version`` choose among an
     aiconfigurator's tables, None the newest version. ``path`` is a folder (aiconfigurator: of the unpacked package,
@@ -37,13 +38,14 @@ def import_profile(
     Raises InputError for an unknown source, GPU, engine or version, for tables that are missing, known to be wrong or
     not in the layout, each with what to do.
     """
+    from gpu_calibrate.gates import imported_gates
     from gpu_calibrate.importers.combine import add_curves
 
     profile = _import_one(source, gpu=gpu, engine=engine, version=version, path=path, name=name, command=command)
     for other, other_path in add:
         extra = _import_one(other, gpu=gpu, engine=engine, version=None, path=other_path, name=name, command=command)
         profile = add_curves(profile, extra)
-    return profile
+    return profile.model_copy(update={"gates": imported_gates(profile)})
 
 
 def _import_one(

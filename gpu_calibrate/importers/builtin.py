@@ -11,11 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from gpu_calibrate.gates import imported_gates
 from gpu_calibrate.held_out import held_out_errors
 from gpu_calibrate.importers import aiconfigurator, import_profile
 from gpu_calibrate.importers.thin import keep_curves, thin_points
 from sim.errors import InputError
-from sim.latency.profile.file import Curve, Gate, Profile, save_profile
+from sim.latency.profile.file import Curve, Profile, save_profile
 from sim.latency.profile.library import BUILTIN
 
 COMMAND = "python -m gpu_calibrate.importers.builtin"
@@ -72,7 +73,7 @@ def build(preset: str, path: Path | None, llmservingsim_path: Path | None) -> Pr
     kept = without_slow_links(keep_curves(imported, wanted))
     errors = held_out_errors(kept)
     thinned = thin_points(kept, TOLERANCE)
-    return thinned.model_copy(update={"created": CREATED, "errors": errors, "gates": gates(thinned)})
+    return thinned.model_copy(update={"created": CREATED, "errors": errors, "gates": imported_gates(thinned)})
 
 
 def without_slow_links(profile: Profile) -> Profile:
@@ -100,13 +101,6 @@ def _bus_rate(curve: Curve) -> float:
     """Bytes/s per GPU and direction that a ring would need for the largest size measured."""
     gpus = int(curve.key[1])
     return curve.at[-1] * 2.0 * (gpus - 1) / gpus / curve.time_ns[-1] * 1e9
-
-
-def gates(profile: Profile) -> tuple[Gate, ...]:
-    """What must hold of a built-in profile: it has the operators of a dense layer, from one GPU's tables."""
-    missing = [name for name in ("gemm", "prefill_attention", "decode_attention") if name not in profile.operators]
-    detail = f"missing: {', '.join(missing)}" if missing else "gemm, prefill and decode attention are there"
-    return (Gate(name="operators", passed=not missing, detail=detail),)
 
 
 def main(arguments: list[str] | None = None) -> int:

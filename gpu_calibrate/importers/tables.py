@@ -180,13 +180,15 @@ def _rounded(time: float) -> float:
 
 
 def _outliers(times: Floats) -> npt.NDArray[np.bool_]:
-    """Single points far above or below both neighbours, which agree with each other. Steps, as tiles of a matrix make
-    them, are none."""
+    """Single points far above or below both neighbours, which agree with each other, and a first one far above the two
+    after it: less work takes no longer. Steps, as tiles of a matrix make them, are none."""
     found = np.zeros(len(times), dtype=bool)
     if len(times) < 3:
         return found
+    agree_next = max(times[1], times[2]) < AGREE * min(times[1], times[2])
     left, middle, right = times[:-2], times[1:-1], times[2:]
     agree = np.maximum(left, right) < AGREE * np.minimum(left, right)
     far = (middle > JUMP * np.maximum(left, right)) | (middle * JUMP < np.minimum(left, right))
     found[1:-1] = agree & far
+    found[0] = agree_next and times[0] > JUMP * max(times[1], times[2])
     return found

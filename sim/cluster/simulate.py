@@ -14,6 +14,7 @@ from sim.cluster.gateway import Gateway, Progress
 from sim.engine.ahead import AheadScheduler
 from sim.engine.batch import SchedulerSettings
 from sim.engine.clock import Clock
+from sim.engine.data_parallel import DataParallelGroup, Rank
 from sim.engine.decisions import DecisionLog
 from sim.engine.decode_sums import DecodeSums
 from sim.engine.fast_forward import FastReplica
@@ -24,6 +25,7 @@ from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
+from sim.latency.lockstep import LockstepCost
 from sim.latency.memory import MemoryPlan, plan_memory
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
@@ -36,6 +38,9 @@ from sim.workload.table import NO_GROUP, RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
+
+_WITH_TERMS = (ProfileCost, SpeculativeCost, LockstepCost)
+"""Step costs whose time has terms, where they stand on a profile."""
 
 
 def simulate_cluster(
@@ -58,17 +63,21 @@ def simulate_cluster(
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)
     drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
-    recorder = Recorder(more_columns=(DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ()))
+    of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())
+    recorder = Recorder(shape_columns=of_shape, is_lockstep=isinstance(cost, LockstepCost))
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
     client_ns = client_overhead_ns(engine.gpu, scenario.latency)
     gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, client_ns)
-    log = None if decisions is None else DecisionLog(decisions, in_order=engine.stepping == "reference")
-    gateway.replicas = [
-        _build_replica(loaded, index, gateway, settings, cost, log) for index in range(scenario.cluster.replicas)
-    ]
+    # Ranks of a group form their batches of one instant in an order of their own.
+    in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
+    log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
+    num_ranks = scenario.cluster.replicas * engine.data_parallel_size
+    gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log) for index in range(num_ranks)]
+    if isinstance(cost, LockstepCost):
+        _group(gateway, cost, engine)
     try:
         sums = DecodeSums(cost, recorder)
         gateway.deal_out(sums)
@@ -159,6 +168,9 @@ def _build_replica(
     # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
     swaps_conversations = engine.preemption == "swap" and bool((gateway.workload.session != NO_GROUP).any())
     try:
+        if isinstance(cost, LockstepCost):
+            scheduler = Scheduler(settings, policy, recorder)
+            return Rank(gateway.env, index, engine.model, scheduler, cost, depth, recorder, gateway.on_end, decisions)
         if engine.speculative is not None:
             # Every step decides something: how many drafts were right.
             acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
@@ -170,11 +182,19 @@ def _build_replica(
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
         unbounded = replace(settings, sliding_window=None)
-        scheduler = AheadScheduler(unbounded, policy, recorder, is_pipelined=is_pipelined)
-        return FastReplica(gateway.env, index, engine.model, scheduler, *common, is_watched=gateway.acts_on_ends)
+        ahead = AheadScheduler(unbounded, policy, recorder, is_pipelined=is_pipelined)
+        return FastReplica(gateway.env, index, engine.model, ahead, *common, is_watched=gateway.acts_on_ends)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
+
+
+def _group(gateway: Gateway, cost: LockstepCost, engine: EngineConfig) -> None:
+    """Ranks that follow each other in number step together."""
+    ranks = [replica for replica in gateway.replicas if isinstance(replica, Rank)]
+    for first in range(0, len(ranks), engine.data_parallel_size):
+        group = ranks[first : first + engine.data_parallel_size]
+        DataParallelGroup(gateway.env, group, cost, pipeline_depth(engine))
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
@@ -252,7 +272,8 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
         gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
         latency={**cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         drafts=recorder.drafts,
-        terms=cost.terms if isinstance(cost, ProfileCost | SpeculativeCost) and cost.kind == "profile" else None,
+        data_parallel_size=engine.data_parallel_size,
+        terms=cost.terms if isinstance(cost, _WITH_TERMS) and cost.kind == "profile" else None,
         notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
         cpu_s=cpu_s,
     )

@@ -90,7 +90,7 @@ class FastReplica(Replica):
         self._must_complete = False
         """A step scheduled nothing: the oldest batch in flight has to end before the next one."""
         self._shape = StepShape()
-        self._nothing_more = (0,) * len(recorder.more_columns)
+        self._nothing_more = (0,) * len(recorder.shape_columns)
         """What a jump drafts and swaps."""
         self._feed: Feed | None = None
         self._steady: SteadyLoop | None = None

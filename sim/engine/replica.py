@@ -60,6 +60,7 @@ class Replica:
         self._host_free_ns = 0
         self._num_fruitless_steps = 0
         self._bell: Bell | None = None
+        self._further_columns: tuple[int, ...] = ()
         self._start()
 
     # --- what a router sees ------------------------------------------------------------------
@@ -191,10 +192,25 @@ class Replica:
 
     # --- what is written down ----------------------------------------------------------------
 
-    def _record(self, batch: Batch, now_ns: int, start_ns: int, end_ns: int, gpu_ns: int, host_ns: int) -> None:
-        shape, scheduler = batch.shape, self.scheduler
-        names = self.recorder.more_columns
-        more = [getattr(shape, name) for name in names] if names else ()
+    def _counts(self) -> tuple[int, int, int]:
+        """Requests that run, requests that wait, seats held."""
+        scheduler = self.scheduler
+        return len(scheduler.running), len(scheduler.waiting), scheduler.num_seats
+
+    def _record(
+        self,
+        batch: Batch,
+        now_ns: int,
+        start_ns: int,
+        end_ns: int,
+        gpu_ns: int,
+        host_ns: int,
+        counts: tuple[int, int, int] | None = None,
+    ) -> None:
+        shape, further = batch.shape, self._further_columns
+        num_running, num_waiting, num_seats = counts or self._counts()
+        if names := self.recorder.shape_columns:
+            further = (*(getattr(shape, name) for name in names), *further)
         self.recorder.steps.append(
             (
                 self.index,
@@ -202,8 +218,8 @@ class Replica:
                 start_ns,
                 end_ns,
                 1,
-                len(scheduler.running),
-                len(scheduler.waiting),
+                num_running,
+                num_waiting,
                 shape.num_prefills,
                 shape.num_prefill_tokens,
                 shape.num_decodes,
@@ -215,10 +231,10 @@ class Replica:
                 host_ns,
                 batch.num_free_blocks,
                 len(batch.preempted),
-                scheduler.num_seats,
+                num_seats,
                 now_ns,
                 0,
-                *more,
+                *further,
             )
         )
 

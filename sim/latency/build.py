@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError
 from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
+from sim.latency.experts import ExpertGroup
 from sim.latency.kind import latency_kind
+from sim.latency.lockstep import LockstepCost
 from sim.latency.memory import load_model_and_gpu
+from sim.latency.models import load_model
 from sim.latency.operators import Efficiency
 from sim.latency.parallel import Link
 from sim.latency.profile.library import find_profile
@@ -38,6 +41,10 @@ def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path
     """
     cost = _build_plain_cost(engine, latency, base_dir)
     _check_shortest_step(cost, latency)
+    if engine.data_parallel_size > 1:
+        model = load_model(engine.model, base_dir)
+        if ExpertGroup.of(engine, model).is_lockstep:
+            return LockstepCost(cost, engine, model)
     speculative = engine.speculative
     if speculative is None or isinstance(cost, ConstantCost):
         return cost
@@ -59,17 +66,37 @@ def _build_plain_cost(
         return ConstantCost(round(latency.step_s * latency.time_scale * 1e9), time_scale=latency.time_scale)
     model, gpu = load_model_and_gpu(engine, base_dir)
     host_ms, link, scale = latency.host_overhead_ms, _link(latency), latency.time_scale
+    uneven = latency.expert_load_imbalance
     if kind == "roofline":
         if link is None:
-            return RooflineCost(model, gpu, engine, host_overhead_ms=host_ms, time_scale=scale)
+            return RooflineCost(
+                model, gpu, engine, host_overhead_ms=host_ms, time_scale=scale, expert_load_imbalance=uneven
+            )
         linked = replace(gpu, nvlink_bandwidth=link.bandwidth)
         latency_s = link.latency_ns / 1e9
         costs = Efficiency(link=1.0, nvlink_latency_s=latency_s, nvlink_hop_s=0.0)
-        return RooflineCost(model, linked, engine, host_overhead_ms=host_ms, efficiency=costs, time_scale=scale)
+        return RooflineCost(
+            model,
+            linked,
+            engine,
+            host_overhead_ms=host_ms,
+            efficiency=costs,
+            time_scale=scale,
+            expert_load_imbalance=uneven,
+        )
     from sim.latency.profile.cost import ProfileCost
 
     found = find_profile(latency.profile, gpu, base_dir)
-    return ProfileCost(found, model, gpu, engine, host_overhead_ms=host_ms, link=link, time_scale=scale)
+    return ProfileCost(
+        found,
+        model,
+        gpu,
+        engine,
+        host_overhead_ms=host_ms,
+        link=link,
+        time_scale=scale,
+        expert_load_imbalance=uneven,
+    )
 
 
 def _check_shortest_step(cost: StepCost, latency: LatencyConfig) -> None:

@@ -23,6 +23,10 @@ class ConstantCost:
         """``step_ns``."""
         return self.step_ns
 
+    def tokens_ns(self, tokens: int) -> int:
+        """Zero: nothing of a step goes by its tokens."""
+        return 0
+
     def host_ns(self, shape: StepShape) -> int:
         """Zero."""
         return 0

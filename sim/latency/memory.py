@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.errors import InputError, Problem
+from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.models import ModelSpec, load_model
 from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
@@ -121,7 +122,7 @@ def load_model_and_gpu(engine: EngineConfig, base_dir: Path | None = None) -> tu
     gpu: GpuSpec | None = None
     try:
         model = load_model(engine.model, base_dir)
-        problems += parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
+        problems += _split_problems(engine, model)
     except InputError as error:
         problems += error.problems
     try:
@@ -173,6 +174,11 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
     )
 
 
+def _split_problems(engine: EngineConfig, model: ModelSpec) -> list[Problem]:
+    problems = parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
+    return problems + expert_problems(engine, model)
+
+
 def kept_window(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> int | None:
     """The window that KV is kept for, or None where all of it is: no window or none that ``max_model_len`` exceeds,
     memory reserved in one piece, or a draft model that shares the blocks and looks back on something else."""
@@ -189,30 +195,38 @@ def _blocks_of_longest(engine: EngineConfig, window: int | None) -> int:
     return max_blocks_per_request(window, in_flight, engine.max_model_len, engine.block_size)
 
 
-def weights_bytes(model: ModelSpec, precision: Precision, tp: int, layers: range, *, embed: bool, head: bool) -> int:
+def weights_bytes(
+    model: ModelSpec, precision: Precision, tp: int, layers: range, *, embed: bool, head: bool, dp: int = 1
+) -> int:
     """Weights on one of ``tp`` GPUs that hold ``layers``, with the table of rotary positions. Quantisation leaves the
-    embedding and the LM head in 16 bits; KV projections are replicated where there are more GPUs than KV heads."""
+    embedding and the LM head in 16 bits; KV projections are replicated where there are more GPUs than KV heads. Routed
+    experts are spread over ``dp`` such ranks, whole or split: a GPU holds as much either way."""
     extra_kv = max(0, tp * kv_heads_per_gpu(model.num_kv_heads, tp) - model.num_kv_heads)
     replicated = 2 * model.hidden_size * extra_kv * model.head_size
     attention = model.attention_parameters + replicated
     moe = model.router_parameters + model.num_experts * model.expert_parameters + model.shared_expert_parameters
     num_dense = len(range(layers.start, min(layers.stop, model.num_layers - model.num_moe_layers)))
-    linear = len(layers) * attention + num_dense * model.dense_mlp_parameters + (len(layers) - num_dense) * moe
+    num_moe = len(layers) - num_dense
+    linear = len(layers) * attention + num_dense * model.dense_mlp_parameters + num_moe * moe
+    elsewhere = num_moe * model.num_experts * model.expert_parameters * (dp - 1) / dp
     matrices = 1 if embed and head and model.tie_word_embeddings else int(embed) + int(head)
     outer = matrices * model.vocab_size * model.hidden_size
     norms = (2 * len(layers) + 1) * model.hidden_size * precision.activation_bytes
     rotary = model.max_position_embeddings * model.head_size * precision.activation_bytes
-    return round(linear / tp * precision.linear_bytes + outer / tp * precision.head_bytes) + norms + rotary
+    here = (linear - elsewhere) / tp
+    return round(here * precision.linear_bytes + outer / tp * precision.head_bytes) + norms + rotary
 
 
 def activation_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision, *, head: bool) -> int:
     """Peak of vLLM's profiling pass (``profile_run``): the larger of one MLP or attention block at
     ``max_num_batched_tokens`` and, with ``head``, the sampler at ``max_num_seqs`` rows of whole logits beside the
-    hidden states."""
-    tp = engine.tensor_parallel_size
+    hidden states. Under data parallelism the experts see the tokens of all ranks, each with its full budget."""
+    tp, dp = engine.tensor_parallel_size, ExpertGroup.of(engine, model).dp
     width = model.intermediate_size if model.num_moe_layers < model.num_layers else 0
     routed = model.experts_per_token * model.moe_intermediate_size + model.shared_expert_intermediate_size
-    mlp = 3 * max(width, routed) / tp + model.experts_per_token * model.hidden_size
+    mlp = 3 * max(width, routed) / tp + dp * model.experts_per_token * model.hidden_size
+    if dp > 1:
+        mlp += dp * model.hidden_size
     attention = 2 * (model.q_size + model.kv_size) / tp
     per_token = 4 * model.hidden_size + max(mlp, attention)
     forward = engine.max_num_batched_tokens * per_token * precision.activation_bytes
@@ -223,9 +237,10 @@ def activation_bytes(engine: EngineConfig, model: ModelSpec, precision: Precisio
     return round(max(forward, hidden + rows * model.vocab_size * SAMPLER_BYTES_PER_LOGIT))
 
 
-def non_torch_bytes(engine: EngineConfig, gpu: GpuSpec) -> int:
-    """What lives outside PyTorch's pool: libraries and, with several GPUs, communicators."""
-    if engine.tensor_parallel_size * engine.pipeline_parallel_size == 1:
+def non_torch_bytes(engine: EngineConfig, gpu: GpuSpec, dp: int = 1) -> int:
+    """What lives outside PyTorch's pool: libraries and, with several GPUs, communicators. ``dp``: ranks that exchange
+    tokens with each other."""
+    if engine.tensor_parallel_size * engine.pipeline_parallel_size * dp == 1:
         return NON_TORCH_BYTES
     over_pcie = gpu.nvlink_bandwidth is None
     return NON_TORCH_BYTES + (PCIE_COMMUNICATOR_BYTES if over_pcie else NVLINK_COMMUNICATOR_BYTES)
@@ -262,7 +277,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
     """The pipeline stage with the fewest KV blocks: vLLM gives all stages as many as that one has."""
     draft_weights, draft_kv, draft_graphs = _draft_stage(engine, draft, gpu)
     precision = resolve_precision(engine, gpu, model)
-    tp = engine.tensor_parallel_size
+    tp, dp = engine.tensor_parallel_size, ExpertGroup.of(engine, model).dp
     heads = kv_heads_per_gpu(model.num_kv_heads, tp)
     kv_per_layer = 2 * heads * model.head_size * precision.kv_bytes
     sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
@@ -272,14 +287,14 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
         layers = range(first, first + size)
         first += size
         head = index == len(sizes) - 1
-        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=head)
+        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=head, dp=dp)
         activations = activation_bytes(engine, model, precision, head=head)
         graphs = 0 if engine.enforce_eager else size * GRAPH_BYTES_PER_LAYER
         stages.append(
             _Stage(
                 weights=weights + draft_weights,
                 kv_per_token=size * kv_per_layer + draft_kv,
-                reserve=activations + non_torch_bytes(engine, gpu) + graphs + draft_graphs,
+                reserve=activations + non_torch_bytes(engine, gpu, dp) + graphs + draft_graphs,
                 graphs=graphs + draft_graphs,
                 requested=int(gpu.memory_bytes * engine.gpu_memory_utilization),
             )
@@ -293,13 +308,20 @@ def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _
     lines = (
         f"engine: {model.name} in {resolve_precision(engine, gpu, model).weights}"
         f"{'' if draft is None else f', with {draft.name} to draft for it,'} does not fit {gpu.name} with "
-        f"tensor_parallel_size {engine.tensor_parallel_size}, pipeline_parallel_size {engine.pipeline_parallel_size}: "
+        f"tensor_parallel_size {engine.tensor_parallel_size}, pipeline_parallel_size {engine.pipeline_parallel_size}"
+        f"{'' if engine.data_parallel_size == 1 else f', data_parallel_size {engine.data_parallel_size}'}: "
         f"it misses {missing / 1e9:.1f} GB per GPU (weights {stage.weights / 1e9:.1f} GB + activations, graphs and "
         f"buffers {stage.reserve / 1e9:.1f} GB + KV cache, against {stage.requested / 1e9:.1f} GB = "
         f"gpu_memory_utilization {engine.gpu_memory_utilization:g} of {gpu.memory_bytes / 1e9:.1f} GB)"
     )
     remedies = [
-        text for text in (_larger_tp(engine, model, gpu, draft), _smaller_dtype(engine, model, gpu, draft)) if text
+        text
+        for text in (
+            _larger_tp(engine, model, gpu, draft),
+            _larger_dp(engine, model, gpu, draft),
+            _smaller_dtype(engine, model, gpu, draft),
+        )
+        if text
     ]
     if not remedies:
         remedies = ["a smaller model, a larger GPU or more GPUs (pipeline_parallel_size)"]
@@ -307,7 +329,7 @@ def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _
 
 
 def _fits(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> bool:
-    split = parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
+    split = _split_problems(engine, model)
     if draft is not None:
         split += parallel_problems(draft, engine.tensor_parallel_size, 1)
     return not split and _tightest_stage(engine, model, gpu, draft).missing_bytes(engine) <= 0
@@ -318,6 +340,16 @@ def _larger_tp(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: Mode
         larger = engine.model_copy(update={"tensor_parallel_size": tp})
         if tp > engine.tensor_parallel_size and _fits(larger, model, gpu, draft):
             return f"tensor_parallel_size: {tp}"
+    return None
+
+
+def _larger_dp(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> str | None:
+    """More ranks that share the experts, where there are several already."""
+    if ExpertGroup.of(engine, model).is_lockstep:
+        for dp in (2, 4, 8, 16, 32):
+            larger = engine.model_copy(update={"data_parallel_size": dp})
+            if dp > engine.data_parallel_size and _fits(larger, model, gpu, draft):
+                return f"data_parallel_size: {dp}"
     return None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.experts import AG_RS, ALONE, ExpertGroup, dispatch_bytes
 from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
@@ -99,6 +100,8 @@ class Operators:
     tp: int
     pp: int
     efficiency: Efficiency
+    experts: ExpertGroup = ALONE
+    """The GPUs that hold the experts of an MoE model."""
 
     def _gemm_s(self, tokens: Floats, outputs: float, inputs: float, *, weight_bytes: float, flops: float) -> Floats:
         """``tokens`` rows through an ``outputs`` x ``inputs`` matrix; no rows cost nothing."""
@@ -135,15 +138,27 @@ class Operators:
             tokens, self.model.hidden_size, width
         )
 
-    def experts_s(self, tokens: Floats) -> Floats:
-        """Router, routed experts (only those that some token chose are read) and shared experts of one layer."""
+    def routed_s(self, tokens: Floats) -> Floats:
+        """Routed experts of one layer (only those that some token chose are read) on one of the GPUs that hold them,
+        for that many tokens of them all. Whole experts and shares of all of them are as much work while tokens choose
+        evenly; an imbalance gives the busiest GPU more rows, not more experts."""
         model, precision = self.model, self.precision
         rows = tokens * model.experts_per_token
         touched = distinct_experts(model.num_experts, model.experts_per_token, tokens)
-        per_gpu = model.expert_parameters / self.tp
-        compute = 2.0 * rows * per_gpu / (precision.gemm_flops * self.efficiency.moe_gemm)
-        traffic = touched * per_gpu * precision.linear_bytes + rows * 4 * model.hidden_size * precision.activation_bytes
-        seconds = slower_of(compute, traffic / self._bandwidth)
+        per_gpu = model.expert_parameters / self.experts.num_gpus
+        busiest = rows * (self.experts.imbalance or 1.0)
+        compute = 2.0 * busiest * per_gpu / (precision.gemm_flops * self.efficiency.moe_gemm)
+        moved = busiest * 4 * model.hidden_size * precision.activation_bytes
+        traffic = touched * per_gpu * precision.linear_bytes + moved
+        return slower_of(compute, traffic / self._bandwidth)
+
+    def experts_s(self, tokens: Floats) -> Floats:
+        """Router, routed experts and shared experts of one layer."""
+        return self.router_and_shared_s(tokens, self.routed_s(tokens))
+
+    def router_and_shared_s(self, tokens: Floats, seconds: Floats | float = 0.0) -> Floats:
+        """What of a layer's experts every rank computes for its own tokens, added to ``seconds``."""
+        model, precision = self.model, self.precision
         router = self._gemm_s(
             tokens,
             model.num_experts,
@@ -172,6 +187,33 @@ class Operators:
         starts = ELEMENTWISE_OPERATORS * self.efficiency.kernel_s + self.efficiency.attention_s
         return np.where(tokens > 0, seconds + starts, 0.0)
 
+    def _collective_s(self, payload: Floats, passes: float, num_gpus: int) -> Floats:
+        """``passes`` of (n - 1) / n of the payload over every link, and a latency."""
+        seconds = passes * (num_gpus - 1) / num_gpus * payload / (self.gpu.link_bandwidth * self.efficiency.link)
+        return np.where(payload > 0, seconds + self._latency_s(num_gpus), 0.0)
+
+    def hidden_gather_s(self, tokens: Floats) -> Floats:
+        """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
+        return self._collective_s(tokens * (self.model.hidden_size * self.precision.activation_bytes), 1.0, self.tp)
+
+    def exchange_s(self, tokens: Floats, bytes_per_token: float) -> Floats:
+        """One layer's tokens of all ranks on their way to the experts, or back."""
+        group = self.experts
+        if group.backend == AG_RS:
+            return self._collective_s(tokens * bytes_per_token, 1.0, group.exchange_gpus)
+        each = tokens / group.num_gpus * group.destinations(self.model.experts_per_token) * (group.imbalance or 1.0)
+        return self._collective_s(each * bytes_per_token, 1.0, group.num_gpus)
+
+    def group_terms_s(self, tokens: Floats) -> dict[str, Floats]:
+        """One step's time of what all ranks do together with ``tokens`` tokens of them all, padding included."""
+        model, precision, count = self.model, self.precision, self.model.num_moe_layers
+        combined = float(model.hidden_size * precision.activation_bytes)
+        return {
+            "experts": count * self.routed_s(tokens),
+            "dispatch": count * self.exchange_s(tokens, dispatch_bytes(model, precision)),
+            "combine": count * self.exchange_s(tokens, combined),
+        }
+
     def all_reduce_s(self, tokens: Floats) -> Floats:
         """One all-reduce of the hidden state over the ``tp`` GPUs: ring bandwidth plus a latency."""
         if self.tp == 1:
@@ -183,14 +225,18 @@ class Operators:
     @property
     def link_latency_s(self) -> float:
         """Fixed cost of one small collective."""
+        return self._latency_s(self.tp)
+
+    def _latency_s(self, num_gpus: int) -> float:
         costs = self.efficiency
         if self.gpu.nvlink_bandwidth is not None:
-            return costs.nvlink_latency_s + costs.nvlink_hop_s * max(0, self.tp - 2)
-        return costs.pcie_latency_s + costs.pcie_hop_s * max(0, self.tp - 2)
+            return costs.nvlink_latency_s + costs.nvlink_hop_s * max(0, num_gpus - 2)
+        return costs.pcie_latency_s + costs.pcie_hop_s * max(0, num_gpus - 2)
 
     def layers_s(self, tokens: Floats) -> Floats:
-        """All layers but attention over the KV cache, all-reduces included."""
-        model = self.model
+        """All layers but attention over the KV cache, all-reduces included. Of ranks that step together
+        (``LockstepCost``), only what each computes for itself."""
+        model, group = self.model, self.experts
         num_dense = model.num_layers - model.num_moe_layers
         each = self.attention_projections_s(tokens) + 2.0 * self.all_reduce_s(tokens)
         total = model.num_layers * each
@@ -199,7 +245,11 @@ class Operators:
             total = total + num_dense * (self.mlp_s(tokens, width) + self.elementwise_s(tokens, width))
         if model.num_moe_layers:
             width = model.experts_per_token * model.moe_intermediate_size + model.shared_expert_intermediate_size
-            total = total + model.num_moe_layers * (self.experts_s(tokens) + self.elementwise_s(tokens, width))
+            experts = self.router_and_shared_s if group.is_lockstep else self.experts_s
+            total = total + model.num_moe_layers * (experts(tokens) + self.elementwise_s(tokens, width))
+        if group.is_sequence_parallel:  # outputs of experts come back whole, shared out over the GPUs
+            swapped = self.hidden_gather_s(tokens) - self.all_reduce_s(tokens)
+            total = total + model.num_moe_layers * swapped
         return total
 
     def embedding_s(self, tokens: Floats) -> Floats:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.latency.base import StepShape
+from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.operators import Efficiency, Floats, Operators
@@ -45,6 +46,7 @@ class RooflineCost(TabulatedCost):
         host_overhead_ms: float | None = None,
         efficiency: Efficiency | None = None,
         time_scale: float = 1.0,
+        expert_load_imbalance: float | None = None,
     ) -> None:
         """``host_overhead_ms`` replaces all of the default host time, its part per request included; ``time_scale``
         multiplies all other times."""
@@ -52,13 +54,14 @@ class RooflineCost(TabulatedCost):
         self.gpu = gpu
         self.precision = resolve_precision(engine, gpu, model)
         self.efficiency = efficiency or Efficiency()
-        self.enforce_eager = engine.enforce_eager
+        self.experts = ExpertGroup.of(engine, model, expert_load_imbalance)
+        self.enforce_eager = engine.enforce_eager and not self.experts.is_lockstep
         self.time_scale = time_scale
         ns = time_scale * 1e9
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
-        self.operators = Operators(model, gpu, self.precision, tp, pp, self.efficiency)
+        self.operators = Operators(model, gpu, self.precision, tp, pp, self.efficiency, self.experts)
         ops = self.operators
-        parallel_ns = HOST_PARALLEL_NS if tp * pp > 1 else 0
+        parallel_ns = HOST_PARALLEL_NS if self.experts.dp * tp * pp > 1 else 0
         default_host = host_overhead_ms is None
         super().__init__(
             tokens=Table(lambda tokens: self._tokens_s(tokens) * time_scale, engine.max_num_batched_tokens, least_ns=1),

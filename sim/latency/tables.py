@@ -111,6 +111,10 @@ class TabulatedCost:
         self._swap = swap
         self._window = sliding_window
 
+    def tokens_ns(self, tokens: int) -> int:
+        """One stage's time that depends on the number of tokens alone, as it is charged."""
+        return self._tokens.ns(tokens)
+
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
         if self._window is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.operators import distinct_experts
@@ -37,6 +38,8 @@ class WorkModel:
         """Dense FLOP/s at the weights' number format."""
         self.peak_bandwidth = tp * pp * gpu.memory_bandwidth
         kv_heads = tp * kv_heads_per_gpu(model.num_kv_heads, tp)
+        self._dp = ExpertGroup.of(engine, model).dp
+        """Ranks that share the experts: each is charged its part of what the group reads of them."""
         self.kv_bytes_per_token = 2 * model.num_layers * kv_heads * model.head_size * self.precision.kv_bytes
         """Of all GPUs, replicated heads counted as often as they are stored."""
 
@@ -64,12 +67,16 @@ class WorkModel:
         fixed = model.linear_parameters - model.num_moe_layers * model.num_experts * model.expert_parameters
         weights = busy * fixed
         if model.num_experts:
-            touched = distinct_experts(model.num_experts, model.experts_per_token, per_step)
+            touched = self._touched(columns.get("group_tokens", per_step).astype(np.float64))
             weights = weights + steps * model.num_moe_layers * model.expert_parameters * touched
         head = np.where(columns["num_sampled"] > 0, steps, 0.0) * model.vocab_size * model.hidden_size
         kv = decode_context + columns["prefill_context_tokens"] * steps + tokens
         result: Floats = weights * precision.linear_bytes + head * precision.head_bytes + kv * self.kv_bytes_per_token
         return result
+
+    def _touched(self, tokens: Floats) -> Floats:
+        """Experts of a layer that one rank's GPUs read in a step of so many tokens, of all ranks together."""
+        return distinct_experts(self.model.num_experts, self.model.experts_per_token, tokens) / self._dp
 
     def total_flops(self, columns: Columns) -> float:
         """FLOPs of all rows, from exact integer sums: the same however steps are grouped into rows."""
@@ -90,8 +97,10 @@ class WorkModel:
         experts = model.num_moe_layers * model.num_experts * model.expert_parameters
         weights = float(steps_of_size[sizes > 0].sum()) * (model.linear_parameters - experts)
         if model.num_experts:
+            if "group_tokens" in columns:
+                sizes, steps_of_size = np.unique(columns["group_tokens"], return_counts=True)
             for size, steps in zip(sizes.tolist(), steps_of_size.tolist(), strict=True):
-                touched = distinct_experts(model.num_experts, model.experts_per_token, np.array([float(size)]))
+                touched = self._touched(np.array([float(size)]))
                 weights += steps * model.num_moe_layers * model.expert_parameters * float(touched[0])
         heads = int(_steps(columns)[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
         window = model.sliding_window
@@ -107,7 +116,7 @@ class WorkModel:
         tokens = tokens_per_step(columns).astype(np.float64)
         weights = np.full_like(tokens, model.linear_parameters)
         if model.num_experts:
-            touched = distinct_experts(model.num_experts, model.experts_per_token, tokens)
+            touched = self._touched(columns.get("group_tokens", tokens).astype(np.float64))
             weights += model.num_moe_layers * model.expert_parameters * (touched - model.num_experts)
         compute_s = 2.0 * model.active_linear_parameters * tokens / self.peak_flops
         result: npt.NDArray[np.bool_] = compute_s > weights * self.precision.linear_bytes / self.peak_bandwidth

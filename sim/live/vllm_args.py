@@ -70,6 +70,8 @@ PLAIN_VALUES: Mapping[str, str] = MappingProxyType(
         "num_gpu_blocks_override": "--num-gpu-blocks-override",
         "tensor_parallel_size": "--tensor-parallel-size",
         "pipeline_parallel_size": "--pipeline-parallel-size",
+        "data_parallel_size": "--data-parallel-size",
+        "all2all_backend": "--all2all-backend",
         "long_prefill_token_threshold": "--long-prefill-token-threshold",
         "watermark": "--watermark",
     }
@@ -367,9 +369,15 @@ def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
         notes.append(
             f"KV blocks: simulated with {blocks:,}, an estimate; vLLM measures its own and logs `GPU KV cache size`"
         )
-    replicas = scenario.cluster.replicas
+    replicas, router = scenario.cluster.replicas, _named(scenario.cluster.router)[0]
+    if engine.data_parallel_size > 1:
+        gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
+        balanced = "as `vllm_dp` simulates" if router == "vllm_dp" else f"while `{router}` was simulated"
+        notes.append(
+            f"{engine.data_parallel_size} ranks of {gpus} GPU{'' if gpus == 1 else 's'} each: "
+            f"vLLM balances them by queue lengths, {balanced}"
+        )
     if replicas > 1:
-        router, _ = _named(scenario.cluster.router)
         notes.append(
             f"{replicas} replicas: start {replicas} of these, each on its own GPUs and --port, behind a router that "
             f"does `{router}`; vLLM's own --data-parallel-size balances by queue lengths instead"

@@ -95,7 +95,7 @@ def step_columns(record: RunRecord, rows: slice = slice(None)) -> dict[str, AnyC
     steps = {name: column[rows] for name, column in record.steps.items()}
     result: dict[str, AnyColumn] = {}
     for name in steps:
-        if name in ("gpu_ns", "host_ns"):
+        if name in ("gpu_ns", "host_ns", "own_ns"):
             result[name.replace("_ns", "_ms")] = steps[name] / NS_PER_MS
         elif name.endswith("_ns"):
             result[name.replace("_ns", "_s")] = steps[name] / NS_PER_S

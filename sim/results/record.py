@@ -72,6 +72,13 @@ DRAFT_COLUMNS = (
 SWAP_COLUMNS = ("swap_bytes",)  # moved between GPU and host before the step
 """Further columns of steps where requests can be swapped."""
 
+GROUP_COLUMNS = (
+    "padded_tokens",  # tokens of this rank's matrices: its own, or the largest rank's rounded up to a CUDA graph
+    "group_tokens",  # tokens that go through the experts: of all ranks, padding included
+    "own_ns",  # accelerator time of what this rank computes for itself
+)
+"""Further columns of steps where ranks step together (an MoE model under data parallelism)."""
+
 REQUEST_COLUMNS = (
     "row",  # position in the workload
     "status",  # Status
@@ -175,11 +182,13 @@ class DraftCounts:
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
-    def __init__(self, *, more_columns: tuple[str, ...] = ()) -> None:
-        """``more_columns``: further columns of steps, which are fields of ``StepShape``."""
-        self.more_columns = more_columns
+    def __init__(self, *, shape_columns: tuple[str, ...] = (), is_lockstep: bool = False) -> None:
+        """``shape_columns``: further columns of steps, which are fields of ``StepShape``; ``is_lockstep``: they have
+        ``GROUP_COLUMNS`` too."""
+        self.shape_columns = shape_columns
         self.drafts: DraftCounts | None = None
-        self.steps = ColumnWriter((*STEP_COLUMNS, *more_columns))
+        further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
+        self.steps = ColumnWriter((*STEP_COLUMNS, *further))
         self.requests = ColumnWriter(REQUEST_COLUMNS)
         self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
         self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
@@ -335,5 +344,7 @@ class RunRecord:
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
     drafts: DraftCounts | None = None
     """Speculative decoding: what became of the drafts."""
+    data_parallel_size: int = 1
+    """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

@@ -176,6 +176,7 @@ def replicas_section(
             {
                 "replica": index,
                 "model": model,
+                **_place_in_deployment(record, index),
                 "gpus": record.gpus_per_replica[index],
                 "requests": len(served),
                 "completed": len(done),
@@ -191,3 +192,9 @@ def replicas_section(
             }
         )
     return result
+
+
+def _place_in_deployment(record: RunRecord, index: int) -> dict[str, int]:
+    """Under data parallelism, whose rank a replica is."""
+    size = record.data_parallel_size
+    return {"deployment": index // size, "data_parallel_rank": index % size} if size > 1 else {}

@@ -19,7 +19,7 @@ from sim.scenario.messages import dotted
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario, Parts
-    from sim.scenario.schema import EngineConfig, NamedSpec
+    from sim.scenario.schema import NamedSpec
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ def scenario_problems(parts: Parts, document: Document, notes: list[str]) -> lis
     if parts.workload is not None:
         check_lengths(parts.workload, parts.engine, findings)
     if parts.cluster is not None:
-        check_cluster(parts.cluster, findings)
+        check_cluster(parts.cluster, parts.engine, findings)
     if parts.engine is not None:
         check_engine_settings(parts.engine, findings)
     if parts.latency is not None:
@@ -103,31 +103,12 @@ def collect(findings: Findings, action: Callable[[], object], default: Path) -> 
 
 def _check_memory(parts: Parts, findings: Findings) -> None:
     from sim.latency.memory import plan_memory
+    from sim.scenario.parallel_checks import check_parallel
 
     engine = parts.engine
     if engine is not None:
         collect(findings, lambda: plan_memory(engine, parts.base_dir), ("engine", "model"))
-        if engine.enable_expert_parallel:
-            _check_experts(engine, parts, findings)
-
-
-def _check_experts(engine: EngineConfig, parts: Parts, findings: Findings) -> None:
-    from sim.latency.models import load_model
-
-    try:
-        experts = load_model(engine.model, parts.base_dir).num_experts
-    except InputError:
-        return  # told already
-    if not experts:
-        findings.unused(engine, ("engine",), "enable_expert_parallel", f"{engine.model} has no experts")
-    elif engine.tensor_parallel_size == 1:
-        findings.unused(engine, ("engine",), "enable_expert_parallel", "tensor_parallel_size is 1")
-    elif experts % engine.tensor_parallel_size:
-        findings.problem(
-            ("engine", "enable_expert_parallel"),
-            f"`engine.tensor_parallel_size` ({engine.tensor_parallel_size}) does not divide the {experts} experts of "
-            f"{engine.model}",
-        )
+        check_parallel(engine, parts, findings)
 
 
 def _check_profile(parts: Parts, findings: Findings) -> None:

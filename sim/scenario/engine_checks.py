@@ -18,6 +18,7 @@ LATENCY_KEYS = {
     "host_overhead_ms": ("roofline", "profile"),
     "link_bandwidth_gb_s": ("roofline", "profile"),
     "link_latency_us": ("roofline", "profile"),
+    "expert_load_imbalance": ("roofline", "profile"),
 }
 """Keys of ``latency`` and the kinds that read them."""
 
@@ -147,9 +148,9 @@ def _check_speculative(engine: EngineConfig, speculative: SpeculativeConfig, fin
         )
 
 
-def check_cluster(cluster: ClusterConfig, findings: Findings) -> None:
-    """Everything about ``cluster`` alone."""
-    if cluster.replicas == 1:
+def check_cluster(cluster: ClusterConfig, engine: EngineConfig | None, findings: Findings) -> None:
+    """Everything about ``cluster``. A router also chooses between the ranks of one deployment."""
+    if cluster.replicas == 1 and (engine is None or engine.data_parallel_size == 1):
         findings.unused(cluster, ("cluster",), "router", "there is one replica")
 
 
@@ -174,7 +175,7 @@ def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings:
                 findings.unused(latency, path, key, f"it belongs to `kind: {belongs}`, and this is `kind: {kind}`")
     if kind != "constant" and latency.link_bandwidth_gb_s is None:
         findings.unused(latency, path, "link_latency_us", "there is no `link_bandwidth_gb_s`")
-    elif kind != "constant" and engine is not None and engine.tensor_parallel_size * engine.pipeline_parallel_size == 1:
+    elif kind != "constant" and engine is not None and _has_one_gpu(engine):
         findings.unused(latency, path, "link_bandwidth_gb_s", "a replica has one GPU")
     if latency.kind == "constant" and engine is not None and engine.speculative is not None:
         findings.note(
@@ -186,3 +187,7 @@ def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings:
             f"`latency.kind: constant` knows no stages: the {stages} batches in flight under pipeline_parallel_size "
             f"{stages} run one after the other, so a request gets a token every {stages} steps and nothing is gained"
         )
+
+
+def _has_one_gpu(engine: EngineConfig) -> bool:
+    return engine.tensor_parallel_size * engine.pipeline_parallel_size * engine.data_parallel_size == 1

@@ -32,6 +32,7 @@ from sim.scenario.distributions import (
 )
 from sim.scenario.types import (
     LARGEST,
+    All2AllBackend,
     Flag,
     Fraction,
     Int,
@@ -40,6 +41,7 @@ from sim.scenario.types import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    Ratio,
     Seed,
     Strict,
     Text,
@@ -243,9 +245,9 @@ class ClusterConfig(Strict):
     """Replicas of one engine behind a router."""
 
     replicas: PositiveInt = 1
-    """Engines, all alike."""
+    """Deployments of the engine, all alike; each has ``engine.data_parallel_size`` ranks."""
     router: Spec = "round_robin"
-    """Which replica an arriving request goes to."""
+    """Which replica (which rank, under data parallelism) an arriving request goes to."""
 
 
 class SpeculativeConfig(Strict):
@@ -282,8 +284,14 @@ class EngineConfig(Strict):
     """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
     """Groups of GPUs that the layers are split over."""
+    data_parallel_size: PositiveInt = 1
+    """Engine cores (ranks) of one deployment, each with its own scheduler, KV cache and GPUs for attention; experts are
+    spread over the GPUs of all ranks, which then step together. In the results each rank is a replica."""
     enable_expert_parallel: Flag = False
-    """Whole experts on each of the ``tensor_parallel_size`` GPUs, in place of a share of every expert."""
+    """Whole experts on each GPU of the deployment, in place of a share of every expert."""
+    all2all_backend: All2AllBackend = "allgather_reducescatter"
+    """How ranks exchange tokens for experts; only ``allgather_reducescatter`` and ``deepep_high_throughput`` have a
+    cost here, the others are refused with the reason."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "bfloat16"
     """Weights (AWQ and GPTQ: ``int4``); ``auto`` = what a config.json says by ``torch_dtype`` and
     ``quantization_config``, float32 cast to bfloat16 as by vLLM; presets are bfloat16."""
@@ -357,6 +365,9 @@ class LatencyConfig(Strict):
     preset's (PCIe without peer access, NVLink that fell back); replaces measured collectives. null = as they are."""
     link_latency_us: NonNegativeFloat | None = None
     """With ``link_bandwidth_gb_s``: what a collective takes beside its bytes; null = 20."""
+    expert_load_imbalance: Ratio | None = None
+    """Whole experts per GPU: tokens on the busiest GPU over the mean, 1 (even) to the number of GPUs that share the
+    experts. null = the routing that a profile's experts were measured with, even for a roofline."""
     time_scale: PositiveFloat = 1.0
     """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Host
     and client times stay."""

@@ -18,6 +18,23 @@ LAUNCH_NS = 9000.0
 """On top of a kernel that is launched without a graph."""
 
 
+class FakeNvtx:
+    """``torch.cuda.nvtx``: ranges that are open, and all that were."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def range_push(self, name: str) -> int:
+        self.open.append(name)
+        self.seen.append(name)
+        return len(self.open)
+
+    def range_pop(self) -> int:
+        self.open.pop()
+        return len(self.open)
+
+
 class FakeCuda:
     """``torch.cuda`` on a clock in nanoseconds."""
 
@@ -28,6 +45,7 @@ class FakeCuda:
         self.synchronised = 0
         self.used_bytes = 1 << 30
         self.broken = False
+        self.nvtx = FakeNvtx()
         outer = self
 
         class Stream:
@@ -142,7 +160,9 @@ class FakeTensor:
             size *= extent
         return size
 
-    def view(self, *shape: int) -> FakeTensor:
+    def view(self, *shape: Any) -> FakeTensor:
+        if shape[0] in SIZES:
+            return FakeTensor(self.torch, self.shape, shape[0])
         other = FakeTensor(self.torch, shape, self.dtype)
         if other.numel() != self.numel():
             raise RuntimeError(f"shape {shape} is invalid for input of size {self.numel()}")
@@ -299,11 +319,21 @@ def fake_cupy(torch: FakeTorch) -> Any:
     for name in ("asarray", "zeros", "resize", "ascontiguousarray", "where", "minimum", "random"):
         setattr(module, name, getattr(np, name))
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
+
+    def dot(a: FakeTensor, b: FakeTensor, out: FakeTensor) -> FakeTensor:
+        if torch.cuda.capturing is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if not b.transposed or a.dtype != "float16":
+            raise RuntimeError("weights by columns, as a linear layer has them, in a format that CuPy has")
+        return torch.mm(a, b, out)
+
     module.__dict__.update(
         __version__="14.2.0",
         RawModule=RawModule,
         cuda=types.SimpleNamespace(Device=Device, Stream=Stream, compiler=compiler),
         get_default_memory_pool=lambda: pool,
         launched=launched,
+        dot=dot,
+        from_dlpack=lambda tensor: tensor,
     )
     return module

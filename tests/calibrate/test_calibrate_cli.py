@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_gpu import FakeTorch
 
-from gpu_calibrate import cli, cuda, run, selftest
+from gpu_calibrate import cli, cublas, cuda, kernel_checks, run, selftest
 from gpu_calibrate.compare import compare, predicted_rows
 from gpu_calibrate.device import DeviceError, Prepared
 from gpu_calibrate.grid import QUICK_S, plan
@@ -25,7 +26,8 @@ from gpu_calibrate.simulated import SimulatedDevice
 from gpu_calibrate.store import Store
 from sim.errors import InputError
 from sim.latency.profile.cost import HOST_STEP_NS
-from sim.latency.profile.file import Profile, load_profile, save_profile
+from sim.latency.profile.file import Gate, Profile, load_profile, save_profile
+from sim.latency.profile.library import builtin_names
 
 
 def gpu_calibrate(*arguments: str) -> int:
@@ -114,12 +116,28 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(cuda, "gpu_present", lambda: True)
     assert gpu_calibrate(*arguments) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("arguments", [["run", "--out", "x.json"], ["selftest"]], ids=" ".join)
+def test_without_a_gpu_that_is_said_before_torch_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("gpu_calibrate.state.subprocess.run", _missing)
+    monkeypatch.setattr("gpu_calibrate.state.count_gpus", lambda: 0)
+    assert gpu_calibrate(*arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("gpu-calibrate: no NVIDIA GPU or no driver is on this machine; ")
+    assert told.count("\n") == 1
+    assert "torch" not in told
 
 
 def test_a_file_that_is_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +169,7 @@ def test_only_some_operators_is_no_whole_profile(
 ) -> None:
     out = tmp_path / "gemm.json"
     assert gpu_calibrate("run", "--quick", "--only", "gemm", "--out", str(out), "--name", "few") == 1
-    assert "gate complete failed: without decode_attention" in capsys.readouterr().err
+    assert "gate complete failed: without prefill_attention, decode_attention" in capsys.readouterr().err
     assert set(load_profile(out, allow_failed_gates=True).operators) == {"gemm"}
 
 
@@ -213,7 +231,7 @@ def test_check_passes_the_good_and_fails_the_bad(files: Path, capsys: pytest.Cap
     assert gpu_calibrate("check", str(files / "slow.json")) == 1
     bad = capsys.readouterr().out
     assert "FAILED  copy bandwidth" in bad
-    assert "NOT fit to predict from" in bad
+    assert "\nNOT fit to predict from: copy bandwidth: " in bad
 
 
 def edited(files: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
@@ -230,8 +248,17 @@ def test_a_profile_without_what_every_step_needs_is_not_fit(
     path = edited(files, tmp_path, lambda document: document["operators"].pop("decode_attention"))
     assert gpu_calibrate("check", path) == 1
     shown = capsys.readouterr().out
-    assert "FAILED  needed operators: decode_attention not measured" in shown
-    assert "NOT fit to predict from" in shown
+    assert "FAILED  operators: missing: decode_attention" in shown
+    assert "MISSED" not in shown
+    assert "\nNOT fit to predict from: operators: missing: decode_attention\n" in shown
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_built_in_profiles_are_fit(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_calibrate("check", name) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("passed  operators: gemm, prefill and decode attention are there") == 1
+    assert shown.endswith("\nfit to predict from\n")
 
 
 @pytest.mark.parametrize(
@@ -351,6 +378,29 @@ def test_an_import_states_its_errors(
     assert "median held-out error: decode_attention" in capsys.readouterr().out
 
 
+def test_an_import_without_attention_is_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Vidur's tables of layers have no attention: the file is there to look at, and says what it lacks."""
+    shape = "n_head,n_kv_head,n_embd,n_expanded_embd,use_gated_mlp,num_tokens,tp,gpu"
+    layers = ("input_layernorm", "attn_pre_proj", "attn_rope", "attn_post_proj", "mlp_up_proj", "mlp_act")
+    columns = ",".join(f"{layer}_ms" for layer in (*layers, "mlp_down_proj", "add"))
+    times = "0.03,0.5,0.04,0.4,2.0,0.06,1.0,0.02"
+    (tmp_path / "mlp.csv").write_text(f"{shape},{columns}\n64,8,8192,28672,True,512,2,a100,{times}\n")
+    out = tmp_path / "x.json"
+    arguments = ["--from", "vidur", "--gpu", "a100", "--path", str(tmp_path), "--out", str(out)]
+    assert gpu_calibrate("import", *arguments) == 1
+    told = "missing: prefill_attention, decode_attention"
+    assert f"gpu-calibrate: gate operators failed: {told}\n" in capsys.readouterr().err
+    gate = Gate(name="operators", passed=False, detail=told)
+    assert load_profile(out, allow_failed_gates=True).gates == (gate,)
+    assert gpu_calibrate("check", str(out)) == 1
+    shown = capsys.readouterr().out
+    assert "MISSING    decode_attention random_points" in shown
+    assert "not known  gemm random_points" in shown
+    assert shown.endswith(f"\nNOT fit to predict from: operators: {told}\n")
+    with pytest.raises(InputError, match="gate operators failed"):
+        load_profile(out)
+
+
 def test_unforeseen_errors_are_one_line(
     simulated: list[SimulatedDevice],
     monkeypatch: pytest.MonkeyPatch,
@@ -375,9 +425,9 @@ def test_before_any_part_every_row_waits(tmp_path: Path, capsys: pytest.CaptureF
     assert gpu_calibrate("selftest", "--table", "--out", str(tmp_path)) == 0
     shown = capsys.readouterr().out
     rows = selftest.table(tmp_path)
-    assert shown.count("not yet measured") == len(rows) == 13
+    assert shown.count("not yet measured") == len(rows) == 14
     assert (tmp_path / "selftest.md").read_text() == shown
-    assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 13
+    assert len(json.loads((tmp_path / "selftest.json").read_text())["rows"]) == 14
 
 
 @pytest.mark.parametrize("content", ['{"checked": [', "{}", '{"wrong": 5}'], ids=["cut off", "empty", "odd"])
@@ -403,10 +453,49 @@ def test_a_part_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_page_has_every_row_of_the_table(tmp_path: Path) -> None:
+    """One table for the H200, one for the A100, each row with the command that fills it."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
-    for row in selftest.table(tmp_path):
-        bar = row.bar.replace("%", " %").replace("  %", " %")
-        assert page.count(f"| {row.what} | {bar} |") == 2, f"{row.what}: one row for the H200, one for the A100"
+    for line in selftest.table_lines(selftest.table(tmp_path)):
+        assert page.count(line) == 2, line
+
+
+def test_each_row_names_parts_that_there_are(tmp_path: Path) -> None:
+    rows = selftest.table(tmp_path)
+    assert {part for row in rows for part in row.parts} == set(selftest.PARTS)
+    repeated = next(row for row in rows if row.what.startswith("two calibrations"))
+    assert repeated.command == "gpu-calibrate selftest --part calibrate --part repeat"
+
+
+def test_without_cupy_the_cross_check_says_that_it_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", FakeTorch())
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_calibrate("selftest", "--part", "cublas", "--out", str(tmp_path)) == 0
+    assert "| skipped: measuring needs CuPy: pip install 'simrun-llm[gpu-cu13]'" in capsys.readouterr().out
+    assert gpu_calibrate("selftest", "--out", str(tmp_path)) == 2, "nothing else can do without"
+    with pytest.raises(InputError, match="needs CuPy"):
+        selftest.on_device("ladder", None)
+
+
+@pytest.mark.parametrize(("torch_ns", "met"), [(1.0, True), (1.1, True), (1.3, False), (0.8, False)])
+def test_torch_and_cupy_should_agree(tmp_path: Path, torch_ns: float, met: bool) -> None:
+    shapes = [{"n": 1, "k": 1, "m": 1, "torch_ns": ns, "cupy_ns": 1.0} for ns in (1.0, torch_ns)]
+    selftest.write_part(tmp_path, "cublas", {"shapes": shapes, "failures": []})
+    row = next(row for row in selftest.table(tmp_path) if row.parts == ("cublas",))
+    assert (row.met, "over 2 shapes" in row.value) == (met, True)
+    assert "| GEMM, float16: m x n x k | torch, us | CuPy, us | torch over CuPy |" in selftest.markdown(tmp_path, "x")
+    selftest.write_part(tmp_path, "cublas", {"shapes": shapes, "failures": ["gemm: no cuBLAS"]})
+    row = next(row for row in selftest.table(tmp_path) if row.parts == ("cublas",))
+    assert (row.met, row.value.endswith("; gemm: no cuBLAS")) == (False, True)
+
+
+def test_the_cross_check_on_the_simulated_device() -> None:
+    record = cublas.time_cublas(SimulatedDevice())
+    assert cublas.ratios(record) == pytest.approx([1.0] * len(cublas.SHAPES), rel=0.01)
+    for point in cublas.cublas_points():
+        least = SimulatedDevice().true_ns(point[0])
+        assert least > 50_000, "long enough that launching it one by one is hidden"
 
 
 def ladder(best: float) -> dict[str, Any]:
@@ -456,7 +545,7 @@ def test_kernels_to_check_are_all_there_and_planned() -> None:
     from gpu_calibrate.kernels import FILES
     from gpu_calibrate.plans import plan as plan_kernel
 
-    shapes = selftest.kernel_shapes()
+    shapes = kernel_checks.kernel_shapes()
     assert {op for op, _ in shapes} == set(FILES)
     for op, shape in shapes:
         plan_kernel(op, **shape)
@@ -476,11 +565,11 @@ def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> No
         return 0.5
 
     monkeypatch.setattr(reference, "check", verdict)
-    found = selftest.check_kernels()
+    found = kernel_checks.check_kernels()
     assert {each["op"] for each in found["wrong"]} == {"rotary"}
     assert len(found["checked"]) > 40
     ticks = iter([0.0, *[float(n) for n in range(200)]])
-    late = selftest.check_kernels(limit_s=3.0, clock=lambda: next(ticks))
+    late = kernel_checks.check_kernels(limit_s=3.0, clock=lambda: next(ticks))
     assert late["skipped"] > 40
 
 

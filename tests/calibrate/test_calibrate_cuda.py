@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_gpu import LAUNCH_NS, FakeTorch, fake_cupy
 
-from gpu_calibrate import kernels
+from gpu_calibrate import cublas, cuda, kernels
 from gpu_calibrate.cuda import CudaDevice, import_cupy, import_torch, read_facts
 from gpu_calibrate.device import DeviceError, PointError
 from gpu_calibrate.grid import CORE_HEADS, Plan
@@ -177,6 +177,45 @@ def test_large_reserves_are_given_back_between_batches(gpu: CudaDevice, monkeypa
     assert given_back == ["torch"]
 
 
+def test_ranges_are_named_after_operator_and_shape(gpu: CudaDevice) -> None:
+    nvtx = gpu.torch.cuda.nvtx
+    nvtx.seen.clear()
+    point = POINTS[1]
+    assert str(point) == "gemm(bfloat16, 512, 256; m 64)"
+    prepared = gpu.prepare(point)
+    assert nvtx.seen == [f"capture {point}"]
+    gpu.replay([prepared, prepared])
+    gpu.eager(prepared)
+    assert nvtx.seen == [f"capture {point}", str(point), str(point), f"eager {point}"]
+    assert not nvtx.open
+
+
+def test_ranges_end_where_a_point_fails(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = gpu.prepare(POINTS[0])
+    gpu.torch.cuda.broken = True
+    for action in (lambda: gpu.prepare(POINTS[1]), lambda: gpu.replay([prepared])):
+        with pytest.raises(DeviceError):
+            action()
+    assert not gpu.torch.cuda.nvtx.open
+    assert len(gpu.torch.cuda.nvtx.seen) > 2
+
+
+class StubNvtx:
+    """As torch's builds for CPUs have it."""
+
+    def range_push(self, name: str) -> int:
+        raise RuntimeError("NVTX functions not installed. Are you sure you have a CUDA build?")
+
+    range_pop = range_push
+
+
+@pytest.mark.parametrize("nvtx", [None, StubNvtx()], ids=["missing", "stub"])
+def test_without_nvtx_there_are_no_ranges(gpu: CudaDevice, nvtx: Any) -> None:
+    gpu.torch.cuda.nvtx = nvtx
+    device = CudaDevice(gpu.torch, gpu._cupy, gpu.facts)
+    assert device.replay([device.prepare(POINTS[0])])[0] > 0
+
+
 def test_a_dead_gpu_is_told_from_a_bad_point(gpu: CudaDevice) -> None:
     prepared = gpu.prepare(POINTS[0])
     gpu.torch.cuda.broken = True
@@ -204,6 +243,8 @@ def test_mixed_layers_are_one_graph(gpu: CudaDevice, monkeypatch: pytest.MonkeyP
     # Per layer: two norms, four matrices, rotary, cache write, activation, prefill and decode attention.
     assert step["launches"] == mixed.LAYERS * 11
     assert step["ns"] > mixed.LAYERS * 11 * 2500
+    told = "4 layers of llama-3.1-8b on chunks (60 after 0, 20 after 40), 2 decodes"
+    assert gpu.torch.cuda.nvtx.seen.count(told) == mixed.REPLAYS + 2
     assert step["decodes"] == [33, 100]
     assert len(gpu.torch.flash_calls) >= mixed.LAYERS
 
@@ -217,6 +258,44 @@ def test_the_ladder_has_every_rung(gpu: CudaDevice, monkeypatch: pytest.MonkeyPa
     lines = ladder_table(record)
     assert sum(line.startswith("| `") for line in lines) == 7
     assert {"paged_attention_naive", "paged_attention_uncoalesced"} < set(gpu._cupy.launched)
+
+
+SMALL_SHAPES = ((512, 256, 64), (256, 512, 32))
+
+
+def test_cublas_is_reached_through_torch_and_cupy(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "SHAPES", SMALL_SHAPES)
+    record = cublas.time_cublas(gpu)
+    assert not record["failures"]
+    assert [(each["n"], each["k"], each["m"]) for each in record["shapes"]] == list(SMALL_SHAPES)
+    assert cublas.ratios(record) == pytest.approx([1.0, 1.0])
+    assert gpu.torch.cuda.graphs == 0, "CuPy refuses to have cuBLAS captured; the stand-in, too"
+    assert sum(line.endswith("| 1.000 |") for line in cublas.cublas_table(record)) == 2
+
+
+def test_torch_slower_than_cupy_is_seen(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "SHAPES", SMALL_SHAPES)
+    mm = FakeTorch.mm
+
+    def slow(torch: FakeTorch, a: Any, b: Any, out: Any) -> Any:
+        torch.cuda.enqueue(10_000.0)
+        return mm(torch, a, b, out)
+
+    monkeypatch.setattr(gpu._cupy, "dot", lambda a, b, out: mm(gpu.torch, a, b, out))
+    monkeypatch.setattr(FakeTorch, "mm", slow)
+    assert min(cublas.ratios(cublas.time_cublas(gpu))) > 1.0 + cublas.TOLERANCE
+
+
+def test_a_cupy_without_cublas_is_told(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "SHAPES", SMALL_SHAPES)
+
+    def missing(*_: Any) -> Any:
+        raise ImportError("libcublas.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(gpu._cupy, "dot", missing)
+    record = cublas.time_cublas(gpu)
+    assert (record["shapes"], len(record["failures"])) == ([], 2)
+    assert "ImportError: libcublas.so.13" in record["failures"][0]
 
 
 def test_a_whole_calibration_on_the_stand_in(gpu: CudaDevice, tmp_path: Path) -> None:
@@ -238,7 +317,12 @@ def test_a_whole_calibration_on_the_stand_in(gpu: CudaDevice, tmp_path: Path) ->
 
 def test_without_torch_or_gpu_or_cupy_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+    present = [True]
+    monkeypatch.setattr(cuda, "gpu_present", lambda: present[0])
     with pytest.raises(InputError, match="needs torch"):
+        import_torch()
+    present[0] = False
+    with pytest.raises(InputError, match=r"^no NVIDIA GPU or no driver is on this machine; `gpu-calibrate doctor`"):
         import_torch()
     torch = FakeTorch()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

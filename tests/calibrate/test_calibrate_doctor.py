@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 from gpu_calibrate import doctor, state
 from gpu_calibrate.device import known_preset, preset_of
 from gpu_calibrate.doctor import QUERY, Finding, examine, parse_cards, parse_processes
-from gpu_calibrate.state import SMI_FIELDS, StateReader, parse_state, throttle_names
+from gpu_calibrate.state import SMI_FIELDS, StateReader, count_gpus, gpu_present, parse_state, throttle_names
 from sim.errors import InputError
 from sim.latency.gpus import GPUS
 
@@ -213,6 +214,44 @@ def test_an_nvidia_smi_that_is_missing_or_hangs_is_none(monkeypatch: pytest.Monk
 
         monkeypatch.setattr(state.subprocess, "run", fails)
         assert state.run_smi([]) is None
+
+
+def libcuda(init: int, gpus: int) -> Any:
+    """CUDA's library as ctypes loads it: functions that give an error code, 0 where all is well."""
+
+    def count(place: Any) -> int:
+        ctypes.cast(place, ctypes.POINTER(ctypes.c_int))[0] = gpus
+        return 0
+
+    return types.SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=count)
+
+
+def test_gpus_are_counted_without_torch() -> None:
+    assert count_gpus(lambda name: libcuda(0, 2)) == 2
+    assert count_gpus(lambda name: libcuda(100, 2)) == 0, "CUDA_ERROR_NO_DEVICE"
+    assert count_gpus(lambda name: types.SimpleNamespace()) == 0, "a library that is not CUDA's"
+
+    def missing(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    assert count_gpus(missing) == 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "counted", "there"),
+    [
+        ("GPU 0: NVIDIA H200 (UUID: GPU-1)\n", 0, True),
+        ("No devices were found\n", 0, False),
+        (None, 0, False),
+        (None, 1, True),
+    ],
+)
+def test_a_gpu_is_there_if_anybody_sees_it(
+    monkeypatch: pytest.MonkeyPatch, listed: str | None, counted: int, there: bool
+) -> None:
+    monkeypatch.setattr(state, "run_smi", lambda arguments: listed)
+    monkeypatch.setattr(state, "count_gpus", lambda: counted)
+    assert gpu_present() is there
 
 
 def test_cards_are_known_by_name_and_memory() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from gpu_calibrate.buffers import FP8_POOL_BYTES, POOL_BYTES, SCRATCH_BYTES
 from gpu_calibrate.grid import (
     CORE_MODELS,
     DEFAULT_S,
     DENSE_M,
+    HEAD_M,
     QUICK_S,
+    TP_SIZES,
     Plan,
     candidates,
     fits,
@@ -23,6 +27,7 @@ from gpu_calibrate.operations import DECODE_KERNEL
 from gpu_calibrate.plans import DECODE_LADDER
 from gpu_calibrate.points import (
     CURVE,
+    ELEMENT_BYTES,
     RANDOM,
     REPEAT,
     SKEW,
@@ -57,6 +62,32 @@ def test_matrices_of_a_layer_are_those_of_the_model() -> None:
     assert head_matrix(MODELS["llama-3.1-8b"], 2) == (64128, 4096)
 
 
+@pytest.mark.parametrize("gpu", GPUS)
+def test_matrices_of_layers_are_timed_from_1_to_16384_rows(gpu: str) -> None:
+    served = [(model, tp) for model in MODELS.values() for tp in TP_SIZES if fits(model, tp, GPUS[gpu])]
+    layers = {("bfloat16", n, k) for model, tp in served for n, k in model_matrices(model, tp)}
+    rows: dict[tuple[str | int, ...], set[int]] = {}
+    for point in (point for tier in candidates(GPUS[gpu]) for point in tier):
+        if point.operator == "gemm" and point.role == CURVE:
+            rows.setdefault(point.key, set()).add(point.at)
+    layers |= {key for key in rows if key[0] == "fp8"}
+    assert len(layers) > 100
+    assert {(min(rows[key]), max(rows[key])) for key in layers} == {(1, 16384)}
+    others = [rows[key] for key in rows if key not in layers]
+    assert {max(places) for places in others} == {max(HEAD_M)}, "rows of the LM head are seats"
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_matrix_fits_its_pool(gpu: str) -> None:
+    for point in (point for tier in candidates(GPUS[gpu]) for point in tier):
+        if point.operator != "gemm":
+            continue
+        dtype, n, k = str(point.key[0]), int(point.key[1]), int(point.key[2])
+        pool = FP8_POOL_BYTES if dtype == "fp8" else POOL_BYTES
+        assert max(n, point.at) * k * ELEMENT_BYTES[dtype] <= pool, point
+        assert point.at * n * 2 <= SCRATCH_BYTES, point
+
+
 def test_every_preset_that_fits_is_in_a_full_grid() -> None:
     keys = {point.key for tier in candidates(H200) for point in tier if point.operator == "gemm"}
     for model in MODELS.values():
@@ -79,6 +110,12 @@ def test_points_are_of_the_layout_and_there_once() -> None:
     assert {point.operator for point in points} >= {"sampling", "host_copy", "all_reduce"}
     alone = {point.operator for tier in candidates(H200, 1) for point in tier}
     assert "all_reduce" not in alone
+
+
+def test_prefill_is_asked_for_with_16_bit_kv_only() -> None:
+    """What the charged kernel is not called with would be a failed point each, and failures are a gate."""
+    points = [point for tier in candidates(H200) for point in tier if point.operator == "prefill_attention"]
+    assert {point.fields["kv_dtype"] for point in points} == {"bfloat16"}
 
 
 def test_m_is_dense_where_tiles_wave() -> None:
@@ -108,6 +145,18 @@ def test_a_plan_keeps_its_budget_and_what_is_needed(gpu: str) -> None:
         assert 0.02 < repeats / counts_of_roles(chosen)[CURVE] < 0.08 or repeats > 30
     assert quick.left_out > full.left_out
     assert {point.role for point in full.points} == {CURVE, RANDOM, REPEAT, SKEW}
+
+
+@pytest.mark.parametrize("gpu", ["h200-sxm", "a100-80gb-sxm"])
+def test_the_page_states_what_is_planned(gpu: str) -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8").split())
+    planned = plan(GPUS[gpu], DEFAULT_S)
+    gemms = {point.key for point in planned.points if point.operator == "gemm"}
+    told = (
+        f"{len(planned.points):,} points, {len(gemms)} matrices among them, in {planned.seconds:.0f} s; "
+        f"{planned.left_out:,} are left out"
+    )
+    assert told in page, f"docs/calibration.md should say: {told}"
 
 
 def test_the_same_plan_every_time_and_core_models_in_each() -> None:

@@ -101,6 +101,8 @@ def test_charged_decode_is_the_engines_where_it_is_paged() -> None:
     operation = operations.build(prefill)
     assert operation.kernel == "an engine's"
     operation.calls[0]()
+    with pytest.raises(PointError, match="an engine's is not called with FP8 KV"):
+        operations.build(Point("prefill_attention", ("bfloat16", "fp8", 8, 8, 64, 0, 2, 10), 16))
     (batch,) = ran
     assert (batch.max_query, batch.max_context, batch.query.shape[0], batch.key.shape[0]) == (16, 26, 32, 52)
 

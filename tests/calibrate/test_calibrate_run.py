@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from gpu_calibrate.check import check
+from gpu_calibrate.cli import DEFAULT_LIMIT_S
 from gpu_calibrate.device import DeviceError, Prepared
 from gpu_calibrate.fit import Results, build_profile, relative_error, usable
-from gpu_calibrate.grid import QUICK_S, Plan, plan
+from gpu_calibrate.grid import DEFAULT_S, PREPARE_S, QUICK_S, Plan, plan
 from gpu_calibrate.points import CURVE, Point
 from gpu_calibrate.run import Calibration, default_name, limited, profile_of
 from gpu_calibrate.simulated import SimulatedDevice
 from gpu_calibrate.store import Store, partial_path
 from gpu_calibrate.timing import Settings
 from sim.errors import InputError
+from sim.latency.gpus import GPUS
 from sim.latency.profile.file import Profile, load_profile, save_profile
 from sim.latency.profile.predict import Predictor
 
@@ -38,9 +40,10 @@ def calibrate(
     points: Plan = SHORT,
     limit_s: float = 1e9,
     clock: Callable[[], float] | None = None,
+    settings: Settings = FEW,
 ) -> Calibration:
     with Store(path, device.facts) as store:
-        calibration = Calibration(device, points, store, limit_s, settings=FEW)
+        calibration = Calibration(device, points, store, limit_s, settings=settings)
         if clock is not None:
             calibration.clock = clock
         calibration.measure()
@@ -63,6 +66,28 @@ def test_the_fit_recovers_the_truth(profile: Profile) -> None:
                 truth = device.true_ns(Point(name, curve.key, at))
                 assert predictor.time_ns(name, curve.key, at) == pytest.approx(truth, rel=0.01)
     assert profile.device.copy_bandwidth_bytes_per_s == pytest.approx(0.85 * 4.8e12, rel=0.02)
+
+
+class Stopwatch(SimulatedDevice):
+    """Adds up the time that its kernels take."""
+
+    __slots__ = ("busy_s",)
+
+    def replay(self, order: Sequence[Prepared]) -> list[float]:
+        times = SimulatedDevice.replay(self, order)
+        self.busy_s += sum(time * each.launches for time, each in zip(times, order, strict=True)) / 1e9
+        return times
+
+
+@pytest.mark.parametrize("gpu", ["h200-sxm", "a100-80gb-sxm"])
+def test_a_default_run_takes_what_is_planned(gpu: str, tmp_path: Path) -> None:
+    """On a device at usual shares of its peaks, with 30 ms to prepare a point; 45 s are left for all but points."""
+    device = Stopwatch(gpu=GPUS[gpu])
+    device.busy_s = 0.0
+    planned = plan(device.gpu, DEFAULT_S)
+    calibration = calibrate(device, tmp_path / "x.jsonl", planned, settings=Settings())
+    assert calibration.num_untimed == 0
+    assert 0.5 * planned.seconds < device.busy_s + PREPARE_S * len(planned.points) < DEFAULT_LIMIT_S <= 300 - 45
 
 
 def test_errors_are_stated_and_small_where_the_truth_is_smooth(profile: Profile) -> None:

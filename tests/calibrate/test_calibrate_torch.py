@@ -20,7 +20,7 @@ from gpu_calibrate.collectives import time_all_reduce
 from gpu_calibrate.cuda import CudaDevice, read_facts
 from gpu_calibrate.flash import torch_flash, vllm_flash
 from gpu_calibrate.host import time_host
-from gpu_calibrate.points import Point
+from gpu_calibrate.points import LADDER, Point
 
 torch = pytest.importorskip("torch", reason="torch is an extra")
 
@@ -50,6 +50,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
     [
         Point("gemm", ("bfloat16", 512, 256), 8),
         Point("gemm", ("float16", 512, 256), 8),
+        Point("gemm", ("float16", 512, 256), 8, LADDER, "torch"),
         Point("gemm", ("fp8", 512, 256), 16),
         Point("sampling", (1000,), 4),
         Point("host_copy", ("to_host",), 1 << 16),

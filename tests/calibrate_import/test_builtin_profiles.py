@@ -52,6 +52,13 @@ def test_its_errors_are_stated(name: str, profiles: dict[str, Profile]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_less_kv_takes_no_longer_by_far(name: str, profiles: dict[str, Profile]) -> None:
+    for curve in profiles[name].operators["decode_attention"].curves:
+        if len(curve.at) > 2:
+            assert curve.time_ns[0] <= 2.0 * max(curve.time_ns[1:3]), curve.key
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_layer_of_a_common_model_is_near_its_bound(name: str, profiles: dict[str, Profile]) -> None:
     """Llama-3.1-8B: weights and KV at 50-100 % of the peak bandwidth, prefill over a third of the arithmetic."""
     predictor = Predictor(profiles[name])

@@ -85,6 +85,7 @@ def test_milliseconds_become_nanoseconds_and_the_file_says_where_from(folder: Pa
     assert profile.software == {"vllm": "0.24.0", "aiconfigurator-core": "1.2.3"}
     assert profile.operators["gemm"].origin == "aiconfigurator-core 1.2.3, h100_sxm, vllm 0.24.0, gemm"
     assert profile.operators["gemm"].kernel == "kernel"
+    assert [(gate.name, gate.passed) for gate in profile.gates] == [("operators", True)]
 
 
 def test_kv_of_a_decode_is_one_longer_than_its_step_and_prefill_has_no_prior(folder: Path) -> None:
@@ -164,6 +165,15 @@ def test_a_spike_is_dropped_and_a_step_is_not(tmp_path: Path) -> None:
     rows = [gemm(m, latency) for m, latency in ((1, 0.06), (2, 0.2), (3, 0.06), (256, 0.06), (257, 0.16), (512, 0.16))]
     write(tmp_path, rows, "gemm/gemm/vllm")
     assert run(tmp_path).operators["gemm"].curves[0].at == (1, 3, 256, 257, 512)
+
+
+def test_a_first_point_far_above_those_after_it_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, [gemm(1, 0.06)], "gemm/gemm/vllm")
+    rows = [attention(1, length - 1, time, decode=True) for length, time in ((2, 0.031), (4, 0.0127), (8, 0.0127))]
+    rising = [attention(2, length - 1, time, decode=True) for length, time in ((2, 0.031), (4, 0.0127), (8, 0.029))]
+    write(tmp_path, rows + rising, "attention/generation_attention/vllm")
+    found = curves(run(tmp_path), "decode_attention")
+    assert {key[-1]: curve.at for key, curve in found.items()} == {1: (4, 8), 2: (2, 8)}
 
 
 def test_all_reduce_counts_elements_of_two_bytes(folder: Path) -> None:

@@ -33,6 +33,8 @@ COSTLY = [
     "gpu",
     "tensor_parallel_size",
     "pipeline_parallel_size",
+    "data_parallel_size",
+    "all2all_backend",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",

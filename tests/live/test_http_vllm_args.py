@@ -38,6 +38,7 @@ OVERRIDES = (
     ("engine.dtype=float32", "engine.kv_cache_dtype=float32"),
     ("engine.speculative={method: draft_model, draft_model: llama-3.2-1b, num_speculative_tokens: 4}",),
     ("engine.speculative={method: ngram}", "engine.async_scheduling=false"),
+    ("engine.data_parallel_size=4", "engine.all2all_backend=deepep_high_throughput"),
     ("engine.policy=priority",),
     ("engine.policy=srtf",),
     ("engine.policy={name: tiered, age_promote_s: 5}", "engine.predictor=class_mean", "engine.async_scheduling=false"),

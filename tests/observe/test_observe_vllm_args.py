@@ -101,6 +101,18 @@ def test_settings_carry_over(scenario: str, capsys: pytest.CaptureFixture[str]) 
     assert document["environment"] == {}
 
 
+def test_ranks_and_experts_carry_over(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(
+        *(scenario, capsys, "engine.model=qwen3-30b-a3b", "engine.gpu=h200-sxm", "engine.data_parallel_size=4"),
+        *("engine.enable_expert_parallel=true", "cluster.router=vllm_dp", "latency.expert_load_imbalance=1.5"),
+    )
+    found = flags(document)
+    assert found["--data-parallel-size"] == "4"
+    assert found["--all2all-backend"] == "allgather_reducescatter"
+    assert "--enable-expert-parallel" in found
+    assert any("4 ranks of 1 GPU each" in note and "as `vllm_dp` simulates" in note for note in document["notes"])
+
+
 def test_the_text_is_the_same_command_for_a_shell(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     policy = "engine.policy={name: hybrid, latency_weight: 0.25}"
     document = command(scenario, capsys, policy)

@@ -18,6 +18,7 @@ from policies.routing import (
     PrefixAffinity,
     RoundRobin,
     StickySession,
+    VllmDp,
 )
 
 
@@ -81,6 +82,20 @@ def test_least_outstanding_by_tokens() -> None:
     assert choices(LeastOutstanding(by="tokens"), fleet, 1) == [1]
     with pytest.raises(PolicyError, match="by is 'length', but it must be requests or tokens"):
         LeastOutstanding(by="length")
+
+
+def test_vllm_dp_takes_the_fewest_requests_and_starts_one_further_on_each_time() -> None:
+    assert choices(VllmDp(), replicas(2, 1, 2), 1) == [1]
+    assert choices(VllmDp(), replicas(0, 0, 0), 4) == [0, 1, 2, 0], "equals: round robin"
+    assert choices(VllmDp(), [Replica(0, 3, 0), Replica(1, 0, 2)], 2) == [1, 1], "a queue counts as what runs"
+
+
+@pytest.mark.parametrize(("free", "waiting_counts"), [(100, 1.0), (50, 1.0), (25, 2.5), (0, 4.0)])
+def test_vllm_dp_shuns_queues_before_a_full_cache(free: int, waiting_counts: float) -> None:
+    """Ten wait: each counts once up to half of the KV cache in use, four times once all of it is."""
+    queue = Replica(1, 0, num_waiting=10, free_blocks=free)
+    for running, chosen in ((int(10 * waiting_counts) - 1, 0), (int(10 * waiting_counts) + 1, 1)):
+        assert choices(VllmDp(), [Replica(0, running), queue], 1) == [chosen]
 
 
 def test_least_kv_compares_shares_of_pools_of_any_size() -> None:

@@ -22,6 +22,8 @@ DATA: dict[str, Any] = {
     "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm"},
 }
 
+MOE = ("engine.model=qwen3-30b-a3b", "engine.gpu=h200-sxm")
+
 
 def notes(*overrides: str) -> list[str]:
     loaded = load_data(DATA, overrides)
@@ -52,6 +54,28 @@ def problems(*overrides: str) -> list[str]:
         (["latency={kind: constant, step_s: 1, host_overhead_ms: 1}"], "`latency.host_overhead_ms` has no effect"),
         (["latency={kind: roofline, profile: a100-80gb-sxm}"], "`latency.profile` has no effect"),
         (["engine.enable_expert_parallel=true"], "`engine.enable_expert_parallel` has no effect: llama-2-7b has no"),
+        (
+            ["engine.all2all_backend=deepep_high_throughput"],
+            "`engine.all2all_backend` has no effect: llama-2-7b has no",
+        ),
+        (["latency.expert_load_imbalance=1.5"], "`latency.expert_load_imbalance` has no effect: no GPU has experts of"),
+        (
+            [*MOE, "engine.enable_expert_parallel=true"],
+            "`engine.enable_expert_parallel` has no effect: tensor_parallel",
+        ),
+        (
+            [*MOE, "engine.all2all_backend=deepep_high_throughput"],
+            "`engine.all2all_backend` has no effect: data_parallel_size is 1",
+        ),
+        (
+            [*MOE, "engine.data_parallel_size=2", "engine.all2all_backend=deepep_high_throughput"],
+            "`engine.all2all_backend` has no effect: without enable_expert_parallel",
+        ),
+        (
+            [*MOE, "engine.data_parallel_size=2", "latency.expert_load_imbalance=1.5"],
+            "`latency.expert_load_imbalance` has no effect: no GPU has experts of",
+        ),
+        ([*MOE, "engine.data_parallel_size=16"], "experts are spread over 16 GPUs: their links are taken"),
         (["engine.preemption=swap"], "preemption: swap runs without asynchronous scheduling"),
         (["engine.preemption=swap", "engine.batching=static"], "preemption: swap and batching: static run without"),
         (
@@ -91,6 +115,8 @@ def test_contiguous_kv_turns_two_settings_off() -> None:
         ["engine.preemption=swap", "engine.async_scheduling=false", "engine.swap_space_gib=8"],
         ["engine.policy=srtf", "engine.predictor=max_tokens"],
         ["cluster={replicas: 2, router: least_kv}"],
+        ["cluster.router=vllm_dp", "engine.data_parallel_size=2"],
+        ["engine.data_parallel_size=2", "engine.pipeline_parallel_size=2", "engine.async_scheduling=false"],
         ["latency={kind: constant, step_s: 1}"],
         ["engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=4096"],
     ],
@@ -130,6 +156,18 @@ def test_no_note_without_reason(overrides: Sequence[str]) -> None:
             "`workload.output_tokens` begins at 0.5",
         ),
         (["engine.model=llama-2-70b"], "`engine`: llama-2-70b in bfloat16 does not fit"),
+        (
+            [*MOE, "engine.data_parallel_size=2", "engine.preemption=swap"],
+            "`engine.preemption: swap` does not go with data_parallel_size 2 of a model with experts",
+        ),
+        ([*MOE, "engine.data_parallel_size=5"], "`engine.data_parallel_size`: without enable_expert_parallel every"),
+        (
+            [
+                *(*MOE, "engine.tensor_parallel_size=4", "engine.enable_expert_parallel=true"),
+                "latency.expert_load_imbalance=4.5",
+            ],
+            "`latency.expert_load_imbalance` (4.5) is above 4",
+        ),
     ],
 )
 def test_one_problem(overrides: Sequence[str], start: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.latency.base import StepShape
+from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link
@@ -53,6 +54,7 @@ class ProfileCost:
         host_overhead_ms: float | None = None,
         link: Link | None = None,
         time_scale: float = 1.0,
+        expert_load_imbalance: float | None = None,
         without: frozenset[str] = frozenset(),
     ) -> None:
         """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run."""
@@ -63,12 +65,12 @@ class ProfileCost:
         self.notes = found.notes
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
-        ep = tp if engine.enable_expert_parallel and model.num_experts else 1
-        self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, link, ep)
-        self._eager = engine.enforce_eager
+        self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
+        self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, link, experts)
+        self._eager = engine.enforce_eager and not experts.is_lockstep
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
         sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, per_decode)
-        self._graphs = [] if engine.enforce_eager else sizes
+        self._graphs = [] if engine.enforce_eager or experts.is_eager else sizes
         self._knots = context_knots(engine.max_model_len)
         self._window = model.sliding_window or self._knots[-1]
         """Tokens that a query sees at most."""
@@ -112,7 +114,8 @@ class ProfileCost:
     # -- terms ------------------------------------------------------------------------------------
 
     def token_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
-        """One stage's time that depends on the number of tokens alone, by those terms that the engine has."""
+        """One stage's time that depends on the number of tokens alone, by those terms that the engine has. Of ranks
+        that step together (``LockstepCost``), only what each computes for itself."""
         ops, model = self.operators, self.model
         sizes = padded(tokens, self._graphs)
         num_moe, num_dense = model.num_moe_layers, model.num_layers - model.num_moe_layers
@@ -126,9 +129,14 @@ class ProfileCost:
             elementwise += num_moe * ops.elementwise_ns(sizes, width)
         terms = {"matrices": matrices / ops.pp, "elementwise": elementwise / ops.pp}
         if num_moe:
-            terms["experts"] = num_moe * ops.experts_ns(sizes) / ops.pp
+            experts = ops.router_and_shared_ns if self.experts.is_lockstep else ops.experts_ns
+            terms["experts"] = num_moe * experts(sizes) / ops.pp
         if ops.tp > 1:
-            terms["all_reduce"] = (2.0 * model.num_layers + 1.0) * ops.all_reduce_ns(sizes) / ops.pp
+            count = 2.0 * model.num_layers + 1.0
+            if self.experts.is_sequence_parallel:  # outputs of experts come back whole, shared out over the GPUs
+                count -= num_moe
+                terms["all_gather"] = num_moe * ops.hidden_gather_ns(sizes) / ops.pp
+            terms["all_reduce"] = count * ops.all_reduce_ns(sizes) / ops.pp
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
         if self._eager:
@@ -202,6 +210,10 @@ class ProfileCost:
             # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
             ns = max(ns, self._verify_pair.ns(shape.verify_attention_pairs))
         return ns
+
+    def tokens_ns(self, tokens: int) -> int:
+        """One stage's time that depends on the number of tokens alone, as it is charged."""
+        return self._tokens_ns(tokens)
 
     def swaps_ns(self, num_bytes: IntColumn) -> IntColumn:
         """Copies of KV between GPU and host, as they are charged."""

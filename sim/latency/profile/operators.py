@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
+from sim.latency.experts import ALONE, ExpertGroup
 from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.file import Device, Key, Profile
 from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
+from sim.latency.profile.routing import table_imbalance
 from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +47,8 @@ STEP_NS = 250_000.0
 and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
 GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float64)
 """Numbers of tokens that a smaller number's time is held against."""
+EXPERT_SIZES = np.unique(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
+"""Numbers of tokens between which experts under a stated imbalance are interpolated."""
 CUSTOM_LIMITS = {
     "9.0": {6: 512 << 10, 8: 256 << 10},
     "10.0": {2: 2 << 20, 4: 2 << 20, 6: 1 << 20, 8: 1 << 20},
@@ -78,8 +82,8 @@ class ProfiledOperators:
     pp: int
     link: Link | None = None
     """What replaces the measured collectives, where the machine's GPUs are linked another way."""
-    ep: int = 1
-    """GPUs that experts are spread over whole; 1 = each expert is split over the ``tp`` GPUs."""
+    experts: ExpertGroup = ALONE
+    """The GPUs that hold the experts of an MoE model."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
     predictor: Predictor = field(init=False)
@@ -149,23 +153,41 @@ class ProfiledOperators:
 
     def experts_ns(self, tokens: Floats) -> Floats:
         """Router, routed and shared experts of one layer."""
+        return self.router_and_shared_ns(tokens, self.routed_ns(tokens))
+
+    def router_and_shared_ns(self, tokens: Floats, routed: Floats | float = 0.0) -> Floats:
+        """What of a layer's experts every rank computes for its own tokens, added to ``routed``."""
         model = self.model
-        split = (1, self.ep) if self.ep > 1 else (self.tp, 1)
+        router = self.linear_ns(tokens, model.num_experts, model.hidden_size, self.precision.activations)
+        shared = model.shared_expert_intermediate_size
+        total = routed + router + self.small_kernels_ns(tokens, ROUTER_KERNELS)
+        return total + self.mlp_ns(tokens, shared) if shared else total
+
+    def routed_ns(self, tokens: Floats) -> Floats:
+        """Routed experts of one layer on one of the GPUs that hold them, for that many tokens of them all."""
+        imbalance = self.experts.imbalance
+        if imbalance is None:
+            return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
+        model = self.model
+        measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
+        rising = np.maximum.accumulate(self._measured_routed_ns(EXPERT_SIZES))
+        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
+
+    def _measured_routed_ns(self, tokens: Floats) -> Floats:
+        model = self.model
         shape = (model.hidden_size, model.moe_intermediate_size, model.num_experts, model.experts_per_token)
-        routed = self._times("moe", (self.precision.weights, *shape, *split), (0,), np.maximum(tokens, 1.0))
+        key = (self.precision.weights, *shape, *self.experts.split)
+        routed = self._times("moe", key, (0,), np.maximum(tokens, 1.0))
         if routed is None:
             self.stand_ins["moe"] = "two linear layers over the rows of the experts that are touched"
             routed = self._experts_as_linear_ns(tokens)
-        router = self.linear_ns(tokens, model.num_experts, model.hidden_size, self.precision.activations)
-        shared = model.shared_expert_intermediate_size
-        total = np.where(tokens > 0, routed, 0.0) + router + self.small_kernels_ns(tokens, ROUTER_KERNELS)
-        return total + self.mlp_ns(tokens, shared) if shared else total
+        return routed
 
     def _experts_as_linear_ns(self, tokens: Floats) -> Floats:
-        model = self.model
-        local, width = model.num_experts / self.ep, model.moe_intermediate_size // (1 if self.ep > 1 else self.tp)
+        model, (tp, ep) = self.model, self.experts.split
+        local, width = model.num_experts / ep, model.moe_intermediate_size // tp
         touched = local * (1.0 - (1.0 - model.experts_per_token / model.num_experts) ** np.maximum(tokens, 1.0))
-        rows = np.maximum(tokens, 1.0) * model.experts_per_token / self.ep / touched
+        rows = np.maximum(tokens, 1.0) * model.experts_per_token / ep / touched
         up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size)
         down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width)
         return touched * (up + down - 2.0 * LAUNCH_NS) + 2.0 * LAUNCH_NS
@@ -209,16 +231,23 @@ class ProfiledOperators:
         payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
         return np.where(tokens > 0, self.collective_ns("all_reduce", payload), 0.0)
 
-    def collective_ns(self, operator: str, payload: Floats) -> Floats:
-        """A collective over the ``tp`` GPUs: vLLM's own where it was measured, else NCCL, else the link's bandwidth."""
+    def hidden_gather_ns(self, tokens: Floats) -> Floats:
+        """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
+        payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
+        return np.where(tokens > 0, self.collective_ns("all_gather", payload), 0.0)
+
+    def collective_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
+        """A collective over ``num_gpus`` (None = the ``tp`` GPUs): vLLM's own where it was measured, else NCCL, else
+        the link's bandwidth."""
+        gpus = num_gpus or self.tp
+        passes = 2.0 if operator == "all_reduce" else 1.0
         if self.link is not None:
-            passes = 2.0 if operator == "all_reduce" else 1.0
-            share = passes * (self.tp - 1) / self.tp
+            share = passes * (gpus - 1) / gpus
             return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
         known = {
-            implementation: self.predictor.times_ns(operator, (implementation, self.tp), payload)
+            implementation: self.predictor.times_ns(operator, (implementation, gpus), payload)
             for implementation in ("custom", "nccl")
-            if self.predictor.has(operator, (implementation, self.tp))
+            if self.predictor.has(operator, (implementation, gpus))
         }
         if operator == "all_reduce" and len(known) == 2:
             return self._dispatched(payload, known["custom"], known["nccl"])
@@ -226,7 +255,7 @@ class ProfiledOperators:
             return known.get("custom", known.get("nccl", payload))
         self.stand_ins[operator] = "70% of the link's bandwidth, 10 us at least"
         link = self.device.link_bandwidth_bytes_per_s or 32e9
-        return ring_all_reduce_s(1.0, self.tp, 0.7 * link) * payload * 1e9 + 10_000.0
+        return passes / 2.0 * ring_all_reduce_s(1.0, gpus, 0.7 * link) * payload * 1e9 + 10_000.0
 
     def _dispatched(self, payload: Floats, custom: Floats, nccl: Floats) -> Floats:
         """vLLM leaves its own all-reduce above a size, for torch's symmetric memory, which no table holds: taken to lie
@@ -323,6 +352,7 @@ class ProfiledOperators:
         if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
             self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
             return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+        self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
     def prefill_multiple(self, batch: int, chunk: float) -> float:

@@ -21,6 +21,7 @@ TERMS = (
     "elementwise",
     "experts",
     "all_reduce",
+    "all_gather",
     "send_receive",
     "launches",
     "lm_head",
@@ -91,6 +92,7 @@ def step_terms(cost: ProfileCost, columns: Mapping[str, IntColumn]) -> dict[str,
     if "num_draft_tokens" in columns:
         rows = rows + columns["num_draft_tokens"]
         tokens = tokens + columns["num_draft_tokens"]
+    tokens = columns.get("padded_tokens", tokens)  # of ranks that step together
     terms = {
         **_by_count(cost.token_terms, tokens, steps),
         **_by_count(cost.row_terms, rows, steps),

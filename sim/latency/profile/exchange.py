@@ -1,0 +1,43 @@
+"""What ranks that step together do together in MoE layers, from a profile: dispatch, routed experts, combine.
+
+vLLM's default (``AgRsAll2AllManager``) gathers every token everywhere and reduces the results back, so that how evenly
+tokens choose experts does not change what moves. DeepEP sends a token to the GPUs of its experts only; no table holds
+its kernels, and NCCL's all-to-all of as many bytes stands in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.latency.experts import DEEPEP_HT, dispatch_bytes
+
+if TYPE_CHECKING:
+    from sim.latency.profile.cost import ProfileCost
+    from sim.latency.profile.operators import Floats, ProfiledOperators
+
+
+def group_terms_ns(cost: ProfileCost, tokens: Floats) -> dict[str, Floats]:
+    """One step's time of what all ranks do together with ``tokens`` tokens of them all, padding included, by term."""
+    ops, count = cost.operators, cost.model.num_moe_layers * cost.time_scale
+    size = dispatch_bytes(cost.model, cost.precision)
+    combined = float(cost.model.hidden_size * cost.precision.activation_bytes)
+    return {
+        "experts": count * ops.routed_ns(tokens),
+        "dispatch": count * exchange_ns(ops, "all_gather", tokens, size),
+        "combine": count * exchange_ns(ops, "reduce_scatter", tokens, combined),
+    }
+
+
+def exchange_ns(ops: ProfiledOperators, operator: str, tokens: Floats, bytes_per_token: float) -> Floats:
+    """One layer's tokens on their way to the experts (``all_gather``) or back (``reduce_scatter``)."""
+    group = ops.experts
+    if group.backend == DEEPEP_HT:
+        ops.stand_ins["all2all"] = "NCCL's all-to-all of as many bytes as DeepEP's kernels move"
+        each = tokens / group.num_gpus * group.destinations(ops.model.experts_per_token) * (group.imbalance or 1.0)
+        payload, operator, gpus = each * bytes_per_token, "all_to_all", group.num_gpus
+    else:
+        payload, gpus = tokens * bytes_per_token, group.exchange_gpus
+    times = ops.collective_ns(operator, np.maximum(payload, 1.0), gpus)
+    return np.where(tokens > 0, times, 0.0)
