@@ -194,6 +194,7 @@ def engine_settings(shapes: Sequence[Any], longest: int) -> Any:
         data_parallel_size=1,
         enable_expert_parallel=False,
         enforce_eager=False,
+        preemption="recompute",
         speculative=None,
         async_scheduling=False,
         max_num_seqs=max(256, *(shape.num_sampled for shape in shapes)),

@@ -48,7 +48,7 @@ def test_runs_as_it_stands(name: str) -> None:
     summary = run(name)
     counts = summary["counts"]
     assert counts["submitted"] == counts["completed"] > 100
-    assert summary["run"]["notes"] == []
+    assert [note for note in summary["run"]["notes"] if not note.startswith("engine.dtype auto: ")] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
