@@ -86,7 +86,7 @@ def _notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
     """Which format the model's config says, where ``auto`` follows it or another one is taken in its place."""
     if dtype == "auto":
         source = model.dtype_source
-        return [f"engine.dtype auto: {model.dtype}, from {source} of the model's config"] if source else []
+        return [f"engine.dtype auto: {model.dtype} (the model's config: {source})"] if source else []
     if model.dtype not in FLOATS and dtype != model.dtype:
         told = f"the model's config says {model.dtype} ({model.dtype_source})"
         return [f"{told}; engine.dtype {dtype} is taken, auto would follow it"]

@@ -89,7 +89,7 @@ def test_plain_formats(tmp_path: Path, config: dict[str, Any], dtype: str, sourc
     assert (model.dtype, model.dtype_source) == (dtype, source)
     engine = EngineConfig(model=str(tmp_path), gpu="h100-sxm", dtype="auto")
     notes = plan_memory(engine).notes
-    assert (f"engine.dtype auto: {dtype}, from {source} of the model's config" in notes) == bool(source)
+    assert (f"engine.dtype auto: {dtype} (the model's config: {source})" in notes) == bool(source)
     assert resolve_precision(engine, load_gpu("h100-sxm"), model).weights == dtype
 
 
