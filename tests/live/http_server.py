@@ -93,14 +93,16 @@ def wait_for(url: str, timeout_s: float, **expected: float) -> dict[str, float]:
     """The metrics once ``vllm:NAME`` has the value expected of it, for every name given."""
     deadline = time.monotonic() + timeout_s
     found: dict[str, float] = {}
+    seen: list[list[float | None]] = []
     while time.monotonic() < deadline:
         found = metrics(url)
+        values = [found.get(f"vllm:{name}") for name in expected]
+        if values not in seen[-1:]:
+            seen.append(values)
         if all(found.get(f"vllm:{name}") == value for name, value in expected.items()):
             return found
         time.sleep(0.05)
-    raise AssertionError(
-        f"after {timeout_s:g} s: {expected}, found { {name: found.get(f'vllm:{name}') for name in expected} }"
-    )
+    raise AssertionError(f"after {timeout_s:g} s: {expected}, found one after the other {seen}")
 
 
 def stream(url: str, body: Mapping[str, Any], timeout_s: float = 120.0) -> Iterator[dict[str, Any]]:

@@ -27,8 +27,9 @@ SCENARIO = ROOT / "scenarios/live_smoke.yaml"
 MODEL_FOLDER = ROOT / "scenarios/data/tiny-llama"
 SEATS = 4
 """``max_num_seqs`` of the scenario."""
-BLOCKER_TOKENS = 4000
-"""So many that no blocker ends by itself while a test needs it."""
+MAX_MODEL_LEN = 16_384
+BLOCKER_TOKENS = 15_000
+"""So many that no blocker ends by itself while a test needs it, however busy the machine."""
 IDLE_S = 30.0
 
 
@@ -37,10 +38,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     """Address and log."""
     folder = tmp_path_factory.mktemp("server")
     model = write_tiny_llama(folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["max_position_embeddings"] = MAX_MODEL_LEN
+    (model / "config.json").write_text(json.dumps(config))
     command = serve_command(load(SCENARIO), str(model), as_module=True)
     log = folder / "server.log"
     arguments = [*command.argv[1:], "--load-format", "dummy", "--served-model-name", "tiny"]
     arguments += ["--num-gpu-blocks-override", str(SEATS * BLOCKER_TOKENS // 16 + 100)]  # or blockers get preempted
+    arguments += ["--max-model-len", str(MAX_MODEL_LEN)]
     with vllm_server(arguments, command.environment, log) as url:
         yield url, log
 
@@ -209,11 +214,11 @@ def test_observe_over_chat(url: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_what_the_server_refuses_is_in_the_record(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text("arrival_s,input_tokens,output_tokens\n0,5000,5\n0.1,10,5\n")
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0,20000,5\n0.1,10,5\n")
     out = tmp_path / "measured.jsonl"
     argv = ["observe", "--trace", str(trace), "--url", url, "--out", str(out), "--token-ids", f"{FIRST_WORD_ID}:512"]
     assert simrun(*argv) == 1
-    assert "1 x HTTP 400: This model's maximum context length is 4096 tokens" in capsys.readouterr().err
+    assert f"1 x HTTP 400: This model's maximum context length is {MAX_MODEL_LEN} tokens" in capsys.readouterr().err
     assert simrun(*argv, "--force", "--model", "other") == 1
     assert "does not serve the model 'other'; it serves tiny" in capsys.readouterr().err
 
