@@ -311,7 +311,7 @@ _DECODE_REUSE = Reuse(_kv_bytes, lambda fields: 1, share=0.35)
 7 % and bias +1 %, against 15 % and -12 % with nothing dropped."""
 
 
-NO_SLOWER = {"fp8": ("fp8", "fp8_block", "bfloat16")}
+FP8_NO_SLOWER_THAN = ("fp8_block", "bfloat16")
 """Experts in FP8 with one scale per tensor have no more bytes, arithmetic or scales than those in blocks or 16 bits."""
 
 
@@ -322,17 +322,14 @@ def _no_slower(rows: pd.DataFrame, shape: list[str]) -> tuple[pd.DataFrame, tupl
     it takes 2 to 5 times as long as 16 bits, at a tenth of the bandwidth; the Triton kernel of vLLM 0.19.0, measured on
     an H200 in the same package, takes half of 16 bits, and about what ``fp8_block`` does.
     """
-    notes: tuple[str, ...] = ()
-    for dtype, others in NO_SLOWER.items():
-        medians = rows[rows["moe_dtype"].isin(others)].groupby(["moe_dtype", *shape])["latency"].median()
-        least = medians.groupby(level=shape).min().rename("least").reset_index()
-        merged = rows.merge(least, on=shape, how="left")
-        slower = ((merged["moe_dtype"] == dtype) & (merged["latency"] > merged["least"])).to_numpy()
-        if slower.any():
-            times = np.where(slower, merged["least"].to_numpy(), rows["latency"].to_numpy())
-            rows = rows.assign(latency=times)
-            notes = (*notes, f"moe: {int(slower.sum())} rows of {dtype} are the lesser time of {', '.join(others[1:])}")
-    return rows, notes
+    others = rows[rows["moe_dtype"].isin(FP8_NO_SLOWER_THAN)].groupby(["moe_dtype", *shape])["latency"].median()
+    least = others.groupby(level=shape).min().rename("least").reset_index()
+    bound = rows.merge(least, on=shape, how="left")["least"].to_numpy()
+    slower = (rows["moe_dtype"] == "fp8").to_numpy() & (rows["latency"].to_numpy() > bound)
+    if not slower.any():
+        return rows, ()
+    rows = rows.assign(latency=np.where(slower, bound, rows["latency"].to_numpy()))
+    return rows, (f"moe: {int(slower.sum())} rows of fp8 are the lesser time of {', '.join(FP8_NO_SLOWER_THAN)}",)
 
 
 def _moe(place: _Place) -> _Found:

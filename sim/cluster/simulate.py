@@ -75,7 +75,10 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log) for index in range(num_ranks)]
+    every_step = takes_every_step(engine, workload, settings)
+    gateway.replicas = [
+        _build_replica(loaded, index, gateway, settings, cost, log, every_step=every_step) for index in range(num_ranks)
+    ]
     if isinstance(cost, LockstepCost):
         _group(gateway, cost, engine)
     try:
@@ -132,6 +135,14 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     )
 
 
+def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> bool:
+    """Whether the reference takes each step: on demand, or because fast-forward does not know how."""
+    # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
+    swaps_conversations = engine.preemption == "swap" and bool((workload.session != NO_GROUP).any())
+    # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
+    return engine.stepping == "reference" or swaps_conversations or outgrows(workload, settings)
+
+
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
     """Whether some request grows beyond the sliding window. While none does, every decision is that of full
     attention: nothing is behind the window, a prefix whose last window is cached is cached whole, and no request
@@ -159,14 +170,14 @@ def _build_replica(
     settings: SchedulerSettings,
     cost: StepCost,
     decisions: DecisionLog | None,
+    *,
+    every_step: bool,
 ) -> Replica:
     engine, recorder = loaded.scenario.engine, gateway.recorder
     policy = _build_policy(engine, gateway.workload, loaded.scenario.seed)
     wait_ns = round(engine.static_batch_wait_s * 1e9)
     depth = pipeline_depth(engine)
     common = (cost, depth, recorder, gateway.on_end, wait_ns, decisions)
-    # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
-    swaps_conversations = engine.preemption == "swap" and bool((gateway.workload.session != NO_GROUP).any())
     try:
         if isinstance(cost, LockstepCost):
             scheduler = Scheduler(settings, policy, recorder)
@@ -176,9 +187,7 @@ def _build_replica(
             acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
             drafting = SpeculativeScheduler(settings, policy, acceptance, recorder)
             return Replica(gateway.env, index, engine.model, drafting, *common)
-        # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
-        has_window = outgrows(gateway.workload, settings)
-        if engine.stepping == "reference" or swaps_conversations or has_window:
+        if every_step:
             return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
         is_pipelined = engine.pipeline_parallel_size > 1
         unbounded = replace(settings, sliding_window=None)

@@ -86,3 +86,15 @@ class StepCost(Protocol):
     def describe(self) -> dict[str, object]:
         """What the summary says of this model: kind, whether it is an estimate, its parameters."""
         ...
+
+
+def decode_run_by_steps(
+    cost: StepCost, num_decodes: int, decode_context_tokens: int, num_steps: int
+) -> npt.NDArray[np.int64]:
+    """``StepCost.decode_run_ns`` of a cost that has no shorter way: step by step."""
+    contexts = (decode_context_tokens + step * num_decodes for step in range(num_steps))
+    shapes = (
+        StepShape(num_decodes=num_decodes, decode_context_tokens=context, num_sampled=num_decodes)
+        for context in contexts
+    )
+    return np.array([cost.gpu_ns(shape) for shape in shapes], dtype=np.int64)

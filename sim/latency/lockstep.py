@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sim.latency.base import StepShape
+from sim.latency.base import StepShape, decode_run_by_steps
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.profile.graphs import graph_sizes
@@ -123,15 +123,7 @@ class LockstepCost:
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row."""
-        shapes = (
-            StepShape(
-                num_decodes=num_decodes,
-                decode_context_tokens=decode_context_tokens + step * num_decodes,
-                num_sampled=num_decodes,
-            )
-            for step in range(num_steps)
-        )
-        return np.array([self.gpu_ns(shape) for shape in shapes], dtype=np.int64)
+        return decode_run_by_steps(self, num_decodes, decode_context_tokens, num_steps)
 
     def empty_step_ns(self) -> int:
         """As one rank's."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
-from sim.latency.base import StepShape
+from sim.latency.base import StepShape, decode_run_by_steps
 from sim.latency.models import ModelSpec, load_model
 
 if TYPE_CHECKING:
@@ -119,15 +119,7 @@ class SpeculativeCost:
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
         """``gpu_ns`` of ``num_steps`` decode steps in a row without anything to verify."""
-        shapes = (
-            StepShape(
-                num_decodes=num_decodes,
-                decode_context_tokens=decode_context_tokens + step * num_decodes,
-                num_sampled=num_decodes,
-            )
-            for step in range(num_steps)
-        )
-        return np.array([self.gpu_ns(shape) for shape in shapes], dtype=np.int64)
+        return decode_run_by_steps(self, num_decodes, decode_context_tokens, num_steps)
 
     def empty_step_ns(self) -> int:
         """As the target's."""
