@@ -27,6 +27,14 @@ class ConstantCost:
         """Zero: nothing of a step goes by its tokens."""
         return 0
 
+    def group_terms_ns(self, tokens: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+        """Nothing: what ranks do together is in ``step_ns``."""
+        return {}
+
+    def launch_floor_ns(self) -> int:
+        """Zero."""
+        return 0
+
     def host_ns(self, shape: StepShape) -> int:
         """Zero."""
         return 0

@@ -10,7 +10,7 @@ are padded to the largest; else none is padded. A rank without work computes a d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ class LockstepCost:
         self._graphs = [] if is_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
         largest = self.experts.dp * engine.max_num_batched_tokens
         self._together = Table(self._together_s, largest, least_ns=0)
-        self._floor_ns = self._launches_ns() if is_eager else 0
+        self._floor_ns = own.launch_floor_ns() if is_eager else 0
 
     # -- a step of the group ----------------------------------------------------------------------
 
@@ -86,30 +86,8 @@ class LockstepCost:
         return [next(size for size in self._graphs if size >= largest)] * len(counts)
 
     def _together_s(self, tokens: Floats) -> Floats:
-        total: Floats = sum(self._group_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
+        total: Floats = sum(self.own.group_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
         return total
-
-    def _group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
-        own = self.own
-        if isinstance(own, ConstantCost):
-            return {}
-        if own.kind == "profile":
-            from sim.latency.profile.exchange import group_terms_ns
-
-            return group_terms_ns(own, tokens)  # type: ignore[arg-type]
-        terms: dict[str, Floats] = own.operators.group_terms_s(tokens)  # type: ignore[union-attr]
-        return {name: seconds * own.time_scale * 1e9 for name, seconds in terms.items()}
-
-    def _launches_ns(self) -> int:
-        """Without CUDA graphs, what launching a step's operators one by one takes at least."""
-        own = self.own
-        if isinstance(own, ConstantCost):
-            return 0
-        if own.kind == "profile":
-            one: Callable[[Floats], Floats] = own.operators.launches_ns  # type: ignore[union-attr]
-            return round(float(one(np.ones(1))[0]) * own.time_scale)
-        floor_s: float = own.operators.eager_floor_s()  # type: ignore[union-attr]
-        return round(floor_s * own.time_scale * 1e9)
 
     # -- the interface of StepCost ----------------------------------------------------------------
 
@@ -138,7 +116,8 @@ class LockstepCost:
         sizes, place = np.unique(columns["group_tokens"], return_inverse=True)
         charged = np.array([self._together.ns(size) for size in sizes.tolist()], dtype=np.int64)
         together = {
-            name: np.rint(times).astype(np.int64) for name, times in self._group_terms_ns(sizes.astype(float)).items()
+            name: np.rint(times).astype(np.int64)
+            for name, times in self.own.group_terms_ns(sizes.astype(float)).items()
         }
         together["experts"] += charged - np.sum(list(together.values()), axis=0, dtype=np.int64)
         terms = dict(mine)

@@ -84,6 +84,15 @@ class RooflineCost(TabulatedCost):
             layers = np.where(tokens > 0, np.maximum(layers, ops.eager_floor_s()), layers)
         return (layers + ops.embedding_s(tokens)) / ops.pp + ops.send_receive_s(tokens)
 
+    def group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
+        """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
+        scale = self.time_scale * 1e9
+        return {name: seconds * scale for name, seconds in self.operators.group_terms_s(tokens).items()}
+
+    def launch_floor_ns(self) -> int:
+        """Without CUDA graphs, what launching a step's operators one by one takes at least."""
+        return round(self.operators.eager_floor_s() * self.time_scale * 1e9)
+
     def breakdown(self, shape: StepShape) -> dict[str, float]:
         """Seconds of one stage by term; their sum is ``gpu_ns`` up to rounding."""
         if self.model.sliding_window is not None:

@@ -57,7 +57,7 @@ def prefill(chunk: int) -> StepShape:
 
 
 def together_ns(group: LockstepCost, tokens: int) -> dict[str, float]:
-    return {name: float(times[0]) for name, times in group._group_terms_ns(np.array([float(tokens)])).items()}
+    return {name: float(times[0]) for name, times in group.own.group_terms_ns(np.array([float(tokens)])).items()}
 
 
 # --- a step of the group --------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_steps_are_told_by_terms_that_add_up() -> None:
 
 def test_without_graphs_launching_is_a_floor_of_the_group() -> None:
     eager = cost(engine(dp=2, enforce_eager=True))
-    launches = eager._launches_ns()
+    launches = eager.own.launch_floor_ns()
     assert eager.group_step([decodes(1), decodes(1)]).gpu_ns == launches > cost(engine(dp=2)).gpu_ns(decodes(1))
     assert eager.group_step([prefill(2000), prefill(2000)]).gpu_ns > launches
 

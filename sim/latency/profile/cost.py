@@ -20,6 +20,7 @@ from sim.latency.gpus import GpuSpec
 from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link
 from sim.latency.precision import resolve_precision
+from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
@@ -151,6 +152,14 @@ class ProfileCost:
         terms = {"lm_head": head, "sampling": sampling, "step_overhead": overhead}
         scale = self.time_scale / self.operators.pp
         return {name: times * scale for name, times in terms.items()}
+
+    def group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
+        """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
+        return group_terms_ns(self, tokens)
+
+    def launch_floor_ns(self) -> int:
+        """Without CUDA graphs, what launching a step's operators one by one takes at least."""
+        return round(float(self.operators.launches_ns(np.ones(1))[0]) * self.time_scale)
 
     def _tokens_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
