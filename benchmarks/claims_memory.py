@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.claims_base import Claim, backlog, decode_ns, markdown_table, run, step_cost
-from sim.engine.kv_cache import ceil_div, slot_of
+from sim.engine.reference.kv_cache import ceil_div, slot_of
 from sim.latency.models import MODELS
 from sim.latency.precision import parameter_bytes
 

@@ -61,7 +61,7 @@ def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
 
 
 def part_of(module: str) -> str:
-    """``sim.engine.replica`` -> ``sim.engine``; ``policies.base`` -> ``policies``."""
+    """``sim.engine.reference.replica`` -> ``sim.engine``; ``policies.base`` -> ``policies``."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "sim" and len(parts) > 1 else parts[0]
 
@@ -73,8 +73,8 @@ def place(path: Path, line: int) -> str:
 def test_there_is_something_to_look_at() -> None:
     assert {part_of(name) for name in SIM} >= set(LAYERS)
     assert len(POLICIES) > 10
-    found = {module for module, _ in imports("sim.engine.replica", SIM["sim.engine.replica"])}
-    assert {"sim.engine.scheduler", "sim.engine.clock", "simpy"} <= found
+    found = {module for module, _ in imports("sim.engine.reference.replica", SIM["sim.engine.reference.replica"])}
+    assert {"sim.engine.reference.scheduler", "sim.engine.clock", "simpy"} <= found
 
 
 def test_imports_run_one_way() -> None:

@@ -10,11 +10,11 @@ import numpy as np
 from simpy import Event
 
 from policies.base import Router
-from sim.engine.clock import ARRIVAL_TURN, At, Clock
-from sim.engine.decode_sums import DecodeSums
-from sim.engine.fast_forward import FastReplica
-from sim.engine.feed import NO_MORE, Feed, machine_integers
-from sim.engine.replica import Replica, request_row
+from sim.engine.clock import At, Clock, Turn
+from sim.engine.fast.decode_sums import DecodeSums
+from sim.engine.fast.fast_forward import FastReplica
+from sim.engine.fast.feed import NO_MORE, Feed, machine_integers
+from sim.engine.reference.replica import Replica, request_row
 from sim.engine.request import Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
@@ -178,7 +178,7 @@ class Gateway:
                     continue
                 arrival_ns = fields[1]
                 if arrival_ns > env.now:
-                    yield At(env, arrival_ns - env.now, ARRIVAL_TURN)
+                    yield At(env, arrival_ns - env.now, Turn.ARRIVAL)
                 self._arrive(fields)
 
     def _rows(self, rows: IntColumn) -> Iterator[tuple[int, ...]]:
@@ -199,7 +199,7 @@ class Gateway:
                 f"request {row} would arrive after {(self.env.now + think_ns) / 1e9:.2g} s, and the clock ends at "
                 f"{NO_MORE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
             )
-        arrival = At(self.env, think_ns, ARRIVAL_TURN + 1 + row)
+        arrival = At(self.env, think_ns, Turn.ARRIVAL + 1 + row)
         arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:

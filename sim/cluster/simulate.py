@@ -11,16 +11,16 @@ import numpy as np
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.gateway import Gateway, Progress
-from sim.engine.ahead import AheadScheduler
-from sim.engine.batch import SchedulerSettings
 from sim.engine.clock import Clock
-from sim.engine.data_parallel import DataParallelGroup, Rank
 from sim.engine.decisions import DecisionLog
-from sim.engine.decode_sums import DecodeSums
-from sim.engine.fast_forward import FastReplica
-from sim.engine.replica import Replica
-from sim.engine.scheduler import Scheduler
-from sim.engine.speculative import Acceptance, SpeculativeScheduler
+from sim.engine.fast.ahead import AheadScheduler
+from sim.engine.fast.decode_sums import DecodeSums
+from sim.engine.fast.fast_forward import FastReplica
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.replica import Replica
+from sim.engine.reference.scheduler import Scheduler
+from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
+from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost

@@ -1,16 +1,27 @@
 """Turns within one instant, so that simultaneous events have one order on every machine and stepper.
 
-At one instant: steps end (by replica), then requests arrive, then steps start (by replica). So a
-router sees every step that has ended, and a step sees every request that has arrived.
+So a router sees every step that has ended, a request that is cancelled at the instant of its last token is complete,
+and a step sees every request that has arrived.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from simpy import Environment, Event
 from simpy.events import EventPriority
 
-ARRIVAL_TURN = 1 << 30
-START_TURN = 1 << 31
+
+class Turn(IntEnum):
+    """What happens first at one instant. A position (of a replica, of a request) is added to order equals."""
+
+    STEP_END = 0
+    FAULT = 1 << 32
+    TRANSFER = 2 << 32
+    TIMEOUT = 3 << 32
+    ARRIVAL = 4 << 32
+    CONTROL = 5 << 32
+    STEP_START = 6 << 32
 
 
 class Clock(Environment):
@@ -40,7 +51,7 @@ class At(Event):
 
 
 class Bell(Event):
-    """Somebody sleeps on it; ``ring`` wakes them in their turn of the current instant."""
+    """A process sleeps on it; ``ring`` wakes the process in its turn of the current instant."""
 
     def __init__(self, env: Clock, turn: int) -> None:
         super().__init__(env)

@@ -148,7 +148,7 @@ class Request:
         self.num_cached_blocks = 0
         self.next_cacheable_tokens = 0
 
-        # Fast stepping only (``sim.engine.cohort``): membership, and what the counters follow from.
+        # Fast stepping only (``sim.engine.fast.cohort``): membership, and what the counters follow from.
         self.joined_at = -1
         self.base_computed = 0
         self.base_output = 0

@@ -124,7 +124,7 @@ def test_ids_of_a_trace_are_the_ids_of_the_results(tmp_path: Path) -> None:
 
 
 def test_a_leaked_block_fails_the_run_and_names_the_holder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.engine.run_kv_cache import RunKVCache
+    from sim.engine.fast.run_kv_cache import RunKVCache
 
     real = RunKVCache.free
 

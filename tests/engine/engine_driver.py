@@ -7,9 +7,9 @@ from typing import Any
 
 from policies.base import Policy
 from policies.fcfs import Fcfs
-from sim.engine.batch import Batch, SchedulerSettings
+from sim.engine.reference.batch import Batch, SchedulerSettings
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Content, Request
-from sim.engine.scheduler import Scheduler
 
 STEP_NS = 1_000_000_000
 

@@ -10,7 +10,7 @@ from engine_runs import Run, arrivals, backlog, simulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.engine.data_parallel import DP_SYNC_INTERVAL
+from sim.engine.variants.lockstep import DP_SYNC_INTERVAL
 from sim.results.record import GROUP_COLUMNS, Status
 
 MOE: dict[str, Any] = {

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from policies.base import Policy
 from policies.predictors import Exact
 from policies.registry import POLICIES, build_policy
-from sim.engine.batch import SchedulerSettings
-from sim.engine.fast_scheduler import FastScheduler
+from sim.engine.fast.fast_scheduler import FastScheduler
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Content
-from sim.engine.scheduler import Scheduler
 
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 REQUESTS = st.lists(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from engine_driver import Driver, make_request
 
-from sim.engine.kv_cache import KVCache, ceil_div, slot_of
+from sim.engine.reference.kv_cache import KVCache, ceil_div, slot_of
 
 
 def with_decodes(num_decodes: int, **settings: object) -> Driver:

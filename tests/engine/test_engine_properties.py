@@ -9,9 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from policies.priority import Priority
-from sim.engine.kv_cache import PrefixKVCache
+from sim.engine.reference.kv_cache import PrefixKVCache
 from sim.engine.request import Content
-from sim.engine.window_kv_cache import NULL_BLOCK, WindowKVCache
+from sim.engine.variants.window import NULL_BLOCK, WindowKVCache
 
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 """Shrinking a whole run takes minutes; the failing example is small enough as it is."""

@@ -9,9 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from policies.priority import Priority
-from sim.engine.kv_cache import PrefixKVCache
+from sim.engine.fast.run_kv_cache import RunKVCache
+from sim.engine.reference.kv_cache import PrefixKVCache
 from sim.engine.request import Content, Request, State
-from sim.engine.run_kv_cache import RunKVCache
 
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 """Shrinking a whole run takes minutes; the failing example is small enough as it is."""

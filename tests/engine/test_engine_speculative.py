@@ -16,8 +16,8 @@ from engine_runs import ENGINE, ONE_SECOND, backlog, simulate
 from policies.base import Policy
 from policies.fcfs import Fcfs
 from policies.priority import Priority
-from sim.engine.batch import SchedulerSettings
-from sim.engine.speculative import Acceptance, SpeculativeScheduler
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.results.record import DraftCounts
 from sim.results.results import Results
 from sim.run import load, run

@@ -17,10 +17,10 @@ from engine_profiled import PROFILED, kept_costs, profile_latency
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sim.engine import decode_sums
-from sim.engine.decode_sums import MOST_SIZE
-from sim.engine.fast_forward import FastReplica
-from sim.engine.steady import SteadyLoop
+from sim.engine.fast import decode_sums
+from sim.engine.fast.decode_sums import MOST_SIZE
+from sim.engine.fast.fast_forward import FastReplica
+from sim.engine.fast.steady import SteadyLoop
 from sim.errors import SimulationError
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost

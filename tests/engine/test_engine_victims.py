@@ -16,11 +16,11 @@ from policies.base import DecodeRanks, Policy
 from policies.predictors import Exact
 from policies.registry import POLICIES, build_policy
 from policies.srtf import Srtf
-from sim.engine.batch import Batch, Step
-from sim.engine.fast_scheduler import FastScheduler
+from sim.engine.fast.fast_scheduler import FastScheduler
+from sim.engine.fast.victims import VictimOrder, decode_ranks_of, plan_evictions
+from sim.engine.reference.batch import Batch, Step
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Request, State
-from sim.engine.scheduler import Scheduler
-from sim.engine.victims import VictimOrder, decode_ranks_of, plan_evictions
 
 PREDICTIONS: list[Callable[[int, int], int]] = [
     lambda length, row: length,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_engine_steady import assert_equal, scenario_of, traffic
 
 from policies.base import Policy, RequestView
-from sim.engine.cohort import Cohort
-from sim.engine.fast_scheduler import FastScheduler
-from sim.engine.waiting import RankedQueue
+from sim.engine.fast.cohort import Cohort
+from sim.engine.fast.fast_scheduler import FastScheduler
+from sim.engine.reference.waiting import RankedQueue
 from sim.run import load, run
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from windowed_model import windowed_model
 
 from policies.priority import Priority
-from sim.engine.batch import SchedulerSettings
-from sim.engine.kv_cache import KVCache
+from sim.engine.fast.run_kv_cache import RunKVCache
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.kv_cache import KVCache
+from sim.engine.reference.scheduler import build_kv_cache
 from sim.engine.request import Content
-from sim.engine.run_kv_cache import RunKVCache
-from sim.engine.scheduler import build_kv_cache
-from sim.engine.window_kv_cache import NULL_BLOCK, WindowKVCache
+from sim.engine.variants.window import NULL_BLOCK, WindowKVCache
 from sim.errors import SimulationError
 from sim.run import load, run
 

@@ -10,9 +10,9 @@ from traces import Case, CaseRequest, CaseSettings, Replay
 from policies.base import Policy
 from policies.fcfs import Fcfs
 from policies.priority import Priority
-from sim.engine.batch import Batch, SchedulerSettings
+from sim.engine.reference.batch import Batch, SchedulerSettings
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Content, Request
-from sim.engine.scheduler import Scheduler
 
 
 def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:

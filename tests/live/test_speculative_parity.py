@@ -20,7 +20,7 @@ from traces import Case, CaseRequest, Policy, Replay, draw_case
 
 from policies.fcfs import Fcfs
 from policies.priority import Priority
-from sim.engine.speculative import Acceptance, SpeculativeScheduler
+from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 
 SEEDS = range(10)
 KINDS = ("plain", "pressure", "prefix_pressure", "sessions", "long_prefill", "unchunked", "model_len", "everything")

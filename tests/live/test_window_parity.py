@@ -20,8 +20,8 @@ from test_speculative_parity import draw_speculative_case
 from test_speculative_parity import replay_both as replay_both_with_drafts
 from traces import GROUPS, TIGHT_GROUPS, Case, CaseRequest, CaseSettings, Policy, Replay, draw_case
 
-from sim.engine.batch import SchedulerSettings
-from sim.engine.window_kv_cache import WindowKVCache
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.variants.window import WindowKVCache
 
 SEEDS = range(20)
 """Seeds of each kind, policy and depth: 13 x 2 x 2 x 20 traces."""

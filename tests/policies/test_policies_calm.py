@@ -13,9 +13,9 @@ from policies.base import EngineState
 from policies.eviction import has_room
 from policies.registry import POLICIES, PREDICTORS, build_policy
 from policies.srtf import Srtf
-from sim.engine.ahead import AheadScheduler
-from sim.engine.batch import SchedulerSettings
-from sim.engine.steady import is_steady_kind
+from sim.engine.fast.ahead import AheadScheduler
+from sim.engine.fast.steady import is_steady_kind
+from sim.engine.reference.batch import SchedulerSettings
 
 CALM = sorted(name for name, kind in POLICIES.items() if kind.is_calm)
 ROWS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 60), st.integers(1, 90)), min_size=1, max_size=6)

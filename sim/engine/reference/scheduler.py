@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from policies.base import EngineLimits, EngineState, Policy
-from sim.engine.batch import Batch, SchedulerSettings, Step
-from sim.engine.kv_cache import KVCache, PrefixKVCache
+from sim.engine.reference.batch import Batch, SchedulerSettings, Step
+from sim.engine.reference.kv_cache import KVCache, PrefixKVCache
+from sim.engine.reference.shares import StepShares
+from sim.engine.reference.waiting import AdmissionOrder, FcfsQueue, RankedQueue
 from sim.engine.request import NEVER, Request, State
-from sim.engine.shares import StepShares
-from sim.engine.waiting import AdmissionOrder, FcfsQueue, RankedQueue
-from sim.engine.window_kv_cache import WindowKVCache
+from sim.engine.variants.window import WindowKVCache
 from sim.results.record import Recorder
 
 LARGEST = 1 << 62

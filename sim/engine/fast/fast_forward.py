@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from simpy import Event
 
-from sim.engine.ahead import AheadScheduler
-from sim.engine.batch import Batch
-from sim.engine.clock import ARRIVAL_TURN, START_TURN, At, Clock
+from sim.engine.clock import At, Clock, Turn
 from sim.engine.decisions import DecisionLog
-from sim.engine.decode_sums import DecodeSums
-from sim.engine.feed import Feed
-from sim.engine.replica import Replica
+from sim.engine.fast.ahead import AheadScheduler
+from sim.engine.fast.decode_sums import DecodeSums
+from sim.engine.fast.feed import Feed
+from sim.engine.fast.steady import SteadyLoop, is_steady_kind
+from sim.engine.reference.batch import Batch
+from sim.engine.reference.replica import Replica
 from sim.engine.request import Request, State
-from sim.engine.steady import SteadyLoop, is_steady_kind
 from sim.latency.base import StepCost, StepShape
 from sim.results.record import Recorder
 
@@ -124,7 +124,7 @@ class FastReplica(Replica):
     def _catch_up(self) -> None:
         """Be as of now: as seen by a request that arrives at this instant."""
         now_ns = self.env.now
-        self.advance(now_ns, ARRIVAL_TURN)
+        self.advance(now_ns, Turn.ARRIVAL)
         if self._jump is not None:
             self._take(bisect_left(self._jump.scheduled_ns, now_ns))
 
@@ -137,12 +137,12 @@ class FastReplica(Replica):
 
     def _accept(self, request: Request, now_ns: int) -> None:
         if self._wake_ns <= now_ns:
-            self.advance(now_ns, ARRIVAL_TURN)
+            self.advance(now_ns, Turn.ARRIVAL)
         if self._jump is not None:
             self._cut(now_ns)
         self.scheduler.add_request(request, now_ns)
         if self._wake_ns == NOT_PLANNED or self._is_gathering:
-            self._wake_ns, self._wake_turn = now_ns, START_TURN
+            self._wake_ns, self._wake_turn = now_ns, Turn.STEP_START
 
     def advance(self, until_ns: int, until_turn: int) -> None:
         """Everything that happens here before a turn of an instant."""
@@ -166,11 +166,11 @@ class FastReplica(Replica):
                 self._must_complete = False
                 self._complete_oldest(now_ns)
             else:
-                if turn >= START_TURN:
+                if turn >= Turn.STEP_START:
                     self._form_step(now_ns, until_ns)
                 elif scheduler.running or scheduler.waiting.entries:
                     # Whatever else happens at this instant happens before a step is formed.
-                    self._wake_turn = START_TURN
+                    self._wake_turn = Turn.STEP_START
                 else:
                     self._wake_ns = NOT_PLANNED
 
@@ -217,7 +217,7 @@ class FastReplica(Replica):
             if self._steady is not None and self._wake_ns == NOT_PLANNED:
                 self._steady.start_idle()
             else:
-                self.advance(arrival_ns, ARRIVAL_TURN)
+                self.advance(arrival_ns, Turn.ARRIVAL)
             if feed.position != position:
                 continue
             feed.position += 1
@@ -229,7 +229,7 @@ class FastReplica(Replica):
         self._host_free_ns = now_ns
         self._stage_free_ns[0] = max(busy_ns, now_ns)
         self._num_fruitless_steps = 0
-        self._wake_ns, self._wake_turn = now_ns, START_TURN
+        self._wake_ns, self._wake_turn = now_ns, Turn.STEP_START
 
     def record_end_at(self, request: Request, first_token_ns: int, now_ns: int) -> None:
         """A request that the scheduler had begun ended in the steady loop."""
@@ -324,7 +324,7 @@ class FastReplica(Replica):
         if len(in_flight) == self.depth:
             self._wake_ns, self._wake_turn = max(in_flight[0][1], self._host_free_ns, now_ns), 0
         else:
-            self._wake_ns, self._wake_turn = now_ns, START_TURN
+            self._wake_ns, self._wake_turn = now_ns, Turn.STEP_START
 
     def _take(self, until: int) -> None:
         """The jump's steps before ``until`` have been scheduled; those but the last ``depth`` have ended too."""

@@ -14,16 +14,16 @@ from operator import mul
 from typing import TYPE_CHECKING
 
 from policies.base import Policy
-from sim.engine.decode_sums import LENGTH, MOST_SIZE, SHORT, DecodeSums
-from sim.engine.feed import NO_MORE, Feed
-from sim.engine.handover import Handover
-from sim.engine.intake import Plan
+from sim.engine.fast.decode_sums import LENGTH, MOST_SIZE, SHORT, DecodeSums
+from sim.engine.fast.feed import NO_MORE, Feed
+from sim.engine.fast.handover import Handover
+from sim.engine.fast.intake import Plan
 from sim.engine.request import NEVER
 from sim.latency.base import StepShape
 
 if TYPE_CHECKING:
-    from sim.engine.ahead import AheadScheduler
-    from sim.engine.fast_forward import FastReplica
+    from sim.engine.fast.ahead import AheadScheduler
+    from sim.engine.fast.fast_forward import FastReplica
 
 LEAST_REST = 8
 MOST_REST = 4096

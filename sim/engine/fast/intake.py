@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sim.engine.feed import Feed
-from sim.engine.kv_cache import ceil_div
+from sim.engine.fast.feed import Feed
+from sim.engine.reference.kv_cache import ceil_div
 
 if TYPE_CHECKING:
-    from sim.engine.ahead import AheadScheduler
+    from sim.engine.fast.ahead import AheadScheduler
 
 Key = tuple[float, int, int | str]
 """(rank, arrival, request id): the order of admission under a ranked policy."""

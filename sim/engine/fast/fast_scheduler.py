@@ -10,11 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from policies.base import Policy, RankChanges
-from sim.engine.batch import Batch, SchedulerSettings, Step
-from sim.engine.cohort import NOT_A_MEMBER
-from sim.engine.members import MemberScheduler, admission_of, conversation_of
+from sim.engine.fast.cohort import NOT_A_MEMBER
+from sim.engine.fast.members import MemberScheduler, admission_of, conversation_of
+from sim.engine.fast.victims import plan_evictions
+from sim.engine.reference.batch import Batch, SchedulerSettings, Step
 from sim.engine.request import Request
-from sim.engine.victims import plan_evictions
 from sim.results.record import Recorder
 
 

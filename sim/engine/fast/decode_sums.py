@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.engine.feed import NO_MORE
+from sim.engine.fast.feed import NO_MORE
 from sim.latency.base import StepCost, StepShape
 from sim.results.record import Recorder
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from sim.engine.kv_cache import KVCache
+from sim.engine.reference.kv_cache import KVCache
 from sim.engine.request import Request, State
 from sim.errors import SimulationError
 

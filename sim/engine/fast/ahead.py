@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sim.engine.cohort import NOT_A_MEMBER
-from sim.engine.fast_scheduler import FastScheduler
+from sim.engine.fast.cohort import NOT_A_MEMBER
+from sim.engine.fast.fast_scheduler import FastScheduler
+from sim.engine.reference.waiting import RankedQueue
 from sim.engine.request import Request
-from sim.engine.waiting import RankedQueue
 
 
 class AheadScheduler(FastScheduler):

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from heapq import heapify
 from typing import TYPE_CHECKING
 
-from sim.engine.batch import Batch
-from sim.engine.feed import Feed
-from sim.engine.intake import Chunk, Intake
-from sim.engine.kv_cache import ceil_div
+from sim.engine.fast.feed import Feed
+from sim.engine.fast.intake import Chunk, Intake
+from sim.engine.reference.batch import Batch
+from sim.engine.reference.kv_cache import ceil_div
 from sim.engine.request import NEVER, Request, State
 
 if TYPE_CHECKING:
-    from sim.engine.fast_forward import FastReplica
+    from sim.engine.fast.fast_forward import FastReplica
 
 Member = tuple[int, int, int, int, int, int, int, int, Request | None]
 """A running request: the batch of its last token, its place in the order of admission, its row, its blocks at its

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sim.engine.batch import SchedulerSettings
-from sim.engine.kv_cache import NO_CACHING, PrefixKVCache, ceil_div
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.kv_cache import NO_CACHING, PrefixKVCache, ceil_div
 from sim.engine.request import Request
 from sim.errors import SimulationError
 from sim.latency.sliding_window import max_blocks_per_request

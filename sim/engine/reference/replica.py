@@ -13,11 +13,11 @@ from typing import Any
 
 from simpy import Event
 
-from sim.engine.batch import Batch
-from sim.engine.clock import START_TURN, At, Bell, Clock
+from sim.engine.clock import At, Bell, Clock, Turn
 from sim.engine.decisions import DecisionLog
+from sim.engine.reference.batch import Batch
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import NEVER, Request
-from sim.engine.scheduler import Scheduler
 from sim.errors import SimulationError
 from sim.latency.base import StepCost
 from sim.results.record import Recorder, Status
@@ -108,18 +108,18 @@ class Replica:
                 self._complete_oldest(env.now)
                 continue
             if not has_requests:
-                self._bell = Bell(env, START_TURN + self.index)
+                self._bell = Bell(env, Turn.STEP_START + self.index)
                 yield self._bell
                 self._bell = None
                 continue
             if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(env.now)) > 0:
-                self._bell = Bell(env, START_TURN + self.index)
-                yield self._bell | At(env, gathering_ns, START_TURN + self.index)
+                self._bell = Bell(env, Turn.STEP_START + self.index)
+                yield self._bell | At(env, gathering_ns, Turn.STEP_START + self.index)
                 self._bell = None
                 continue
             if env.peek() == env.now:
                 # Whatever else happens at this instant happens before the step is formed.
-                yield At(env, 0, START_TURN + self.index)
+                yield At(env, 0, Turn.STEP_START + self.index)
             batch = scheduler.schedule(env.now)
             self._check_progress(batch, env.now)
             if not batch.is_empty:

@@ -13,12 +13,12 @@ from typing import Any
 
 from simpy import Event
 
-from sim.engine.batch import Batch
-from sim.engine.clock import START_TURN, At, Bell, Clock
+from sim.engine.clock import At, Bell, Clock, Turn
 from sim.engine.decisions import DecisionLog
-from sim.engine.replica import Replica
+from sim.engine.reference.batch import Batch
+from sim.engine.reference.replica import Replica
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Request
-from sim.engine.scheduler import Scheduler
 from sim.latency.lockstep import GroupStep, LockstepCost
 from sim.results.record import Recorder
 
@@ -154,7 +154,7 @@ class DataParallelGroup:
     def _sleep(self) -> Generator[Event, Any, None]:
         """Nobody has work: wait for a request, and take in what is still in flight."""
         while not any(rank.scheduler.has_requests() for rank in self.ranks):
-            bell = Bell(self.env, START_TURN + self.ranks[0].index)
+            bell = Bell(self.env, Turn.STEP_START + self.ranks[0].index)
             for rank in self.ranks:
                 rank.sleep_on(bell)
             if any(rank.has_batches for rank in self.ranks):
@@ -179,7 +179,7 @@ class DataParallelGroup:
     def _turn(self) -> Generator[Event, Any, None]:
         """Whatever else happens at this instant happens before a batch is formed."""
         if self.env.peek() == self.env.now:
-            yield At(self.env, 0, START_TURN + self.ranks[0].index)
+            yield At(self.env, 0, Turn.STEP_START + self.ranks[0].index)
 
     def _until(self, end_ns: int) -> Generator[Event, Any, None]:
         """Wait for the end of a step; all ranks take in what has ended by then."""

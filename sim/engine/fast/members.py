@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from policies.base import DecodeRanks, Policy
-from sim.engine.batch import Batch, SchedulerSettings
-from sim.engine.cohort import NOT_A_MEMBER, Cohort
-from sim.engine.kv_cache import NO_CACHING, KVCache
+from sim.engine.fast.cohort import NOT_A_MEMBER, Cohort
+from sim.engine.fast.run_kv_cache import RunKVCache
+from sim.engine.fast.victims import VictimOrder, decode_ranks_of
+from sim.engine.reference.batch import Batch, SchedulerSettings
+from sim.engine.reference.kv_cache import NO_CACHING, KVCache
+from sim.engine.reference.scheduler import Scheduler
+from sim.engine.reference.waiting import OnDemand
 from sim.engine.request import Request
-from sim.engine.run_kv_cache import RunKVCache
-from sim.engine.scheduler import Scheduler
-from sim.engine.victims import VictimOrder, decode_ranks_of
-from sim.engine.waiting import OnDemand
 from sim.results.record import Recorder
 
 

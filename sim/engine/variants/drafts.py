@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from policies.base import Policy
-from sim.engine.batch import Batch, SchedulerSettings, Step
+from sim.engine.reference.batch import Batch, SchedulerSettings, Step
+from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import NEVER, Request, State
-from sim.engine.scheduler import Scheduler
 from sim.results.record import DraftCounts, Recorder
 from sim.seeds import rng
 

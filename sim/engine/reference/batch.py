@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sim.engine.reference.shares import StepShares
 from sim.engine.request import Request
-from sim.engine.shares import StepShares
 from sim.latency.base import StepShape
 
 

@@ -1,0 +1,1 @@
+"""The same decisions, many steps at a time."""

@@ -1,0 +1,1 @@
+"""The engine as vLLM has it, step by step: read this first."""

@@ -1,0 +1,1 @@
+"""Variants and baselines of the reference: windows, drafts, ranks in lockstep."""
