@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from gpu_calibrate.points import CURVE, RANDOM, REPEAT, SKEW, Point, expected_ns, work_of
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import MODELS, ModelSpec
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import MODELS
 
 TP_SIZES = (1, 2, 4, 8)
 CORE_MODELS = (("llama-3.1-8b", 1), ("llama-3.1-70b", 4), ("qwen3-32b", 2))

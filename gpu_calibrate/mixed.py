@@ -18,7 +18,8 @@ from gpu_calibrate.device import DeviceError, PointError
 from gpu_calibrate.timing import interval_width, quantile
 from sim.latency.base import StepShape
 from sim.latency.gpus import GPUS
-from sim.latency.models import MODELS, ModelSpec
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import MODELS
 from sim.latency.profile.file import Error, Profile
 
 if TYPE_CHECKING:

@@ -31,10 +31,10 @@ def run(
         InputError: the scenario cannot be run; every problem at once.
         SimulationError: a request or a KV block was lost.
     """
+    from sim.checks.all_checks import check_all
+    from sim.checks.traffic_checks import traffic_notes
     from sim.cluster.simulate import simulate_cluster
     from sim.results.results import Results
-    from sim.scenario.checks import check_all
-    from sim.scenario.traffic_checks import traffic_notes
 
     check_all(loaded)
     started_s = time.perf_counter()
@@ -52,7 +52,8 @@ def load(
 
     Raises InputError with every problem.
     """
-    from sim.scenario.loader import LoadedScenario, from_scenario, load_data, load_scenario
+    from sim.checks.loading import from_scenario, load_data, load_scenario
+    from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
 
     if isinstance(scenario, str | os.PathLike):

@@ -13,23 +13,27 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: dict[str, set[str]] = {
-    # What each part of sim may import of sim; its own part and `sim.errors`, `sim.seeds` always.
-    "sim.scenario": {"sim.workload", "sim.latency"},
+    # What each part of sim may import of sim; its own part and those of EVERYBODY always.
+    "sim.scenario": set(),
     "sim.workload": {"sim.scenario"},
     "sim.latency": {"sim.scenario"},
     "sim.results": {"sim.workload"},
     "sim.engine": {"sim.latency", "sim.results", "sim.workload"},
+    "sim.checks": {"sim.scenario", "sim.workload", "sim.latency"},
     "sim.live": {
-        *("sim.run", "sim.cluster", "sim.latency", "sim.results", "sim.workload", "sim.scenario"),
+        *("sim.run", "sim.checks", "sim.cluster", "sim.latency", "sim.results", "sim.workload", "sim.scenario"),
         *("sim.outputs", "sim.progress"),
     },
     "sim.cluster": {"sim.engine", "sim.latency", "sim.results", "sim.workload", "sim.scenario"},
 }
-EVERYBODY = {"sim.errors", "sim.seeds"}
-POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.scenario", "sim.live", "sim.cli"}
+EVERYBODY = {"sim.errors", "sim.seeds", "sim.version"}
+POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.checks", "sim.live", "sim.cli"}
 """Parts that may import ``policies``: those that run them, and those that check or list them by name."""
 SIMPY_FROM = {"sim.engine", "sim.cluster"}
-CALIBRATION_USES = ("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.errors")
+CALIBRATION_USES = (
+    *("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.latency.model_spec"),
+    "sim.errors",
+)
 """All that ``gpu_calibrate`` may import of ``sim``: the profile file and its reading, facts of GPUs and models."""
 
 
@@ -86,8 +90,7 @@ def test_imports_run_one_way() -> None:
         allowed = LAYERS[part] | EVERYBODY | {part}
         for module, line in imports(name, path):
             target = part_of(module)
-            # `from sim import __version__` is no dependency on anything.
-            if target.startswith("sim.") and target not in allowed:
+            if (target == "sim" or target.startswith("sim.")) and target not in allowed:
                 wrong.append(f"{place(path, line)}: {part} imports {module}")
     assert not wrong, "\n".join(wrong)
 
@@ -95,7 +98,7 @@ def test_imports_run_one_way() -> None:
 def test_layers_below_never_reach_up() -> None:
     """The order of docs/architecture.md: cli -> live -> run -> cluster -> engine -> policies; the rest are leaves."""
     order = ["sim.cli", "sim.live", "sim.run", "sim.cluster", "sim.engine"]
-    leaves = {"sim.latency", "sim.workload", "sim.scenario", "sim.results"}
+    leaves = {"sim.checks", "sim.latency", "sim.workload", "sim.scenario", "sim.results"}
     for name, path in SIM.items():
         part = part_of(name)
         above = set(order) if part in leaves else set(order[: order.index(part)]) if part in order else set()
@@ -215,4 +218,4 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = {"numpy", "pandas", "pyarrow", "matplotlib", "pydantic", "simpy", "rich", "ruamel", "yaml", "aiohttp"}
     assert not {name.partition(".")[0] for name in reached} & (heavy | {"asyncio", "policies"})
     own = {name for name in reached if name.partition(".")[0] == "sim"}
-    assert own == {"sim", "sim.errors", "sim.live", "sim.live.commands", "sim.outputs"}
+    assert own == {"sim", "sim.errors", "sim.live", "sim.live.commands", "sim.outputs", "sim.version"}

@@ -25,7 +25,7 @@ from sim.latency.profile.routing import table_imbalance
 from sim.latency.tables import Floats, Table
 
 if TYPE_CHECKING:
-    from sim.latency.models import ModelSpec
+    from sim.latency.model_spec import ModelSpec
     from sim.latency.profile.cost import ProfileCost
     from sim.latency.roofline import RooflineCost
     from sim.scenario.schema import EngineConfig

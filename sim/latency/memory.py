@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
-from sim.latency.models import ModelSpec, load_model
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import load_model
 from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
 from sim.latency.pipelining import pipeline_depth
 from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precision

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from sim.errors import InputError
 from sim.latency.base import StepShape, decode_run_by_steps
-from sim.latency.models import ModelSpec, load_model
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import load_model
 
 if TYPE_CHECKING:
     from sim.latency.profile.cost import ProfileCost

@@ -44,9 +44,9 @@ def vllm_args_command(
     scenario: str, overrides: tuple[str, ...], model: str | None, as_module: bool, as_json: bool
 ) -> int:
     """Print the `vllm serve` command line of a scenario."""
+    from sim.checks.all_checks import check_all
     from sim.live.vllm_args import serve_command
     from sim.run import load
-    from sim.scenario.checks import check_all
 
     if model is not None and not model.strip():
         raise InputError("--model: give the name of a repository or a folder")
@@ -181,8 +181,8 @@ def _workload(
     """The scenario, if there is one, and the requests. Raises InputError."""
     from pathlib import Path
 
+    from sim.checks.all_checks import check_all
     from sim.run import load
-    from sim.scenario.checks import check_all
     from sim.workload.build import build_workload
 
     if scenario is not None:
@@ -237,12 +237,12 @@ def _priorities_matter(loaded: LoadedScenario | None) -> bool:
 
 
 async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_json: bool) -> int:
-    from sim import __version__
     from sim.live.client import Target, ask_server, authorization, open_session, without_password
     from sim.live.observe import fail_all, lateness, num_unsent, replay
     from sim.live.prompts import PromptMaker
     from sim.live.record import RecordFile
     from sim.progress import ProgressBar
+    from sim.version import __version__
 
     for note in [*table.notes, *_replay_notes(table)]:
         click.echo(f"simrun: note: {note}", err=True)

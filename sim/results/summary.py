@@ -259,7 +259,7 @@ def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str
 
 
 def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, Any]:
-    from sim import __version__
+    from sim.version import __version__
 
     steps = record.steps
     last_ns = max(run_window(record)[1], int(steps["end_ns"].max(initial=0)))

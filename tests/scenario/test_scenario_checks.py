@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from sim.checks.all_checks import check_all, check_engine
+from sim.checks.loading import load_data
 from sim.errors import InputError
-from sim.scenario.checks import check_all, check_engine
-from sim.scenario.loader import load_data
 
 DATA: dict[str, Any] = {
     "name": "x",

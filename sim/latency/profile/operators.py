@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.errors import InputError
 from sim.latency.experts import ALONE, ExpertGroup
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.file import Device, Key, Profile

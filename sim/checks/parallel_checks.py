@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sim.checks.findings import Findings
 from sim.errors import InputError
-from sim.scenario.checks import Findings
 
 if TYPE_CHECKING:
     from sim.latency.experts import ExpertGroup
-    from sim.latency.models import ModelSpec
+    from sim.latency.model_spec import ModelSpec
     from sim.scenario.loader import Parts
     from sim.scenario.schema import EngineConfig
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path as FilePath
 
+from sim.checks.findings import Findings, collect
 from sim.errors import InputError
-from sim.scenario.checks import Findings, collect
 from sim.scenario.document import Path, located
 from sim.scenario.messages import dotted
 from sim.scenario.schema import (

@@ -6,8 +6,8 @@ The engine's are those of vLLM's ``SchedulerConfig.verify_max_model_len`` (``vll
 
 from __future__ import annotations
 
+from sim.checks.findings import Findings
 from sim.latency.kind import latency_kind
-from sim.scenario.checks import Findings
 from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, SpeculativeConfig
 
 _ENGINE = ("engine",)
