@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import import_graph
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from import_graph import ROOT, circles, module_graph, modules, part_graph, part_of
 
 LAYERS: dict[str, set[str]] = {
     # What each part of sim may import of sim; its own part and those of EVERYBODY always.
@@ -29,7 +29,21 @@ LAYERS: dict[str, set[str]] = {
 EVERYBODY = {"sim.errors", "sim.seeds", "sim.version"}
 POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.checks", "sim.live", "sim.cli"}
 """Parts that may import ``policies``: those that run them, and those that check or list them by name."""
+CALIBRATION_ORDER = (
+    *("gpu_calibrate.cli", "gpu_calibrate.commands", "gpu_calibrate.importers", "gpu_calibrate.fit"),
+    *("gpu_calibrate.timing", "gpu_calibrate.device", "gpu_calibrate.launches", "gpu_calibrate.plan"),
+)
+"""Folders of the calibration, each of which imports only those after it."""
 SIMPY_FROM = {"sim.engine", "sim.cluster"}
+CIRCLES_BY_TYPE_ONLY = [{"sim.engine.fast.fast_forward", "sim.engine.fast.handover", "sim.engine.fast.steady"}]
+"""Parts of one replica that name its type under ``TYPE_CHECKING`` and are handed it; none imports it when it runs."""
+SAME_MEANING = {
+    "__init__.py": "",
+    "__main__.py": "",
+    "cli.py": "the command of its package",
+    "base.py": "the contract that its folder fulfils",
+}
+"""Names that several files may have, and what they mean wherever they stand."""
 CALIBRATION_USES = (
     *("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.latency.model_spec"),
     "sim.errors",
@@ -37,37 +51,13 @@ CALIBRATION_USES = (
 """All that ``gpu_calibrate`` may import of ``sim``: the profile file and its reading, facts of GPUs and models."""
 
 
-def modules(package: str) -> dict[str, Path]:
-    """Module name -> file, of everything under the folder ``package``."""
-    found = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
 SIM, POLICIES, CALIBRATE = modules("sim"), modules("policies"), modules("gpu_calibrate")
+KNOWN = SIM | POLICIES | CALIBRATE
 
 
 def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
     """Every module that a file imports, wherever in the file, with its line."""
-    known = SIM | POLICIES | CALIBRATE
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*base, *([node.module] if node.module else [])])
-            for alias in node.names:
-                inner = f"{source}.{alias.name}"
-                yield (inner if inner in known else source), node.lineno
-
-
-def part_of(module: str) -> str:
-    """``sim.engine.reference.replica`` -> ``sim.engine``; ``policies.base`` -> ``policies``."""
-    parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "sim" and len(parts) > 1 else parts[0]
+    return import_graph.imports(name, path, KNOWN)
 
 
 def place(path: Path, line: int) -> str:
@@ -104,6 +94,72 @@ def test_layers_below_never_reach_up() -> None:
         above = set(order) if part in leaves else set(order[: order.index(part)]) if part in order else set()
         reached = {part_of(module) for module, _ in imports(name, path)} & above
         assert not reached, f"{name} imports {reached}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    found = [group for group in circles(module_graph()) if set(group) not in CIRCLES_BY_TYPE_ONLY]
+    assert not found, "\n".join(", ".join(group) for group in found)
+
+
+@pytest.mark.parametrize("allowed", CIRCLES_BY_TYPE_ONLY, ids=lambda group: min(group))
+def test_a_circle_that_is_allowed_is_there_and_by_type_only(allowed: set[str]) -> None:
+    at_run_time = {
+        name: {module for node in _run_time_imports(KNOWN[name]) for module in node} & allowed for name in allowed
+    }
+    assert sorted(allowed) in circles(module_graph()), "no longer a circle: take it out of the list"
+    assert not circles(at_run_time)
+
+
+def _run_time_imports(path: Path) -> Iterator[set[str]]:
+    """The modules that importing and running a file imports: all but those under ``TYPE_CHECKING``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    left_out = {id(inner) for node in typed for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) not in left_out and isinstance(node, ast.ImportFrom) and node.module:
+            yield {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    parts = part_graph(module_graph())
+    assert {"sim.scenario", "sim.checks", "gpu_calibrate.plan"} <= set(parts)
+    assert circles(parts) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    """One that only a type and an import inside a function close."""
+    for name, text in (
+        ("sim/a/x.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sim.b import y\n"),
+        ("sim/b/y.py", "def run():\n    from sim.a.z import Z\n    import sim.b.w\n"),
+        ("sim/b/w.py", "import sim.a.x\n"),
+        ("sim/a/z.py", "import json\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    graph = module_graph(tmp_path)
+    assert circles(graph) == [["sim.a.x", "sim.b.w", "sim.b.y"]]
+    assert circles(part_graph(graph)) == [["sim.a", "sim.b"]]
+
+
+def test_the_calibration_imports_one_way() -> None:
+    parts = part_graph(module_graph())
+    assert set(CALIBRATION_ORDER) == {part for part in parts if part.startswith("gpu_calibrate.")}
+    wrong = [
+        f"{part} imports {above}"
+        for index, part in enumerate(CALIBRATION_ORDER)
+        for above in CALIBRATION_ORDER[:index]
+        if above in parts[part]
+    ]
+    assert not wrong, wrong
+
+
+def test_a_file_name_means_one_thing() -> None:
+    """Two files of one name in different folders say two things; `SAME_MEANING` says the same wherever it stands."""
+    files: dict[str, list[str]] = {}
+    for path in (*KNOWN.values(), *modules("benchmarks").values()):
+        files.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in files.items() if len(paths) > 1 and name not in SAME_MEANING}
+    assert not twice, twice
 
 
 def test_policies_need_the_standard_library_only() -> None:
@@ -177,7 +233,7 @@ def test_no_assert_outside_the_tests() -> None:
     """``python -O`` drops them, and a user gets no message from one."""
     found = [
         place(path, node.lineno)
-        for path in (SIM | POLICIES | CALIBRATE).values()
+        for path in KNOWN.values()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Assert)
     ]

@@ -25,15 +25,15 @@ from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
-from sim.latency.lockstep import LockstepCost
+from sim.latency.lockstep_cost import LockstepCost
 from sim.latency.memory import MemoryPlan, plan_memory
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
-from sim.latency.speculative import SpeculativeCost
+from sim.latency.speculative_cost import SpeculativeCost
 from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 from sim.workload.table import NO_GROUP, RequestTable
 
 if TYPE_CHECKING:

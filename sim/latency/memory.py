@@ -23,7 +23,7 @@ from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_l
 from sim.latency.pipelining import pipeline_depth
 from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precision
 from sim.latency.sliding_window import max_blocks_per_request
-from sim.latency.speculative import draft_engine, load_draft_model
+from sim.latency.speculative_cost import draft_engine, load_draft_model
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig

@@ -120,7 +120,7 @@ def observe_command(
     import asyncio
 
     from sim.live.client import base_url, check_library
-    from sim.live.record import overwrite_problems
+    from sim.live.observation_file import overwrite_problems
 
     problems = overwrite_problems(out, force)
     if not timeout_s > 0:
@@ -183,7 +183,7 @@ def _workload(
 
     from sim.checks.all_checks import check_all
     from sim.run import load
-    from sim.workload.build import build_workload
+    from sim.workload.build_table import build_workload
 
     if scenario is not None:
         if limit is not None:
@@ -238,9 +238,9 @@ def _priorities_matter(loaded: LoadedScenario | None) -> bool:
 
 async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_json: bool) -> int:
     from sim.live.client import Target, ask_server, authorization, open_session, without_password
+    from sim.live.observation_file import RecordFile
     from sim.live.observe import fail_all, lateness, num_unsent, replay
     from sim.live.prompts import PromptMaker
-    from sim.live.record import RecordFile
     from sim.progress import ProgressBar
     from sim.version import __version__
 
@@ -315,9 +315,9 @@ def _report(table: RequestTable, outcome: Outcome, options: ObserveOptions, as_j
     """Print what was seen; the exit code."""
     import json
 
+    from sim.live.comparison_tables import observed_text, reason_lines
     from sim.live.measured import Measured, figures
     from sim.live.observe import lateness, num_unsent
-    from sim.live.tables import observed_text, reason_lines
 
     measured = Measured("simrun observe", outcome.observations)
     found, late, unsent = figures(measured), lateness(outcome), num_unsent(table, outcome)
@@ -381,8 +381,8 @@ def validate_command(measured: str, scenario: str, overrides: tuple[str, ...], o
 
     MEASURED is a record of `simrun observe`, or a result of `vllm bench serve --save-result --save-detailed`.
     """
+    from sim.live.comparison_tables import validation_text
     from sim.live.measured import read_measured
-    from sim.live.tables import validation_text
     from sim.live.validate import validate
     from sim.progress import ProgressBar
     from sim.run import load

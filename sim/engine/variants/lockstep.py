@@ -19,7 +19,7 @@ from sim.engine.reference.batch import Batch
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Request
-from sim.latency.lockstep import GroupStep, LockstepCost
+from sim.latency.lockstep_cost import GroupStep, LockstepCost
 from sim.results.record import Recorder
 
 DP_SYNC_INTERVAL = 16

@@ -25,7 +25,7 @@ from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found
-from sim.latency.profile.operators import STEP_NS, Floats, ProfiledOperators
+from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms

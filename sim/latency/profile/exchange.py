@@ -14,7 +14,7 @@ import numpy as np
 from sim.latency.experts import DEEPEP_HT, dispatch_bytes
 
 if TYPE_CHECKING:
-    from sim.latency.profile.operators import Floats, ProfiledOperators
+    from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
 
 MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
 """Where collectives are measured."""
