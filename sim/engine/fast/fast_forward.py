@@ -25,7 +25,7 @@ from sim.engine.reference.batch import Batch
 from sim.engine.reference.replica import Replica
 from sim.engine.request import Request, State
 from sim.latency.base import StepCost, StepShape
-from sim.results.record import Recorder
+from sim.results.record import Recorder, StepRow
 
 MAX_STEPS_AHEAD = 4096
 """Longest jump: bounds the arrays, and what is planned in vain when an arrival cuts it."""
@@ -66,11 +66,10 @@ class FastReplica(Replica):
         env: Clock,
         index: int,
         model: str,
-        scheduler: AheadScheduler,
+        new_scheduler: Callable[[], AheadScheduler],
         cost: StepCost,
         depth: int,
         recorder: Recorder,
-        on_end: Callable[[Request], None],
         static_batch_wait_ns: int = 0,
         decisions: DecisionLog | None = None,
         *,
@@ -94,7 +93,7 @@ class FastReplica(Replica):
         """What a jump drafts and swaps."""
         self._feed: Feed | None = None
         self._steady: SteadyLoop | None = None
-        super().__init__(env, index, model, scheduler, cost, depth, recorder, on_end, static_batch_wait_ns, decisions)
+        super().__init__(env, index, model, new_scheduler, cost, depth, recorder, static_batch_wait_ns, decisions)
 
     def _start(self) -> None:
         """Nothing to do before the first request."""
@@ -131,6 +130,7 @@ class FastReplica(Replica):
     # --- events ------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
+        self._take_in(request)
         self._accept(request, self.env.now)
         if self.is_watched:
             self._set_timer()
@@ -360,6 +360,10 @@ class FastReplica(Replica):
 
     # --- what is written down ----------------------------------------------------------------
 
+    def _keep(self, row: StepRow) -> None:
+        """Rows of jumps are written when they are taken, so those of single steps are written at once too."""
+        self.recorder.step(row)
+
     def _free_block_ns(self, scheduled: list[int], first: int, until: int, base: int, free_blocks: int) -> int:
         """Free blocks times nanoseconds from the first of these steps to the last."""
         last_ns = scheduled[until - 1]
@@ -378,30 +382,30 @@ class FastReplica(Replica):
     def _record_steps(self, jump: Jump, first: int, until: int, context_tokens: int, free_block_ns: int) -> None:
         scheduler, num_steps = self.scheduler, until - first
         gpu_ns, end_ns, size = jump.gpu_ns, jump.end_ns, scheduler.cohort.size
-        self.recorder.steps.append(
-            (
-                self.index,
-                jump.scheduled_ns[first],
-                end_ns[first] - gpu_ns[first],
-                end_ns[until - 1],
-                num_steps,
-                len(scheduler.running),
-                len(scheduler.waiting.entries),
-                0,
-                0,
-                size,
-                context_tokens,
-                0,
-                0,
-                size,
-                sum(gpu_ns[first:until]),
-                jump.host_ns * num_steps,
-                scheduler.kv.num_free_blocks,
-                0,
-                scheduler.num_seats,
-                jump.scheduled_ns[until - 1],
-                free_block_ns,
-                *self._nothing_more,
+        self.recorder.step(
+            StepRow(
+                replica=self.index,
+                scheduled_ns=jump.scheduled_ns[first],
+                start_ns=end_ns[first] - gpu_ns[first],
+                end_ns=end_ns[until - 1],
+                num_steps=num_steps,
+                num_running=len(scheduler.running),
+                num_waiting=len(scheduler.waiting.entries),
+                num_prefills=0,
+                num_prefill_tokens=0,
+                num_decodes=size,
+                decode_context_tokens=context_tokens,
+                prefill_context_tokens=0,
+                prefill_attention_pairs=0,
+                num_sampled=size,
+                gpu_ns=sum(gpu_ns[first:until]),
+                host_ns=jump.host_ns * num_steps,
+                free_blocks=scheduler.kv.num_free_blocks,
+                num_preempted=0,
+                num_seats=scheduler.num_seats,
+                last_scheduled_ns=jump.scheduled_ns[until - 1],
+                free_block_ns=free_block_ns,
+                further=self._nothing_more,
             )
         )
 

@@ -30,8 +30,8 @@ class Feed:
     """The request at a position."""
     name: Callable[[int], str]
     """The id of a row."""
-    on_ends: Callable[[int], None]
-    """So many requests have ended."""
+    on_ends: Callable[[int, int], None]
+    """So many requests have ended, the last of them at this instant or a little before."""
     is_plain: bool
     """No request shares content with another, and of each the scheduler knows beforehand which token is its last."""
     position: int = 0

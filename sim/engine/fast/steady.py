@@ -20,6 +20,7 @@ from sim.engine.fast.handover import Handover
 from sim.engine.fast.intake import Plan
 from sim.engine.request import NEVER
 from sim.latency.base import StepShape
+from sim.results.record import StepRow
 
 if TYPE_CHECKING:
     from sim.engine.fast.ahead import AheadScheduler
@@ -145,7 +146,7 @@ class SteadyLoop(Handover):
                         replica.record_end_at(member[8], member[7], now_ns)
                 num_ended += len(leaving)
                 if num_ended >= ENDS_AT_ONCE:
-                    feed.on_ends(num_ended)
+                    feed.on_ends(num_ended, now_ns)
                     num_ended = 0
                 if log:
                     self._freed += [self._request(member) for member in leaving]
@@ -322,7 +323,7 @@ class SteadyLoop(Handover):
             context += steps * size
 
         feed.position = position
-        feed.on_ends(num_ended)
+        feed.on_ends(num_ended, now_ns)
         scheduler._num_admissions = admissions
         scheduler.kv.set_free(free)
         self._next_rest = LEAST_REST if batch - first_batch > WORTH_WHILE else min(2 * self._next_rest, MOST_REST)
@@ -336,7 +337,28 @@ class SteadyLoop(Handover):
         """The row of a step with prompts that are not whole or others waiting behind them."""
         now_ns, start_ns, gpu_ns, host_ns = times
         recorder, waiting = self._replica.recorder, len(self._intake.waiting)
-        counts = (running, waiting, len(plan.chunks), plan.tokens, size, context, plan.context_tokens, plan.pairs)
-        rest = (size + num_done, gpu_ns, host_ns, plan.free, 0, running, now_ns, 0)
-        recorder.steps.append((self._replica.index, now_ns, start_ns, start_ns + gpu_ns, 1, *counts, *rest))
+        row = StepRow(
+            replica=self._replica.index,
+            scheduled_ns=now_ns,
+            start_ns=start_ns,
+            end_ns=start_ns + gpu_ns,
+            num_steps=1,
+            num_running=running,
+            num_waiting=waiting,
+            num_prefills=len(plan.chunks),
+            num_prefill_tokens=plan.tokens,
+            num_decodes=size,
+            decode_context_tokens=context,
+            prefill_context_tokens=plan.context_tokens,
+            prefill_attention_pairs=plan.pairs,
+            num_sampled=size + num_done,
+            gpu_ns=gpu_ns,
+            host_ns=host_ns,
+            free_blocks=plan.free,
+            num_preempted=0,
+            num_seats=running,
+            last_scheduled_ns=now_ns,
+            free_block_ns=0,
+        )
+        recorder.step(row)
         recorder.start_steady()
