@@ -67,7 +67,9 @@ def _check_chunking(engine: EngineConfig, findings: Findings) -> None:
                 "`engine.max_prefill_tokens_per_step` cuts prompts into chunks, "
                 "which `enable_chunked_prefill: false` forbids; remove one of the two",
             )
-        if budget < engine.max_model_len:  # vLLM: ValueError; the simulator rejects the longer requests instead
+        if (
+            engine.max_model_len_in_effect < engine.max_model_len
+        ):  # vLLM: ValueError; the simulator rejects the longer requests instead
             findings.note(
                 f"without chunked prefill a prompt must fit one step: max_model_len is in effect {budget} "
                 f"(max_num_batched_tokens), not {engine.max_model_len}; vLLM itself refuses to start like this"

@@ -41,12 +41,14 @@ def check_lengths(workload: WorkloadConfig, engine: EngineConfig | None, finding
                 )
         if engine is None or traffic.input_tokens is None or traffic.trace is not None:
             continue
-        shortest, limit = shortest_tokens(traffic.input_tokens), engine.max_model_len
+        shortest, limit = shortest_tokens(traffic.input_tokens), engine.max_model_len_in_effect
         if shortest >= limit:
+            key = "max_model_len" if limit == engine.max_model_len else "max_num_batched_tokens"
+            within = "" if limit == engine.max_model_len else " without chunked prefill"
             findings.problem(
                 (*path, "input_tokens", _SHORTEST.get(type(traffic.input_tokens), "dist")),
-                f"`{dotted(path)}.input_tokens` is at least {shortest}, but `engine.max_model_len`, for prompt and "
-                f"output, is {limit}: every request would be rejected; raise max_model_len or shorten the input",
+                f"`{dotted(path)}.input_tokens` is at least {shortest}, but `engine.{key}`, for prompt and "
+                f"output{within}, is {limit}: every request would be rejected; raise {key} or shorten the input",
             )
 
 

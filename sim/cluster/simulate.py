@@ -61,7 +61,7 @@ def simulate_cluster(
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
+        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len_in_effect)
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)
@@ -106,10 +106,6 @@ def simulate_cluster(
 
 def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
     """What of an engine's configuration decides what runs."""
-    max_model_len = engine.max_model_len
-    if not engine.enable_chunked_prefill:
-        # Nothing longer than one step's budget could ever be scheduled; vLLM refuses to start.
-        max_model_len = min(max_model_len, engine.max_num_batched_tokens)
     gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
     block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
     speculative = engine.speculative
@@ -119,7 +115,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
         block_size=engine.block_size,
-        max_model_len=max_model_len,
+        max_model_len=engine.max_model_len_in_effect,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         enable_chunked_prefill=engine.enable_chunked_prefill,
