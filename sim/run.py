@@ -36,9 +36,9 @@ def run(
     from sim.cluster.simulate import simulate_cluster
     from sim.results.results import Results
 
-    check_all(loaded)
+    planned = check_all(loaded)
     started_s = time.perf_counter()
-    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload)
+    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload, planned=planned)
     record.notes += traffic_notes(loaded.scenario.engine, record.workload)
     return Results(record, _context(loaded, time.perf_counter() - started_s))
 

@@ -15,6 +15,7 @@ from sim.errors import InputError, Problem
 from sim.scenario.document import Document, ordered
 
 if TYPE_CHECKING:
+    from sim.latency.memory import PlannedEngine
     from sim.scenario.loader import LoadedScenario, Parts
 
 
@@ -34,41 +35,52 @@ def scenario_problems(parts: Parts, document: Document, notes: list[str]) -> lis
 
 def surroundings_problems(parts: Parts, document: Document, notes: list[str]) -> list[Problem]:
     """Problems of what the scenario names: model and GPU, latency model, policies, presets, traces."""
-    from sim.checks.policy_checks import check_names
-
     findings = Findings(document, notes=notes)
-    check_names(parts, findings)
-    _check_memory(parts, findings)
-    _check_profile(parts, findings)
-    if parts.workload is not None:
-        check_workload(parts.workload, parts.base_dir, findings)
+    _check_surroundings(parts, findings)
     return findings.problems
 
 
-def check_all(loaded: LoadedScenario) -> None:
-    """Every check there is. Adds to ``loaded.notes``; raises one InputError with every problem, sorted by place."""
+def check_all(loaded: LoadedScenario) -> PlannedEngine:
+    """Run every check there is, add to ``loaded.notes``, and return what the engine's settings name.
+
+    Raises InputError with every problem, sorted by place.
+    """
     problems = scenario_problems(loaded.parts, loaded.document, loaded.notes)
-    problems += surroundings_problems(loaded.parts, loaded.document, loaded.notes)
-    if problems:
-        raise InputError(ordered(problems, loaded.document.file))
-
-
-def check_engine(loaded: LoadedScenario) -> None:
-    """Whether model and KV cache fit the GPU. Raises InputError with places and by how many GB they do not."""
-    findings = Findings(loaded.document, notes=loaded.notes)
-    _check_memory(loaded.parts, findings)
-    if findings.problems:
+    findings = Findings(loaded.document, problems, loaded.notes)
+    planned = _check_surroundings(loaded.parts, findings)
+    if planned is None or findings.problems:
         raise InputError(ordered(findings.problems, loaded.document.file))
+    return planned
 
 
-def _check_memory(parts: Parts, findings: Findings) -> None:
+def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | None:
+    """The engine as planned; None = ``findings`` says why there is none."""
+    from sim.checks.policy_checks import check_names
+
+    check_names(parts, findings)
+    planned = _check_memory(parts, findings)
+    _check_profile(parts, findings)
+    if parts.workload is not None:
+        check_workload(parts.workload, parts.base_dir, findings)
+    return planned
+
+
+def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
     from sim.checks.parallel_checks import check_parallel
-    from sim.latency.memory import plan_memory
+    from sim.latency.memory import plan_engine
+    from sim.latency.models import load_model
 
     engine = parts.engine
-    if engine is not None:
-        collect(findings, lambda: plan_memory(engine, parts.base_dir), ("engine", "model"))
-        check_parallel(engine, parts, findings)
+    if engine is None:
+        return None
+    planned = collect(findings, lambda: plan_engine(engine, parts.base_dir), ("engine", "model"))
+    try:
+        # A model that is known is looked at also where it does not fit.
+        model = load_model(engine.model, parts.base_dir) if planned is None else planned.model
+    except InputError:
+        return None
+    check_parallel(engine, model, parts, findings)
+    return planned
 
 
 def _check_profile(parts: Parts, findings: Findings) -> None:

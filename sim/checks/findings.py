@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pydantic import BaseModel
 
 from sim.errors import InputError, Problem
 from sim.scenario.document import Document, Path, located
 from sim.scenario.messages import dotted
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -37,9 +40,13 @@ class Findings:
             self.note(f"`{dotted((*path, key))}` has no effect: {because}")
 
 
-def collect(findings: Findings, action: Callable[[], object], default: Path) -> None:
-    """Run ``action``; problems without a place get that of the key they begin with, else of ``default``."""
+def collect(findings: Findings, action: Callable[[], Result], default: Path) -> Result | None:
+    """Run ``action`` and return its result, or None where it raises InputError.
+
+    Problems without a place get that of the key they begin with, else of ``default``.
+    """
     try:
-        action()
+        return action()
     except InputError as error:
         findings.problems += [located(problem, findings.document, default) for problem in error.problems]
+        return None

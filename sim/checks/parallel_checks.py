@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim.checks.findings import Findings
-from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.latency.experts import ExpertGroup
@@ -27,15 +26,10 @@ NOT_IN_STEP = (
 """Settings that ranks of an MoE model cannot have: the only value they can, and why."""
 
 
-def check_parallel(engine: EngineConfig, parts: Parts, findings: Findings) -> None:
+def check_parallel(engine: EngineConfig, model: ModelSpec, parts: Parts, findings: Findings) -> None:
     """Data and expert parallelism of ``engine``: what is not modelled is a problem, what has no effect a note."""
     from sim.latency.experts import ExpertGroup
-    from sim.latency.models import load_model
 
-    try:
-        model = load_model(engine.model, parts.base_dir)
-    except InputError:
-        return  # told already
     group = ExpertGroup.of(engine, model)
     _check_experts(engine, model, group, findings)
     _check_exchange(engine, model, group, findings)

@@ -28,7 +28,7 @@ from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
 from sim.latency.lockstep_cost import LockstepCost
-from sim.latency.memory import MemoryPlan, plan_memory
+from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.speculative_cost import SpeculativeCost
@@ -51,10 +51,11 @@ def simulate_cluster(
     decisions: TextIO | None = None,
     progress: Progress | None = None,
     workload: RequestTable | None = None,
+    planned: PlannedEngine | None = None,
     acts: Sequence[Act] = (),
 ) -> RunRecord:
     """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
-    of the scenario's; ``acts`` happen to the replicas at their instants.
+    of the scenario's; ``planned`` is what the checks have looked up; ``acts`` happen to the replicas at their instants.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
@@ -63,7 +64,7 @@ def simulate_cluster(
     if workload is None:
         workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len_in_effect)
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
-    memory = plan_memory(engine, loaded.base_dir)
+    memory = (planned or plan_engine(engine, loaded.base_dir)).memory
     settings = scheduler_settings(engine, memory)
     drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
     of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sim.checks.all_checks import check_all, check_engine
+from sim.checks.all_checks import check_all
 from sim.checks.loading import load_data
 from sim.errors import InputError
+from sim.latency import hf_config
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import MODELS
 
 DATA: dict[str, Any] = {
     "name": "x",
@@ -195,10 +199,26 @@ def test_several_problems_of_one_setting() -> None:
     assert all(message.startswith("`engine.tensor_parallel_size`") for message in messages)
 
 
-def test_check_engine_tells_by_how_much() -> None:
-    check_engine(load_data(DATA))
+def test_a_model_that_does_not_fit_is_told_by_how_much() -> None:
     with pytest.raises(InputError, match=r"misses \d+\.\d GB"):
-        check_engine(load_data(DATA, ["engine.model=llama-2-70b"]))
+        check_all(load_data(DATA, ["engine.model=llama-2-70b"]))
+
+
+def test_a_config_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> ModelSpec:
+        read.append(path)
+        return MODELS["llama-2-7b"]
+
+    monkeypatch.setattr(hf_config, "read_model_config", counted)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    planned = check_all(load_data(DATA, ["engine.model=config.json"], base_dir=tmp_path))
+    assert read == [tmp_path / "config.json"]
+    assert planned.model is MODELS["llama-2-7b"]
+    assert planned.gpu.name == DATA["engine"]["gpu"]
+    assert planned.draft is None
+    assert planned.memory == check_all(load_data(DATA)).memory
 
 
 def test_what_is_wrong_elsewhere_is_told_too() -> None:
