@@ -35,8 +35,6 @@ CALIBRATION_ORDER = (
 )
 """Folders of the calibration, each of which imports only those after it."""
 SIMPY_FROM = {"sim.engine", "sim.cluster"}
-CIRCLES_BY_TYPE_ONLY = [{"sim.engine.fast.fast_forward", "sim.engine.fast.handover", "sim.engine.fast.steady"}]
-"""Parts of one replica that name its type under ``TYPE_CHECKING`` and are handed it; none imports it when it runs."""
 SAME_MEANING = {
     "__init__.py": "",
     "__main__.py": "",
@@ -97,27 +95,8 @@ def test_layers_below_never_reach_up() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    found = [group for group in circles(module_graph()) if set(group) not in CIRCLES_BY_TYPE_ONLY]
+    found = circles(module_graph())
     assert not found, "\n".join(", ".join(group) for group in found)
-
-
-@pytest.mark.parametrize("allowed", CIRCLES_BY_TYPE_ONLY, ids=lambda group: min(group))
-def test_a_circle_that_is_allowed_is_there_and_by_type_only(allowed: set[str]) -> None:
-    at_run_time = {
-        name: {module for node in _run_time_imports(KNOWN[name]) for module in node} & allowed for name in allowed
-    }
-    assert sorted(allowed) in circles(module_graph()), "no longer a circle: take it out of the list"
-    assert not circles(at_run_time)
-
-
-def _run_time_imports(path: Path) -> Iterator[set[str]]:
-    """The modules that importing and running a file imports: all but those under ``TYPE_CHECKING``."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typed = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    left_out = {id(inner) for node in typed for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) not in left_out and isinstance(node, ast.ImportFrom) and node.module:
-            yield {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
 
 
 def test_no_folders_import_each_other_in_a_circle() -> None:

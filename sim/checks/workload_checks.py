@@ -55,8 +55,8 @@ def check_lengths(workload: WorkloadConfig, engine: EngineConfig | None, finding
 def check_workload(workload: WorkloadConfig, base_dir: FilePath, findings: Findings) -> None:
     """Whether the workload says where requests come from and when it ends, and its traces exist."""
     from sim.workload.arrivals import check_bounded
-    from sim.workload.plan import plan_workload
     from sim.workload.trace_files import resolve
+    from sim.workload.traffic_plan import plan_workload
 
     arrivals: list[tuple[Arrival, int | None, float | None, str]] = []
     try:

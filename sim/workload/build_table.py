@@ -10,10 +10,10 @@ from sim.errors import InputError
 from sim.scenario.schema import ClosedLoopArrival, WorkloadConfig
 from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
-from sim.workload.plan import ArrivalPlan, Plan, plan_workload
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
 from sim.workload.table import NO_PARENT, ClassInfo, IntColumn, RequestTable
 from sim.workload.traces import segments_of
+from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
 
 
 def build_workload(config: WorkloadConfig, seed: int, base_dir: Path, max_model_len: int | None = None) -> RequestTable:
