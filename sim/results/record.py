@@ -293,10 +293,10 @@ class Recorder:
         steady = _all_step_columns(self.steady_steps.take_columns())
         others = self.steps.take_columns()
         num_steady, num_others = len(steady["replica"]), len(others["replica"])
+        if not num_steady:
+            return _in_order_of_scheduling(others)
         if not num_others:
             return steady
-        if not num_steady:
-            return others
         before, starts = (np.array(column) for column in zip(*self._steady_starts, strict=True))
         place = np.concatenate([np.repeat(before, np.diff(starts, append=num_steady)), np.arange(num_others)])
         order = np.argsort(place, kind="stable")
@@ -348,6 +348,15 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
         "attempts": last - first + 1,
     }
     return {name: columns[name] for name in REQUEST_COLUMNS}
+
+
+def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
+    """Rows by (instant, replica); those of one replica keep their order."""
+    scheduled_ns = steps["scheduled_ns"]
+    if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
+        return steps
+    order = np.lexsort((steps["replica"], scheduled_ns))
+    return {name: column[order] for name, column in steps.items()}
 
 
 def _all_step_columns(known: dict[str, IntColumn]) -> dict[str, IntColumn]:
