@@ -477,21 +477,6 @@ class Scheduler:
         self.policy.on_finished(request)
         self.outstanding_tokens -= request.num_prompt_tokens + request.max_tokens - request.num_computed_tokens
 
-    def abort(self, request: Request, now_ns: int) -> None:
-        """A request that waits or runs ends before its last token: seat and blocks are free at once."""
-        if request.state is State.RUNNING:
-            self.running.remove(request)
-        else:
-            self.waiting.remove(request)
-            if request.num_swapped_tokens:
-                self.free_swap_blocks += self.kv.blocks_in_use(request.num_swapped_tokens)
-        request.state = State.FINISHED
-        self.policy.on_finished(request)
-        self.outstanding_tokens -= request.num_prompt_tokens + request.max_tokens - request.num_computed_tokens
-        self.kv.free(request)
-        self._freed.append(request)
-        self._end_static_batch()
-
     def _release(self, finished: list[Request]) -> None:
         """Seats and blocks of what ended, at once; a static batch gives them back when all of it has ended."""
         if len(finished) <= FEW:
