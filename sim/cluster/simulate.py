@@ -147,9 +147,12 @@ def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: Sch
     # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
     swaps_conversations = engine.preemption == "swap" and bool((workload.session != NO_GROUP).any())
     # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
+    # With several batches in flight, one step's end and the next one's start can lie around an arrival of one instant.
+    is_pipelined = engine.pipeline_parallel_size > 1
     # Clients that leave do so between two steps.
     leave = any(info.patience_ns is not None for info in workload.classes)
-    return engine.stepping == "reference" or swaps_conversations or leave or outgrows(workload, settings)
+    is_asked_for = engine.stepping == "reference"
+    return is_asked_for or is_pipelined or swaps_conversations or leave or outgrows(workload, settings)
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
