@@ -12,9 +12,7 @@ from simpy import Event
 
 from policies.base import Router
 from sim.engine.clock import At, Clock, Turn
-from sim.engine.fast.decode_sums import DecodeSums
-from sim.engine.fast.fast_forward import FastReplica
-from sim.engine.fast.feed import NO_MORE, Feed, machine_integers
+from sim.engine.fast.jumps import IDLE, FastReplica
 from sim.engine.reference.replica import Replica, attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
@@ -48,22 +46,6 @@ PROGRESS_INTERVAL_S = 0.05
 
 Progress = Callable[[int, int, int], None]
 """Called with (ended, submitted so far or in all, now in ns)."""
-
-
-class RequestMaker:
-    """Requests by position among ``rows``, made a few at a time: mostly they are asked for in order."""
-
-    def __init__(self, make: Callable[[IntColumn], Iterator[Request]], rows: IntColumn) -> None:
-        self._make = make
-        self._rows = rows
-        self._made: dict[int, Request] = {}
-
-    def __call__(self, position: int) -> Request:
-        """The request at ``position``, a new one each time."""
-        if position not in self._made:
-            some = self._make(self._rows[position : position + REQUESTS_AT_ONCE])
-            self._made = dict(enumerate(some, position))
-        return self._made.pop(position)
 
 
 class Gateway:
@@ -106,6 +88,9 @@ class Gateway:
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
         self.acts_on_ends = concurrency is not None or bool(self._child_of)
         """Whether the end of a request makes another one arrive."""
+        self.is_acted_on = False
+        """Whether anything but arrivals comes from outside."""
+        self.request_type: type[Request] = Request
         self._is_dealt_out = False
         env.process(self._arrivals())
 
@@ -166,43 +151,31 @@ class Gateway:
 
     # --- dealing out -------------------------------------------------------------------------
 
-    def deal_out(self, sums: DecodeSums) -> None:
-        """Give each replica all its requests before the run, where nothing that happens can change who gets which."""
+    def deal_out(self) -> None:
+        """Give each replica all its requests before the run, where nothing that happens can change which it gets."""
         replicas = [replica for replica in self.replicas if isinstance(replica, FastReplica)]
         takes_turns = getattr(self.router, "takes_turns", False) and len(replicas) == len(self.replicas)
-        if self.acts_on_ends or not takes_turns:
+        if self.acts_on_ends or self.is_acted_on or not takes_turns:
             return
         self._is_dealt_out = True
-        table = self.workload
-        arrival_ns = np.maximum.accumulate(table.arrival_ns)
-        most = np.minimum(table.max_tokens, self.max_model_len - table.input_tokens)
-        output_tokens = np.minimum(table.output_tokens, most)
-        is_plain = not len(table.segment_content_id) and bool((output_tokens == most).all())
-        at_end = table.input_tokens + output_tokens - 1
-        for index, replica in enumerate(replicas):
-            rows = np.arange(index, len(table), len(replicas))
-            longest = replica.scheduler.kv.longest_request_tokens
-            never = (table.input_tokens[rows] >= self.max_model_len) | (at_end[rows] > longest)
-            for request in self._requests(arrival_ns, index, rows[never]):
-                self._reject(request, replica.why_never(request) or "it can never run here")
-            rows = rows[~never]
-            feed = Feed(
-                rows=machine_integers(rows),
-                arrival_ns=machine_integers(np.append(arrival_ns[rows], NO_MORE)),
-                prompt_tokens=machine_integers(table.input_tokens[rows]),
-                output_tokens=machine_integers(output_tokens[rows]),
-                make=RequestMaker(partial(self._requests, arrival_ns, index), rows),
-                name=table.request_id,
-                on_ends=self.on_ends,
-                is_plain=is_plain,
+        for replica in replicas:
+            replica.take_feed(
+                partial(self._requests, replica, np.arange(replica.index, len(self.workload), len(replicas)))
             )
-            replica.take_feed(feed, sums)
 
-    def _requests(self, arrival_ns: IntColumn, replica: int, rows: IntColumn) -> Iterator[Request]:
-        for fields, at_ns in zip(self._rows(rows), arrival_ns[rows].tolist(), strict=True):
-            request = self._make_request(fields, at_ns)
-            request.replica = replica
-            yield request
+    def _requests(self, replica: FastReplica, rows: IntColumn) -> Iterator[Any]:
+        """Requests of a replica in order of arrival; those that can never run there are rejected on the way."""
+        latest_ns = 0
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            for fields in self._rows(rows[first : first + ROWS_AT_ONCE]):
+                latest_ns = max(latest_ns, fields[1])
+                request = self._make_request(fields, latest_ns)
+                request.replica = replica.index
+                objection = replica.why_never(request)
+                if objection is None:
+                    yield request
+                else:
+                    self._reject(request, objection)
 
     # --- arrivals ----------------------------------------------------------------------------
 
@@ -234,10 +207,10 @@ class Gateway:
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
-        if self.env.now + think_ns >= NO_MORE:
+        if self.env.now + think_ns >= IDLE:
             raise SimulationError(
                 f"request {row} would arrive after {(self.env.now + think_ns) / 1e9:.2g} s, and the clock ends at "
-                f"{NO_MORE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
+                f"{IDLE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
             )
         arrival = At(self.env, think_ns, Turn.ARRIVAL + 1 + row)
         arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
@@ -308,7 +281,7 @@ class Gateway:
             prefix_key = f"content-{segments[0][0]}"
         elif in_session:
             prefix_key = f"session-{session}"
-        return Request(
+        return self.request_type(
             row=row,
             request_id=request_id,
             order=row if table.request_ids is None else request_id,

@@ -15,9 +15,10 @@ from sim.cluster.acts import Act, What, schedule_acts
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.ahead import AheadScheduler
-from sim.engine.fast.decode_sums import DecodeSums
-from sim.engine.fast.fast_forward import FastReplica
+from sim.engine.fast.allowed import why_not
+from sim.engine.fast.cohort import Member
+from sim.engine.fast.jumps import FastReplica
+from sim.engine.fast.sums import DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
@@ -36,7 +37,7 @@ from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder,
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build import build_workload
-from sim.workload.table import NO_GROUP, RequestTable
+from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
@@ -78,23 +79,26 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = bool(acts) or takes_every_step(engine, workload, settings)
-    gateway.replicas = [
-        _build_replica(loaded, index, gateway, settings, cost, log, every_step=every_step) for index in range(num_ranks)
-    ]
+    every_step = isinstance(cost, LockstepCost) or takes_every_step(engine, workload, settings, scenario.seed)
+    sums = None if every_step else DecodeSums(cost, recorder)
+    if sums is not None:
+        gateway.request_type = Member
+    gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log, sums) for index in range(num_ranks)]
     if isinstance(cost, LockstepCost):
         _group(gateway, cost, engine)
+    gateway.is_acted_on = bool(acts)
     for replica in gateway.replicas:
-        replica.watch(gateway.on_end)
+        if sums is None or gateway.acts_on_ends:
+            replica.watch(gateway.on_end)
     gateway.cancelled_rows = {act.target for act in acts if act.what is What.CANCEL}
     schedule_acts(env, gateway, acts)
     try:
-        sums = DecodeSums(cost, recorder)
-        gateway.deal_out(sums)
+        gateway.deal_out()
         env.run()
         for replica in gateway.replicas:
             replica.finish()
-        sums.record_gaps()
+        if sums is not None:
+            sums.record_gaps()
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -142,17 +146,11 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     )
 
 
-def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> bool:
-    """Whether the reference takes each step: on demand, or because fast-forward does not know how."""
-    # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
-    swaps_conversations = engine.preemption == "swap" and bool((workload.session != NO_GROUP).any())
-    # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
-    # With several batches in flight, one step's end and the next one's start can lie around an arrival of one instant.
-    is_pipelined = engine.pipeline_parallel_size > 1
-    # Clients that leave do so between two steps.
-    leave = any(info.patience_ns is not None for info in workload.classes)
-    is_asked_for = engine.stepping == "reference"
-    return is_asked_for or is_pipelined or swaps_conversations or leave or outgrows(workload, settings)
+def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
+    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
+    if engine.stepping == "reference" or engine.speculative is not None or outgrows(workload, settings):
+        return True
+    return why_not(settings, _build_policy(engine, workload, seed)) is not None
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -182,9 +180,8 @@ def _build_replica(
     settings: SchedulerSettings,
     cost: StepCost,
     decisions: DecisionLog | None,
-    *,
-    every_step: bool,
-) -> Replica:
+    sums: DecodeSums | None,
+) -> Replica | FastReplica:
     engine, recorder = loaded.scenario.engine, gateway.recorder
     wait_ns = round(engine.static_batch_wait_s * 1e9)
     depth = pipeline_depth(engine)
@@ -199,17 +196,14 @@ def _build_replica(
         acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
         return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
 
-    def new_ahead_scheduler() -> AheadScheduler:
-        unbounded = replace(settings, sliding_window=None)
-        return AheadScheduler(unbounded, new_policy(), recorder, is_pipelined=engine.pipeline_parallel_size > 1)
-
     try:
         if isinstance(cost, LockstepCost):
             return Rank(gateway.env, index, engine.model, new_scheduler, cost, depth, recorder, decisions)
-        if every_step or engine.speculative is not None:  # how many drafts are right is decided in every step
+        if sums is None:
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
-        is_watched = gateway.acts_on_ends
-        return FastReplica(gateway.env, index, engine.model, new_ahead_scheduler, *common, is_watched=is_watched)
+        unbounded = replace(settings, sliding_window=None)
+        of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
+        return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
