@@ -28,15 +28,15 @@ from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
-from sim.latency.lockstep import LockstepCost
-from sim.latency.memory import MemoryPlan, plan_memory
+from sim.latency.lockstep_cost import LockstepCost
+from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
-from sim.latency.speculative import SpeculativeCost
+from sim.latency.speculative_cost import SpeculativeCost
 from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
@@ -52,19 +52,20 @@ def simulate_cluster(
     decisions: TextIO | None = None,
     progress: Progress | None = None,
     workload: RequestTable | None = None,
+    planned: PlannedEngine | None = None,
     acts: Sequence[Act] = (),
 ) -> RunRecord:
     """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
-    of the scenario's; ``acts`` happen to the replicas at their instants.
+    of the scenario's; ``planned`` is what the checks have looked up; ``acts`` happen to the replicas at their instants.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
+        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len_in_effect)
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
-    memory = plan_memory(engine, loaded.base_dir)
+    memory = (planned or plan_engine(engine, loaded.base_dir)).memory
     settings = scheduler_settings(engine, memory)
     drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
     of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())
@@ -110,10 +111,6 @@ def simulate_cluster(
 
 def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
     """What of an engine's configuration decides what runs."""
-    max_model_len = engine.max_model_len
-    if not engine.enable_chunked_prefill:
-        # Nothing longer than one step's budget could ever be scheduled; vLLM refuses to start.
-        max_model_len = min(max_model_len, engine.max_num_batched_tokens)
     gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
     block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
     speculative = engine.speculative
@@ -123,7 +120,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
         block_size=engine.block_size,
-        max_model_len=max_model_len,
+        max_model_len=engine.max_model_len_in_effect,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         enable_chunked_prefill=engine.enable_chunked_prefill,

@@ -260,7 +260,7 @@ def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str
 
 
 def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, Any]:
-    from sim import __version__
+    from sim.version import __version__
 
     steps = record.steps
     last_ns = busy_window(record)[1]
