@@ -243,8 +243,8 @@ class Recorder:
         return self._merge()
 
     def step_columns(self) -> dict[str, IntColumn]:
-        """All steps, those of one replica in order; once, at the end."""
-        return self.steps.take_columns()
+        """All steps by (instant, replica); once, at the end."""
+        return _in_order_of_scheduling(self.steps.take_columns())
 
     def attempt_columns(self) -> dict[str, IntColumn]:
         """All attempts that ended, those of one request in order; once, at the end."""
@@ -277,6 +277,15 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
         "attempts": last - first + 1,
     }
     return {name: columns[name] for name in REQUEST_COLUMNS}
+
+
+def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
+    """Rows by (instant, replica); those of one replica keep their order."""
+    scheduled_ns = steps["scheduled_ns"]
+    if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
+        return steps
+    order = np.lexsort((steps["replica"], scheduled_ns))
+    return {name: column[order] for name, column in steps.items()}
 
 
 def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
