@@ -15,10 +15,11 @@ from sim.cluster.acts import Act, What, schedule_acts
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.allowed import why_not
+from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import Member
 from sim.engine.fast.jumps import FastReplica
 from sim.engine.fast.sums import DecodeSums
+from sim.engine.fast.window import WindowMember, WindowReplica
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
@@ -37,7 +38,7 @@ from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder,
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build_table import build_workload
-from sim.workload.table import RequestTable
+from sim.workload.table import NO_GROUP, RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
@@ -83,7 +84,7 @@ def simulate_cluster(
     every_step = isinstance(cost, LockstepCost) or takes_every_step(engine, workload, settings, scenario.seed)
     sums = None if every_step else DecodeSums(cost, recorder)
     if sums is not None:
-        gateway.request_type = Member
+        gateway.request_type = WindowMember if outgrows(workload, settings) else Member
     gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log, sums) for index in range(num_ranks)]
     if isinstance(cost, LockstepCost):
         _group(gateway, cost, engine)
@@ -100,6 +101,13 @@ def simulate_cluster(
             replica.finish()
         if sums is not None:
             sums.record_gaps()
+    except NotFollowed:
+        if log is not None:
+            log.forget()
+        again = simulate_cluster(
+            _step_by_step(loaded), decisions=decisions, progress=progress, workload=workload, planned=planned, acts=acts
+        )
+        return replace(again, cpu_s=time.process_time() - started_s)
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -145,9 +153,22 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
 
 def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
     """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
-    if engine.stepping == "reference" or engine.speculative is not None or outgrows(workload, settings):
+    if engine.stepping == "reference" or engine.speculative is not None:
         return True
+    if settings.enable_prefix_caching and has_shared_content(workload) and outgrows(workload, settings):
+        return True  # a prefix behind a window may be found by its end alone
     return why_not(settings, _build_policy(engine, workload, seed)) is not None
+
+
+def has_shared_content(workload: RequestTable) -> bool:
+    """Whether some request may have tokens that another one has too."""
+    return len(workload.segment_content_id) > 0 or bool((workload.session != NO_GROUP).any())
+
+
+def _step_by_step(loaded: LoadedScenario) -> LoadedScenario:
+    """The same for the reference engine."""
+    engine = loaded.scenario.engine.model_copy(update={"stepping": "reference"})
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -198,8 +219,10 @@ def _build_replica(
             return Rank(gateway.env, index, engine.model, new_scheduler, cost, depth, recorder, decisions)
         if sums is None:
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
-        unbounded = replace(settings, sliding_window=None)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
+        if gateway.request_type is WindowMember:
+            return WindowReplica(gateway.env, index, engine.model, settings, new_policy, *of_cost)
+        unbounded = replace(settings, sliding_window=None)
         return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.

@@ -9,6 +9,11 @@ from sim.engine.reference.batch import SchedulerSettings
 
 ANY = object()
 
+
+class NotFollowed(Exception):
+    """Something that the fast engine cannot follow, and that is only seen while it runs: the reference takes the run."""
+
+
 SETTINGS: dict[str, object] = {
     "num_gpu_blocks": ANY,
     "block_size": ANY,

@@ -15,6 +15,9 @@ from sim.latency.base import StepShape
 class Former(Cohort):
     """Forms one batch at a time."""
 
+    most_blocks = 0
+    """Blocks that a request of any length holds at most, where those behind a window are given back; 0 = no window."""
+
     def _bind(self, policy: Any) -> None:
         super()._bind(policy)
         settings = self.settings
@@ -46,12 +49,7 @@ class Former(Cohort):
         num_evicted = len(self.preempted)
         self.leave_out(batch)
         self._served = None
-        is_whole = True
-        need = self.growth[batch % self.block_size]
-        if need > self.kv.num_free_blocks or self.skipped:
-            is_whole = self._serve_one_by_one(batch, now_ns)
-        elif need:
-            self.kv.take(need)
+        is_whole = self._serve(batch, now_ns)
         budget = self.settings.max_num_batched_tokens - self.size - len(self.skipped)
         prefill_budget = self._prefill_budget
         if self.part is not None and is_whole and budget > 0:
@@ -85,6 +83,15 @@ class Former(Cohort):
         return batch
 
     # --- the running pass ----------------------------------------------------------------------
+
+    def _serve(self, batch: int, now_ns: int) -> bool:
+        """Blocks for the members and for those that lost a step: False where the running pass ended early."""
+        need = self.growth[batch % self.block_size]
+        if need > self.kv.num_free_blocks or self.skipped:
+            return self._serve_one_by_one(batch, now_ns)
+        if need:
+            self.kv.take(need)
+        return True
 
     def _go_on(self, part: Member, most: int, batch: int, now_ns: int, ones: list[Member]) -> int:
         """One more chunk of the prompt that is done in part; 0 where it had to give up its own blocks."""
@@ -136,6 +143,8 @@ class Former(Cohort):
                 computed = request.num_computed_tokens
             else:
                 continue
+            if self.most_blocks:
+                self._drop_alone(request, batch, computed)
             if computed % block_size == 0:
                 while not kv.num_free_blocks:
                     if self._evict_for(request, now_ns) is request:
@@ -144,6 +153,10 @@ class Former(Cohort):
                 kv.take(1)
             served.add(request)
         return True
+
+    def _drop_alone(self, request: Member, batch: int, num_processed: int) -> None:
+        """Before ``request`` takes blocks in ``batch``, it gives back those behind its window."""
+        raise NotImplementedError
 
     def _served_alone(self) -> list[Member]:
         """Requests that lost a step before, and got their token in this one."""
@@ -238,6 +251,8 @@ class Former(Cohort):
                 free -= self.watermark_blocks
             num_blocks = -(-(computed + tokens) // block_size)
             whole = -(-num_tokens // block_size) if settings.scheduler_reserve_full_isl else num_blocks
+            if self.most_blocks:
+                whole = max(min(whole, self.most_blocks), num_blocks)
             if whole > free:
                 is_out_of_room = True
                 break
