@@ -50,6 +50,7 @@ class Cohort:
         self.index = index
         self.settings = settings
         self.recorder = recorder
+        self.add_gap = recorder.add_gap
         self.block_size = settings.block_size
         self.is_async = settings.async_scheduling
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
@@ -228,22 +229,8 @@ class Cohort:
     def complete(self, batch: int, now_ns: int) -> list[Member]:
         """``batch``, the older one in flight, has ended. Returns the requests that ended with it, in order."""
         if self.older_size:
-            self.recorder.itl(now_ns - self.known_ns, self.older_size)
-        ended: list[Member] = []
-        for request in self.older_ones:
-            if request.state is State.FINISHED:
-                continue
-            if request.first_token_ns == NEVER:
-                request.first_token_ns = now_ns
-            else:
-                self.recorder.itl(now_ns - request.last_token_ns, 1)
-            request.last_token_ns = now_ns
-            if request.joined_at == NOT_A_MEMBER:
-                request.num_output_tokens += 1
-                request.num_tokens += 1
-                request.num_output_placeholders = 0
-                if request.num_output_tokens >= request._stop_at_output_tokens:
-                    ended.append(request)
+            self.add_gap((now_ns - self.known_ns, self.older_size))
+        ended = self._complete_ones(now_ns) if self.older_ones else []
         self.completed, self.known_ns = batch, now_ns
         if self.stale:
             for request in self.stale:
@@ -251,12 +238,33 @@ class Cohort:
             if isinstance(self.waiting, RankedQueue):
                 self.waiting.mark_stale(frozenset(self.stale))
             self.stale = []
-        leaves = self._leaves
-        if leaves and leaves[0][0] <= self.latest + 1:
+        if self._leaves and self._leaves[0][0] <= self.latest + 1:
             self.leave_out(self.latest + 1)
         if self.leaving:
             ended += [request for request in self.leaving if request.ends_at <= batch]
-        return sorted(ended, key=admission_of) if len(ended) > 1 else ended
+            if len(ended) > 1:
+                ended.sort(key=admission_of)
+        return ended
+
+    def _complete_ones(self, now_ns: int) -> list[Member]:
+        """The tokens of requests that are not members in the batch that ended. Returns those that ended although they
+        wait again."""
+        ended: list[Member] = []
+        for request in self.older_ones:
+            if request.state is State.FINISHED:
+                continue
+            if request.first_token_ns == NEVER:
+                request.first_token_ns = now_ns
+            else:
+                self.add_gap((now_ns - request.last_token_ns, 1))
+            request.last_token_ns = now_ns
+            if request.joined_at == NOT_A_MEMBER:
+                request.num_output_tokens += 1
+                request.num_tokens += 1
+                request.num_output_placeholders = 0
+                if request.num_output_tokens >= request._stop_at_output_tokens:
+                    ended.append(request)
+        return ended
 
     def end_all(self, ended: list[Member], now_ns: int) -> None:
         """These requests have all their tokens: their seats and blocks are free."""
