@@ -242,7 +242,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     engine, recorder = deployment.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
-    attempts = recorder.attempt_columns(workload, gateway.max_model_len)
+    attempts = recorder.attempt_columns()
     requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
     return RunRecord(
         workload=workload,
