@@ -129,6 +129,7 @@ REQUEST_COLUMNS = (
 )
 """A request follows from its attempts and the workload."""
 
+
 class ColumnWriter:
     """Rows in, integer columns out. ``trim`` now and then turns rows into machine integers: a long run stays small."""
 
