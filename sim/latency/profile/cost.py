@@ -21,7 +21,6 @@ from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.exchange import group_terms_ns
-from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found
@@ -29,6 +28,7 @@ from sim.latency.profile.operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
+from sim.latency.profile.written import hash_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -287,10 +287,10 @@ class ProfileCost:
             "kind": self.kind,
             "estimate": False,
             "profile": profile.name,
-            "profile_hash": profile_hash(profile),
+            "profile_hash": hash_of(profile),
             "source": profile.source.kind,
             "origin": profile.source.origin,
-            "kernels": {name: operator.kernel for name, operator in sorted(profile.operators.items())},
+            "kernels": {name: profile.operators[name].kernel for name in sorted(profile.operators)},
             "median_errors": {
                 name: {kind: round(error.median, 4) for kind, error in sorted(kinds.items())}
                 for name, kinds in sorted(profile.errors.items())

@@ -17,11 +17,12 @@ from sim.latency.experts import ALONE, ExpertGroup
 from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
-from sim.latency.profile.file import Device, Key, Profile
+from sim.latency.profile.file import Device, Key
 from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.routing import table_imbalance
 from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
+from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,7 +75,7 @@ ROUTER_KERNELS = 2
 class ProfiledOperators:
     """One model on one of ``tp`` * ``pp`` GPUs ``device``, of the chip that ``profile`` was measured on."""
 
-    profile: Profile
+    profile: AnyProfile
     device: Device
     model: ModelSpec
     precision: Precision
