@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sim.errors import InputError
 from sim.latency.gpus import GpuSpec
-from sim.latency.profile.file import Device, load_profile, read_document
-from sim.latency.profile.written import AnyProfile, WrittenProfile
+
+if TYPE_CHECKING:
+    from sim.latency.profile.file import Device
+    from sim.latency.profile.written import AnyProfile
 
 BUILTIN = Path(__file__).parent / "builtin"
 SUFFIX = ".json.gz"
@@ -51,6 +54,10 @@ def find_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) -
             f"latency.kind: there is no built-in profile for {gpu.name} (there is: {known}); measure one with "
             "`gpu-calibrate run --out PROFILE.json` and name it in `latency.profile`, or use `kind: roofline`"
         )
+    # Only here, so that a scenario can be checked without numpy.
+    from sim.latency.profile.file import load_profile, read_document
+    from sim.latency.profile.written import WrittenProfile
+
     path = _path(chosen, base_dir)
     profile = WrittenProfile(read_document(path), str(path)) if path.parent == BUILTIN else load_profile(path)
     if profile.device.gpu == gpu.name:
