@@ -218,7 +218,7 @@ class ProfileCost:
         known = self._prefill.get(batch)
         if known is None:
             knots = self._knots
-            multiples = np.array([self.operators.prefill_multiple(batch, knot) for knot in knots])
+            multiples = self.operators.prefill_multiples(batch, np.array(knots, dtype=np.float64))
             known = self._prefill[batch] = Segments([*knots, knots[-1] + 1], np.append(multiples, multiples[-1]) * ONE)
         return known
 

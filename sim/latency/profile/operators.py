@@ -356,16 +356,13 @@ class ProfiledOperators:
         self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
-    def prefill_multiple(self, batch: int, chunk: float) -> float:
-        """How much longer than its speed of light the attention of ``batch`` prompts of ``chunk`` tokens takes."""
-        key: Key = (*self._attention_key(), batch, 0)
-        at = np.array([chunk])
-        times = self._times("prefill_attention", key, (0, 1), at)
+    def prefill_multiples(self, batch: int, chunks: Floats) -> Floats:
+        """How much longer than its speed of light the attention of ``batch`` prompts of each number of tokens takes."""
+        times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
-        pairs = float(causal_pairs(at, 0.0)[0]) * batch
-        context = batch * chunk
-        return float(times[0]) / self.prefill_bound_ns(pairs, context, context)
+        context = batch * chunks
+        return times / self.prefill_bound_ns(causal_pairs(chunks, 0.0) * batch, context, context)
 
     def pair_ns(self) -> float:
         """Speed of light of one query-key pair of one layer."""
@@ -384,9 +381,10 @@ class ProfiledOperators:
         traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
         return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
 
-    def prefill_bound_ns(self, pairs: float, context_tokens: float, tokens: float) -> float:
-        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from a step's sums."""
-        return max(pairs * self.pair_ns(), context_tokens * self.context_ns() + tokens * self.query_ns()) + LAUNCH_NS
+    def prefill_bound_ns(self, pairs: Floats, context_tokens: Floats, tokens: Floats) -> Floats:
+        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from sums of steps."""
+        traffic = context_tokens * self.context_ns() + tokens * self.query_ns()
+        return np.maximum(pairs * self.pair_ns(), traffic) + LAUNCH_NS
 
 
 def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:
