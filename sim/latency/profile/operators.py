@@ -18,6 +18,7 @@ from sim.latency.models import ModelSpec
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.file import Device, Key
+from sim.latency.profile.fill import distinct
 from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.routing import table_imbalance
@@ -48,7 +49,7 @@ STEP_NS = 250_000.0
 and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
 GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float64)
 """Numbers of tokens that a smaller number's time is held against."""
-EXPERT_SIZES = np.unique(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
+EXPERT_SIZES = distinct(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
 """Numbers of tokens between which experts under a stated imbalance are interpolated."""
 CUSTOM_LIMITS = {
     "9.0": {6: 512 << 10, 8: 256 << 10},
@@ -131,12 +132,13 @@ class ProfiledOperators:
         kernel that differs from release to release.
         """
         key = (dtype or self.precision.weights, n, k)
-        sizes, place = np.unique(np.concatenate([np.maximum(tokens, 1.0), GEMM_SIZES]), return_inverse=True)
+        some = np.maximum(tokens, 1.0)
+        sizes = distinct(np.concatenate([some, GEMM_SIZES]))
         times = self._times("gemm", key, (0,), sizes)
         if times is None:
             raise self._lacks("gemm")
         padded = np.minimum.accumulate(times[::-1])[::-1]
-        return np.where(tokens > 0, padded[place[: len(tokens)]], 0.0)
+        return np.where(tokens > 0, padded[np.searchsorted(sizes, some)], 0.0)
 
     def attention_projections_ns(self, tokens: Floats) -> Floats:
         """QKV and output projection of one layer."""
