@@ -346,6 +346,16 @@ class EngineConfig(Strict):
     predictor: Spec = "exact"
     """Where policies that need it get the expected output length from."""
 
+    @property
+    def max_model_len_in_effect(self) -> int:
+        """Longest prompt plus output that can run: without chunked prefill, no more than one step's budget.
+
+        4,096 and a budget of 2,048 give 2,048. vLLM refuses to start with such a pair.
+        """
+        if self.enable_chunked_prefill:
+            return self.max_model_len
+        return min(self.max_model_len, self.max_num_batched_tokens)
+
 
 class LatencyConfig(Strict):
     """Where step times come from."""

@@ -11,11 +11,11 @@ from sim.errors import InputError
 from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
-from sim.workload.plan import ClassPlan
 from sim.workload.presets import draw_preset_lengths
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, IntColumn
 from sim.workload.trace_fields import NOT_GIVEN
 from sim.workload.traces import Trace, read_trace
+from sim.workload.traffic_plan import ClassPlan
 
 NS_PER_S = 1_000_000_000
 

@@ -77,3 +77,5 @@ class ClassInfo:
     tier: str
     slo: dict[str, float] | None = None
     """The class's own SLO, by metric name, in ms; None = the scenario's."""
+    patience_ns: int | None = None
+    """From a request's arrival until its client leaves, unless it has its last token by then; None = it waits."""

@@ -11,11 +11,12 @@ import pytest
 
 from sim.latency.base import StepCost, StepShape, shape_of
 from sim.latency.build import build_step_cost
-from sim.latency.lockstep import DUMMY_TOKENS, LockstepCost
+from sim.latency.lockstep_cost import DUMMY_TOKENS, LockstepCost
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.integers import SLOPE_BITS, Segments
 from sim.latency.sliding_window import within
-from sim.latency.speculative import SpeculativeCost
+from sim.latency.slowed import slowed
+from sim.latency.speculative_cost import SpeculativeCost
 from sim.latency.tables import TabulatedCost
 from sim.scenario.schema import EngineConfig, LatencyConfig
 
@@ -113,6 +114,8 @@ def test_a_step_costs_its_terms(kind: str, engine: dict[str, Any], drafts: int) 
     cost = cost_of(kind, {**engine, "preemption": "swap"})
     for shape in random_shapes(1, drafts):
         assert cost.gpu_ns(shape) == in_counts(cost, shape) == plain_ns(cost, shape)
+        slow = slowed(cost, 1.7)
+        assert slow.gpu_ns(shape) == in_counts(slow, shape) == round(plain_ns(cost, shape) * 1.7)
 
 
 @pytest.mark.parametrize("kind", ["profile", "roofline"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from policies.base import EngineLimits, EngineState, Policy
@@ -162,6 +163,23 @@ class Scheduler:
 
     def _collect_ended(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
         return finished
+
+    def abort(self, request: Request, now_ns: int) -> None:
+        """End a request from outside, as vLLM's ``finish_requests`` does. One that has ended already stays as it is.
+
+        Its blocks are free at once, even with output in flight: that output is dropped when its batch completes. The
+        next batch lists the request in ``finished``.
+        """
+        if request.state is State.FINISHED:
+            return
+        was_running = request.state is State.RUNNING
+        if request in islice(self.waiting, self._num_to_admit):
+            self._num_to_admit -= 1
+        self._finish(request)
+        if was_running:
+            self._release([request])
+        else:
+            self._freed.append(request)
 
     def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
         """Tokens by request id, in the order of scheduling, of the batch just formed."""
@@ -450,8 +468,11 @@ class Scheduler:
     # --- ending ----------------------------------------------------------------------------
 
     def _finish(self, request: Request) -> None:
-        if request.state is State.PREEMPTED:
+        if request.state is not State.RUNNING:
             self.waiting.remove(request)
+        if request.num_swapped_tokens:
+            self.free_swap_blocks += self.kv.blocks_in_use(request.num_swapped_tokens)
+            request.num_swapped_tokens = 0
         request.state = State.FINISHED
         self.policy.on_finished(request)
         self.outstanding_tokens -= request.num_prompt_tokens + request.max_tokens - request.num_computed_tokens

@@ -164,10 +164,13 @@ class SpeculativeScheduler(Scheduler):
             request.last_token_ns = now_ns
             if request.num_output_tokens >= request._stop_at_output_tokens:
                 finished.append(request)
-                self.acceptance.forget(request)
             elif not self.settings.async_scheduling:
                 request.num_draft_tokens = self.settings.num_speculative_tokens
         return self._end_update(batch, finished, now_ns)
+
+    def _finish(self, request: Request) -> None:
+        super()._finish(request)
+        self.acceptance.forget(request)
 
     def _verify(self, request: Request, batch: Batch) -> int:
         """How many drafts of ``request`` are accepted; the others are no longer computed."""
