@@ -42,7 +42,7 @@ class AnyLine(Protocol):
 
     @property
     def log_at(self) -> Floats:
-        """See ``Line``. Lines with the same places may share the array."""
+        """See ``Line``."""
         ...
 
     @property
@@ -54,12 +54,14 @@ class AnyLine(Protocol):
 class Lines:
     """Curves that may be compared with each other. Each is filled when it is first asked for."""
 
-    def __init__(self, shapes: Sequence[Sequence[float]], lines: Sequence[AnyLine]) -> None:
-        """``shapes``: the numbers of each line's key, as logarithms; near is a small sum of their differences."""
+    def __init__(
+        self, shapes: Sequence[Sequence[float]], lines: Sequence[AnyLine], places: Floats | None = None
+    ) -> None:
+        """``shapes``: the numbers of each line's key, as logarithms; near is a small sum of their differences.
+        ``places``: those of all lines, each once and ascending, where they are known already."""
         self._shapes = np.array(shapes, dtype=np.float64)
         self._lines = lines
-        places = {id(log_at): log_at for log_at in [line.log_at for line in lines]}
-        self._places = distinct(np.concatenate(list(places.values())))
+        self._places = distinct(np.concatenate([line.log_at for line in lines])) if places is None else places
         self._rows: dict[int, Floats] = {}
         self._filled: dict[int, Line] = {}
 

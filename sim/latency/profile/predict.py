@@ -14,13 +14,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import mul, truediv
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
 from sim.latency.profile.file import Device, Key
-from sim.latency.profile.fill import Lines
+from sim.latency.profile.fill import Lines, distinct
 from sim.latency.profile.layout import OPERATORS
 from sim.latency.profile.speed_of_light import bound_ns
 from sim.latency.profile.written import AnyProfile, Curves, curves_of
@@ -163,9 +165,9 @@ class _Curves:
         self._device = device
         self._names = OPERATORS[operator].key
         self._exact = [i for i, name in enumerate(self._names) if name in EXACT_FIELDS]
-        numbers = [i for i, name in enumerate(self._names) if name not in EXACT_FIELDS]
-        self._numbers = sorted(numbers, key=lambda i: self._names[i] not in FIRST_FIELDS)
-        self._log1p: dict[float, float] = {}
+        numbers = [name for name in self._names if name not in EXACT_FIELDS]
+        self._numbers = sorted(numbers, key=lambda name: name not in FIRST_FIELDS)
+        self._log1p = cache(lambda number: float(np.log1p(number)))
         self._log_places: dict[int, Floats] = {}
         """By the array of places, which curves share."""
         self._members: dict[Key, list[int]] = {}
@@ -188,17 +190,20 @@ class _Curves:
         shared = self._shared(key)
         group = self._groups.get(shared)
         if group is None and (members := self._members.get(shared)):
-            keys = self._measured.keys
-            shapes = [self.numbers(keys[position]) for position in members]
-            lines = Lines(shapes, [_MeasuredLine(self, position) for position in members])
-            group = self._groups[shared] = _Group(lines)
-            for i, (position, shape) in enumerate(zip(members, shapes, strict=True)):
-                group.add(keys[position], shape, i)
+            keys = [self._measured.keys[position] for position in members]
+            shapes = self._shapes(keys)
+            places = [self._logarithms(each) for each in self._measured.distinct_places(members)]
+            lines = [_MeasuredLine(self, position) for position in members]
+            group = self._groups[shared] = _Group(Lines(shapes, lines, distinct(np.concatenate(places))))
+            for i, (key, shape) in enumerate(zip(keys, shapes, strict=True)):
+                group.add(key, shape, i)
         return group
 
     def log_places(self, position: int) -> Floats:
         """Logarithms of a curve's places."""
-        places = self._measured.places(position)
+        return self._logarithms(self._measured.places(position))
+
+    def _logarithms(self, places: Floats) -> Floats:
         known = self._log_places.get(id(places))
         if known is None:
             known = self._log_places[id(places)] = np.log(places)
@@ -214,22 +219,18 @@ class _Curves:
     def _shared(self, key: Key) -> Key:
         return tuple([key[i] for i in self._exact])
 
-    def numbers(self, key: Key) -> list[float]:
+    def numbers(self, key: Key) -> Sequence[float]:
         """Logarithms of the key's numbers; zeros (no prior tokens, no decodes) are counted from one. A key without
         numbers has one, 0."""
-        values: list[str | float] = [*key]
-        names = self._names
-        if "num_kv_heads" in names:
-            kv_heads = int(key[names.index("num_kv_heads")])
-            heads = names.index("num_heads")
-            values[heads] = float(key[heads]) / kv_heads
-            if "batch" in names:
-                batch = names.index("batch")
-                values[batch] = float(key[batch]) * kv_heads
-        return [self._logarithm(float(values[i])) for i in self._numbers] or [0.0]
+        return self._shapes([key])[0]
 
-    def _logarithm(self, value: float) -> float:
-        known = self._log1p.get(value)
-        if known is None:
-            known = self._log1p[value] = float(np.log1p(value))
-        return known
+    def _shapes(self, keys: Sequence[Key]) -> list[tuple[float, ...]]:
+        """``numbers`` of each of ``keys``, column by column."""
+        columns = dict(zip(self._names, zip(*keys, strict=True), strict=True))
+        if "num_kv_heads" in columns:
+            kv_heads = columns["num_kv_heads"]
+            columns["num_heads"] = tuple(map(truediv, columns["num_heads"], kv_heads))
+            if "batch" in columns:
+                columns["batch"] = tuple(map(mul, columns["batch"], kv_heads))
+        shapes = [list(map(self._log1p, columns[name])) for name in self._numbers]
+        return list(zip(*shapes, strict=True)) if shapes else [(0.0,)] * len(keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -31,8 +32,8 @@ Floats = npt.NDArray[np.float64]
 OPERATORS_FOLLOW = b',\n "operators": {\n'
 OPERATOR_ENDS = b"\n  ]}"
 CURVES_FOLLOW = b', "curves": [\n'
-PLACES_FOLLOW = b'],"at":['
-TIMES_FOLLOW = b'],"time_ns":['
+CURVE = re.compile(rb'\{"key":(\[[^\]]*\]),"at":\[([^\]]*)\],"time_ns":\[([^\]]*)\]\}')
+"""A line: key, places, times."""
 
 
 class Curves(Protocol):
@@ -49,6 +50,10 @@ class Curves(Protocol):
 
     def times_ns(self, i: int) -> Floats:
         """The times of a curve at its places."""
+        ...
+
+    def distinct_places(self, chosen: Sequence[int]) -> list[Floats]:
+        """The places of the ``chosen`` curves, each array once."""
         ...
 
 
@@ -72,34 +77,40 @@ class CheckedCurves:
         """See ``Curves``."""
         return np.array(self._curves[i].time_ns)
 
+    def distinct_places(self, chosen: Sequence[int]) -> list[Floats]:
+        """See ``Curves``."""
+        first = dict(zip([self._curves[i].at for i in chosen], chosen, strict=True))
+        return [self.places(i) for i in first.values()]
+
 
 class WrittenCurves:
     """Curves as lines of the written document."""
 
-    def __init__(self, lines: list[bytes]) -> None:
-        self._lines = lines
-        self._places: dict[bytes, Floats] = {}
-        """By what is written: many curves share their places."""
-
-    @cached_property
-    def keys(self) -> Sequence[Key]:
-        """See ``Curves``."""
-        written = b",".join([line[line.index(b"[") : line.index(b"]") + 1] for line in self._lines])
-        return [tuple(key) for key in json.loads(b"[" + written + b"]")]
+    def __init__(self, block: bytes) -> None:
+        """``block``: the lines of an operator."""
+        written = CURVE.findall(block)
+        self.keys: list[Key] = list(map(tuple, json.loads(b"[" + b",".join([key for key, _, _ in written]) + b"]")))
+        self._places = [places for _, places, _ in written]
+        self._times = [times for _, _, times in written]
+        self._known: dict[bytes, Floats] = {}
+        """Places by what is written: many curves share them."""
 
     def places(self, i: int) -> Floats:
         """See ``Curves``."""
-        line = self._lines[i]
-        written = line[line.index(PLACES_FOLLOW) + len(PLACES_FOLLOW) : line.index(TIMES_FOLLOW)]
-        known = self._places.get(written)
+        written = self._places[i]
+        known = self._known.get(written)
         if known is None:
-            known = self._places[written] = _numbers(written)
+            known = self._known[written] = _numbers(written)
         return known
 
     def times_ns(self, i: int) -> Floats:
         """See ``Curves``."""
-        line = self._lines[i]
-        return _numbers(line[line.index(TIMES_FOLLOW) + len(TIMES_FOLLOW) : line.rindex(b"]")])
+        return _numbers(self._times[i])
+
+    def distinct_places(self, chosen: Sequence[int]) -> list[Floats]:
+        """See ``Curves``."""
+        first = dict(zip([self._places[i] for i in chosen], chosen, strict=True))
+        return [self.places(i) for i in first.values()]
 
 
 def _numbers(written: bytes) -> Floats:
@@ -116,7 +127,7 @@ class WrittenOperator:
     @cached_property
     def curves(self) -> Curves:
         """All curves of the operator."""
-        return WrittenCurves(self._block.split(b"\n"))
+        return WrittenCurves(self._block)
 
 
 class WrittenProfile:
