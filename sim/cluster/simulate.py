@@ -80,7 +80,8 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    sums = None if takes_every_step(engine, workload, settings, scenario.seed) else DecodeSums(cost, recorder)
+    every_step = isinstance(cost, LockstepCost) or takes_every_step(engine, workload, settings, scenario.seed)
+    sums = None if every_step else DecodeSums(cost, recorder)
     if sums is not None:
         gateway.request_type = Member
     gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log, sums) for index in range(num_ranks)]
@@ -287,7 +288,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
     engine, recorder = loaded.scenario.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
-    attempts = recorder.attempt_columns(workload, gateway.max_model_len)
+    attempts = recorder.attempt_columns()
     requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
     return RunRecord(
         workload=workload,

@@ -198,6 +198,10 @@ class TrafficFields(Strict):
     """The client's own priority, as in vLLM: smaller is more urgent."""
     deadline_s: PositiveFloat | None = None
     """Time allowed from arrival to end, for ``deadline``, and for ``fair`` with ``shares``."""
+    patience_s: PositiveFloat | None = None
+    """How long a client waits from its request's arrival for the last token; then it leaves: the request is cancelled
+    and its blocks are free. It sends no further turns of that conversation; a client of a closed loop goes on with its
+    next request. null = it waits for ever."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 

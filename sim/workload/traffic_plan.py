@@ -22,6 +22,7 @@ from sim.workload.lengths import length_problems
 from sim.workload.presets import NOTES, preset_arrival, preset_prefix, preset_problems, preset_table
 from sim.workload.table import ClassInfo
 
+NS_PER_S = 1_000_000_000
 DEFAULT_CLASS = "default"
 """Name of the one class of a workload without ``classes``, and of the stream of the workload's own arrivals."""
 
@@ -181,6 +182,8 @@ def _class_plan(
     tier = _first(fields.tier, outer.tier)
     slo = _first(fields.slo, outer.slo)
     limits: dict[str, float] | None = None if slo is None else slo.model_dump(exclude_none=True)
+    patience_s = _first(fields.patience_s, outer.patience_s)
+    patience_ns = None if patience_s is None else max(round(patience_s * NS_PER_S), 1)
     max_tokens: Length | None = fields.max_tokens or outer.max_tokens
     durations = [d for d in (fields.duration_s, outer.duration_s) if d is not None]
     prefix = _first(fields.prefix, outer.prefix)
@@ -192,7 +195,7 @@ def _class_plan(
     plan = ClassPlan(
         name=name,
         where=where,
-        info=ClassInfo(name, tenant, tier or tenant, limits),
+        info=ClassInfo(name, tenant, tier or tenant, limits, patience_ns),
         tier=tier,
         priority=fields.priority if "priority" in fields.model_fields_set else outer.priority,
         deadline_s=_first(fields.deadline_s, outer.deadline_s),
