@@ -81,13 +81,17 @@ class Samples:
 
     def __init__(self, values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
         column = np.asarray(values)
-        order = np.argsort(column, kind="stable")
-        self.values: IntColumn | FloatColumn = column[order]
+        self.values: IntColumn | FloatColumn
         self._last_rank: IntColumn | None = None
         self.weights: IntColumn | None = None
         self.count: int = len(column)
         """Samples, repetitions included."""
-        if weights is not None:
+        self._total: int | float | None = None
+        if weights is None:
+            self.values = np.sort(column)
+        else:
+            order = np.argsort(column, kind="stable")
+            self.values = column[order]
             self.weights = np.asarray(weights, dtype=np.int64)[order]
             self._last_rank = np.cumsum(self.weights)
             self.count = int(self._last_rank[-1]) if len(column) else 0
@@ -111,10 +115,13 @@ class Samples:
 
     def total(self) -> int | float:
         """Sum of the samples; exact for integers, correctly rounded for floats."""
-        if self.values.dtype.kind == "f":
-            return math.fsum(self.values.tolist())
-        column = cast(IntColumn, self.values)
-        return exact_sum(column) if self.weights is None else exact_dot(column, self.weights)
+        if self._total is None:
+            column = cast(IntColumn, self.values)
+            if self.values.dtype.kind == "f":
+                self._total = math.fsum(self.values.tolist())
+            else:
+                self._total = exact_sum(column) if self.weights is None else exact_dot(column, self.weights)
+        return self._total
 
     def mean(self) -> float | None:
         """Arithmetic mean, or None without samples."""

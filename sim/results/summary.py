@@ -68,7 +68,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
-    summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
+    summary["tenants"] = tenants_section(record, times, samples, good, duration_s, classes)
     summary["replicas"] = replicas_section(record, step_rows, use)
     summary["run"] = _run(record, context, notes)
     return summary
