@@ -98,6 +98,8 @@ class Gateway:
         self.acts_on_ends = concurrency is not None or bool(self._child_of)
         """Whether the end of a request makes another one arrive."""
         self._is_dealt_out = False
+        self._chosen = (-1, 0)
+        """The prompt routed last, and its replica."""
         env.process(self._arrivals())
 
     def on_end(self, request: Request) -> None:
@@ -142,7 +144,7 @@ class Gateway:
         is_plain = not len(table.segment_content_id) and bool((output_tokens == most).all())
         at_end = table.input_tokens + output_tokens - 1
         for index, replica in enumerate(replicas):
-            rows = np.arange(index, len(table), len(replicas))
+            rows = np.flatnonzero(table.prompt_numbers() % len(replicas) == index)
             longest = replica.scheduler.kv.longest_request_tokens
             never = (table.input_tokens[rows] >= self.max_model_len) | (at_end[rows] > longest)
             for request in self._requests(rows[never], arrival_ns):
@@ -204,7 +206,7 @@ class Gateway:
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)
-        position = self.router.choose(request, self.replicas, request.arrival_ns)
+        position = self._choose(request)
         if not 0 <= position < len(self.replicas):
             raise SimulationError(
                 f"router {self.router.name} chose replica {position!r} of {len(self.replicas)} for request "
@@ -216,6 +218,16 @@ class Gateway:
             replica.submit(request)
             return
         self._reject(request, replica, objection)
+
+    def _choose(self, request: Request) -> int:
+        """The router's choice, made once for all outputs of a prompt."""
+        prompts = self.workload.prompt
+        if prompts is None:
+            return self.router.choose(request, self.replicas, request.arrival_ns)
+        prompt = int(prompts[request.row])
+        if prompt != self._chosen[0]:
+            self._chosen = prompt, self.router.choose(request, self.replicas, request.arrival_ns)
+        return self._chosen[1]
 
     def _reject(self, request: Request, replica: Replica, objection: str) -> None:
         self.recorder.reject(request_row(request, Status.REJECTED, replica.index), objection)

@@ -58,7 +58,13 @@ def simulate_cluster(
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
+        workload = build_workload(
+            scenario.workload,
+            scenario.seed,
+            loaded.base_dir,
+            engine.max_model_len,
+            isolates_tenants=engine.cache_isolation == "tenant",
+        )
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)

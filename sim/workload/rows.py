@@ -288,7 +288,7 @@ def _tenants(plan: ClassPlan, trace: Trace, only_class: bool) -> tuple[list[Clas
         if tenant not in place:
             place[tenant] = len(classes)
             name = tenant if only_class else f"{plan.name}/{tenant}"
-            classes.append(ClassInfo(name, tenant, plan.tier or tenant, plan.info.slo))
+            classes.append(ClassInfo(name, tenant, plan.tier or tenant, plan.info.slo, plan.info.num_outputs))
         return place[tenant]
 
     index_of = np.array([class_of(tenant) for tenant in trace.tenant_names], dtype=np.int64)

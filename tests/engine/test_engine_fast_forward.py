@@ -66,6 +66,8 @@ def traffic(draw: st.DrawFn) -> dict[str, Any]:
         workload["max_tokens"] = {"dist": "fixed", "value": draw(st.sampled_from([30, 500]))}
     if arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
         workload["sessions"] = {"turns": draw(st.integers(2, 4)), "think_time_s": draw(st.sampled_from([0.0, 0.2]))}
+    elif arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
+        workload["n"] = draw(st.integers(2, 4))
     return workload
 
 
@@ -96,6 +98,7 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
         "max_num_batched_tokens": budget,
         "block_size": draw(st.sampled_from([8, 16])),
         "enable_prefix_caching": draw(st.booleans()),
+        "cache_isolation": draw(st.sampled_from(["none", "tenant"])),
         "async_scheduling": draw(st.booleans()),
         "policy": draw(st.sampled_from(sorted(POLICIES))),
         "predictor": draw(st.sampled_from(sorted(PREDICTORS))),
