@@ -50,6 +50,13 @@ LATENCIES = st.sampled_from(
 )
 
 
+SHARING: list[dict[str, Any]] = [
+    {"name": "fair", "shares": True},
+    {"name": "tiered", "shares": {"premium": 0.5, "standard": 0.8, "budget": 1.0}},
+]
+"""Policies that share out a step's tokens, whose running requests are scheduled by rank."""
+
+
 @st.composite
 def traffic(draw: st.DrawFn) -> dict[str, Any]:
     """One workload class."""
@@ -100,7 +107,7 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
         "enable_prefix_caching": draw(st.booleans()),
         "cache_isolation": draw(st.sampled_from(["none", "tenant"])),
         "async_scheduling": draw(st.booleans()),
-        "policy": draw(st.sampled_from(sorted(POLICIES))),
+        "policy": draw(st.sampled_from([*sorted(POLICIES), *SHARING])),
         "predictor": draw(st.sampled_from(sorted(PREDICTORS))),
     }
     variant = draw(st.sampled_from(["", "", "", "", "static", "wait", "swap", "contiguous", "pipeline", "cap"]))

@@ -178,6 +178,8 @@ class MemberScheduler(Scheduler):
         return OnDemand(self.running, self._write_views)
 
     def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
+        if not batch.num_in_step:
+            return super().scheduled_tokens(batch)  # under shares that is the order of ranks, not of ``running``
         tokens = {}
         for request in self.running:
             if request in batch.scheduled:

@@ -15,6 +15,7 @@ from typing import Any
 from policies.base import EngineLimits, EngineState, Policy
 from sim.engine.reference.batch import Batch, SchedulerSettings, Step
 from sim.engine.reference.kv_cache import KVCache, PrefixKVCache
+from sim.engine.reference.recompute import note_resumed, note_stopped
 from sim.engine.reference.shares import StepShares
 from sim.engine.reference.waiting import AdmissionOrder, FcfsQueue, RankedQueue
 from sim.engine.request import NEVER, Request, State
@@ -173,6 +174,8 @@ class Scheduler:
         if request.state is State.FINISHED:
             return
         was_running = request.state is State.RUNNING
+        if was_running:
+            note_stopped(request, self._num_computed_for_good(request))
         if request in islice(self.waiting, self._num_to_admit):
             self._num_to_admit -= 1
         self._finish(request)
@@ -344,10 +347,8 @@ class Scheduler:
         kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
         if swapped:
             self._swap_in(request)
-        if request.num_lost_tokens:
-            # What the prefix cache gives back is not computed again.
-            request.num_recomputed_tokens += max(request.num_lost_tokens - computed, 0)
-            request.num_lost_tokens = 0
+        if request.num_preemptions:
+            note_resumed(request, computed)
         request.num_computed_tokens = computed
         self.outstanding_tokens -= computed
         return num_new
@@ -448,8 +449,7 @@ class Scheduler:
             self.free_swap_blocks -= num_blocks
             victim.num_swapped_tokens = computed
             self._swapped_bytes += num_blocks * self.settings.block_bytes
-        else:
-            victim.num_lost_tokens = computed
+        note_stopped(victim, self._num_computed_for_good(victim))
         self.kv.free(victim)
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
@@ -458,6 +458,10 @@ class Scheduler:
         victim.num_preemptions += 1
         self.waiting.put_back(victim, now_ns)
         self._end_static_batch()
+
+    def _num_computed_for_good(self, request: Request) -> int:
+        """Leading tokens of a running request that are computed and stay so, those in flight included."""
+        return request.num_computed_tokens
 
     def _swap_in(self, request: Request) -> None:
         num_blocks = self.kv.blocks_in_use(request.num_swapped_tokens)

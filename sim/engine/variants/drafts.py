@@ -130,7 +130,9 @@ class SpeculativeScheduler(Scheduler):
     def _preempt(self, victim: Request, now_ns: int) -> None:
         super()._preempt(victim, now_ns)
         victim.num_draft_tokens = 0
-        victim.num_lost_tokens = min(victim.num_lost_tokens, victim.num_tokens)
+
+    def _num_computed_for_good(self, request: Request) -> int:
+        return min(request.num_computed_tokens, request.num_tokens)
 
     # --- the step has been computed --------------------------------------------------------
 
