@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
+from sim.cluster.acts import Act, What, schedule_acts
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.ahead import AheadScheduler
-from sim.engine.fast.decode_sums import DecodeSums
-from sim.engine.fast.fast_forward import FastReplica
+from sim.engine.fast.allowed import why_not
+from sim.engine.fast.cohort import Member
+from sim.engine.fast.jumps import FastReplica
+from sim.engine.fast.sums import DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
@@ -30,11 +33,11 @@ from sim.latency.memory import MemoryPlan, plan_memory
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.speculative import SpeculativeCost
-from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord
+from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build import build_workload
-from sim.workload.table import NO_GROUP, RequestTable
+from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
@@ -49,9 +52,10 @@ def simulate_cluster(
     decisions: TextIO | None = None,
     progress: Progress | None = None,
     workload: RequestTable | None = None,
+    acts: Sequence[Act] = (),
 ) -> RunRecord:
     """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
-    of the scenario's.
+    of the scenario's; ``acts`` happen to the replicas at their instants.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
@@ -81,19 +85,25 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = takes_every_step(engine, workload, settings)
-    gateway.replicas = [
-        _build_replica(loaded, index, gateway, settings, cost, log, every_step=every_step) for index in range(num_ranks)
-    ]
+    sums = None if takes_every_step(engine, workload, settings, scenario.seed) else DecodeSums(cost, recorder)
+    if sums is not None:
+        gateway.request_type = Member
+    gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log, sums) for index in range(num_ranks)]
     if isinstance(cost, LockstepCost):
         _group(gateway, cost, engine)
+    gateway.is_acted_on = bool(acts)
+    for replica in gateway.replicas:
+        if sums is None or gateway.acts_on_ends:
+            replica.watch(gateway.on_end)
+    gateway.cancelled_rows = {act.target for act in acts if act.what is What.CANCEL}
+    schedule_acts(env, gateway, acts)
     try:
-        sums = DecodeSums(cost, recorder)
-        gateway.deal_out(sums)
+        gateway.deal_out()
         env.run()
         for replica in gateway.replicas:
             replica.finish()
-        sums.record_gaps()
+        if sums is not None:
+            sums.record_gaps()
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -141,12 +151,11 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     )
 
 
-def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> bool:
-    """Whether the reference takes each step: on demand, or because fast-forward does not know how."""
-    # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
-    swaps_conversations = engine.preemption == "swap" and bool((workload.session != NO_GROUP).any())
-    # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
-    return engine.stepping == "reference" or swaps_conversations or outgrows(workload, settings)
+def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
+    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
+    if engine.stepping == "reference" or engine.speculative is not None or outgrows(workload, settings):
+        return True
+    return why_not(settings, _build_policy(engine, workload, seed)) is not None
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -176,29 +185,30 @@ def _build_replica(
     settings: SchedulerSettings,
     cost: StepCost,
     decisions: DecisionLog | None,
-    *,
-    every_step: bool,
-) -> Replica:
+    sums: DecodeSums | None,
+) -> Replica | FastReplica:
     engine, recorder = loaded.scenario.engine, gateway.recorder
-    policy = _build_policy(engine, gateway.workload, loaded.scenario.seed)
     wait_ns = round(engine.static_batch_wait_s * 1e9)
     depth = pipeline_depth(engine)
-    common = (cost, depth, recorder, gateway.on_end, wait_ns, decisions)
+    common = (cost, depth, recorder, wait_ns, decisions)
+
+    def new_policy() -> Policy:
+        return _build_policy(engine, gateway.workload, loaded.scenario.seed)
+
+    def new_scheduler() -> Scheduler:
+        if engine.speculative is None:
+            return Scheduler(settings, new_policy(), recorder)
+        acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
+        return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
+
     try:
         if isinstance(cost, LockstepCost):
-            scheduler = Scheduler(settings, policy, recorder)
-            return Rank(gateway.env, index, engine.model, scheduler, cost, depth, recorder, gateway.on_end, decisions)
-        if engine.speculative is not None:
-            # Every step decides something: how many drafts were right.
-            acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
-            drafting = SpeculativeScheduler(settings, policy, acceptance, recorder)
-            return Replica(gateway.env, index, engine.model, drafting, *common)
-        if every_step:
-            return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
-        is_pipelined = engine.pipeline_parallel_size > 1
+            return Rank(gateway.env, index, engine.model, new_scheduler, cost, depth, recorder, decisions)
+        if sums is None:
+            return Replica(gateway.env, index, engine.model, new_scheduler, *common)
         unbounded = replace(settings, sliding_window=None)
-        ahead = AheadScheduler(unbounded, policy, recorder, is_pipelined=is_pipelined)
-        return FastReplica(gateway.env, index, engine.model, ahead, *common, is_watched=gateway.acts_on_ends)
+        of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
+        return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
@@ -243,11 +253,8 @@ def _class_means(workload: RequestTable) -> dict[str, float]:
 
 def _check_nothing_lost(gateway: Gateway) -> None:
     for replica in gateway.replicas:
-        if replica.scheduler.has_requests():
-            left = [request.request_id for request in (*replica.scheduler.running, *replica.scheduler.waiting)]
-            raise SimulationError(f"replica {replica.index} stopped with {len(left)} requests unfinished: {left[:5]}")
-        replica.scheduler.kv.check_empty()
-    missing = len(gateway.workload) - gateway.num_ended
+        replica.check_empty()
+    missing = len(gateway.workload) - gateway.num_ended - gateway.num_unsent
     if missing and gateway.workload.release_until_ns is None:
         raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
 
@@ -259,28 +266,45 @@ def _seen_by_clients(requests: dict[str, IntColumn], overhead_ns: int) -> dict[s
     """
     if not overhead_ns:
         return requests
-    first = requests["first_token_ns"]
-    answered = first >= 0
     shifted = {
-        name: np.where(answered & (requests[name] >= 0), requests[name] + overhead_ns, requests[name])
-        for name in ("first_token_ns", "finish_ns")
+        name: np.where(requests[name] >= 0, requests[name] + overhead_ns, requests[name])
+        for name in ("first_token_ns", "finish_ns", "end_ns")
     }
     return {**requests, **shifted}
+
+
+def _reasons_of_cancelled(requests: dict[str, IntColumn], workload: RequestTable) -> dict[int, str]:
+    """Why requests were cancelled, by row: patience that ran out, unless they were cancelled from outside."""
+    found = {}
+    cancelled = np.flatnonzero(requests["status"] == Status.CANCELLED)
+    names = ("row", "class_index", "arrival_ns", "end_ns")
+    for row, class_index, arrival_ns, end_ns in zip(*(requests[n][cancelled].tolist() for n in names), strict=True):
+        patience_ns = workload.classes[class_index].patience_ns
+        ran_out = patience_ns is not None and end_ns - arrival_ns >= patience_ns
+        found[row] = f"its client left after {(end_ns - arrival_ns) / 1e9:g} s" if ran_out else "cancelled"
+    return found
+
+
+def _notes(gateway: Gateway) -> list[str]:
+    """What the reader should know of requests that never were."""
+    if not gateway.num_unsent:
+        return []
+    return [f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"]
 
 
 def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
     engine, recorder = loaded.scenario.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
-    replicas = gateway.replicas
+    replicas, workload = gateway.replicas, gateway.workload
+    attempts = recorder.attempt_columns(workload, gateway.max_model_len)
+    requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
     return RunRecord(
-        workload=gateway.workload,
-        requests=_seen_by_clients(
-            recorder.request_columns(gateway.workload, gateway.max_model_len), gateway.client_overhead_ns
-        ),
+        workload=workload,
+        requests=requests,
         steps=recorder.step_columns(),
         itl_ns=itl_ns,
         itl_weight=itl_weight,
-        reasons=recorder.reject_reasons,
+        reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,
         replica_models=[replica.model for replica in replicas],
@@ -289,6 +313,6 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
         drafts=recorder.drafts,
         data_parallel_size=engine.data_parallel_size,
         terms=cost.terms if isinstance(cost, _WITH_TERMS) and cost.kind == "profile" else None,
-        notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
+        notes=[*loaded.notes, *memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,
     )

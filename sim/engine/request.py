@@ -34,6 +34,7 @@ class Request:
         "base_computed",
         "base_output",
         "blocks",
+        "cancel_ns",
         "class_index",
         "class_name",
         "computed_spans",
@@ -70,6 +71,7 @@ class Request:
         "priority",
         "private_hits",
         "rank",
+        "replica",
         "request_id",
         "resumed_at",
         "row",
@@ -99,6 +101,7 @@ class Request:
         class_name: str = "default",
         class_index: int = 0,
         deadline_ns: int | None = None,
+        cancel_ns: int = NEVER,
         expected_output_tokens: int | None = None,
         session: str | None = None,
         prefix_key: str | None = None,
@@ -114,6 +117,10 @@ class Request:
         self.class_name = class_name
         self.class_index = class_index
         self.deadline_ns = deadline_ns
+        self.cancel_ns = cancel_ns
+        """When its client leaves unless it has its last token by then (after ``arrival_ns``), or NEVER."""
+        self.replica = NEVER
+        """Index of the replica that it was sent to."""
         self.expected_output_tokens = expected_output_tokens
         self.session = session
         self.prefix_key = prefix_key

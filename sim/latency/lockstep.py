@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.latency.base import StepShape, decode_run_by_steps
+from sim.latency.base import StepCost, StepShape, decode_run_by_steps
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.profile.graphs import graph_sizes
@@ -48,6 +48,15 @@ class GroupStep:
     """Tokens of each rank's matrices, padding included."""
     group_tokens: int
     """Tokens that go through the experts."""
+
+
+@runtime_checkable
+class GroupCost(StepCost, Protocol):
+    """The step cost of ranks that step together."""
+
+    def group_step(self, shapes: Sequence[StepShape]) -> GroupStep:
+        """The step in which each rank computes its shape; an empty one is a dummy batch."""
+        ...
 
 
 class LockstepCost:

@@ -212,12 +212,12 @@ def good_requests(record: RunRecord, times: RequestTimes, limits: Mapping[str, f
 
 def run_window(record: RunRecord) -> tuple[int, int]:
     """First arrival and last end of any request, in nanoseconds; (0, 0) if nothing arrived."""
-    arrival, finish = record.requests["arrival_ns"], record.requests["finish_ns"]
+    arrival, end = record.requests["arrival_ns"], record.requests["end_ns"]
     arrived = arrival >= 0
     if not arrived.any():
         return 0, 0
     first = int(arrival[arrived].min())
-    return first, max(first, int(finish.max()))
+    return first, max(first, int(end.max()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,29 +41,34 @@ class Status(IntEnum):
     CANCELLED = 4
 
 
-STEP_COLUMNS = (
-    "replica",
-    "scheduled_ns",  # instant of schedule() of the run's first step
-    "start_ns",  # the accelerator starts on the run's first step
-    "end_ns",  # the accelerator ends the run's last step
-    "num_steps",  # steps in this run of identical batches (1 in the reference stepper)
-    "num_running",
-    "num_waiting",
-    "num_prefills",
-    "num_prefill_tokens",
-    "num_decodes",  # per step
-    "decode_context_tokens",  # of the run's first step; it grows by num_decodes each step
-    "prefill_context_tokens",
-    "prefill_attention_pairs",
-    "num_sampled",
-    "gpu_ns",  # accelerator time of the whole run
-    "host_ns",  # host time of the whole run
-    "free_blocks",  # right after scheduling the run's last step
-    "num_preempted",
-    "num_seats",  # seats held per step: running requests, finished ones kept by static batching included
-    "last_scheduled_ns",  # instant of schedule() of the run's last step
-    "free_block_ns",  # free blocks times nanoseconds, summed from scheduled_ns to last_scheduled_ns
-)
+class StepRow(NamedTuple):
+    """A step, or a run of identical steps, of one replica. It is written down when it has ended."""
+
+    replica: int
+    scheduled_ns: int  # instant of schedule() of the run's first step
+    start_ns: int  # the accelerator starts on the run's first step
+    end_ns: int  # the accelerator ends the run's last step
+    num_steps: int  # steps in this run of identical batches (1 in the reference stepper)
+    num_running: int
+    num_waiting: int
+    num_prefills: int
+    num_prefill_tokens: int
+    num_decodes: int  # per step
+    decode_context_tokens: int  # of the run's first step; it grows by num_decodes each step
+    prefill_context_tokens: int
+    prefill_attention_pairs: int
+    num_sampled: int
+    gpu_ns: int  # accelerator time of the whole run
+    host_ns: int  # host time of the whole run
+    free_blocks: int  # right after scheduling the run's last step
+    num_preempted: int
+    num_seats: int  # seats held per step: running requests, finished ones kept by static batching included
+    last_scheduled_ns: int  # instant of schedule() of the run's last step
+    free_block_ns: int  # free blocks times nanoseconds, summed from scheduled_ns to last_scheduled_ns
+    further: tuple[int, ...] = ()  # of the ``..._COLUMNS`` below, as the run has them
+
+
+STEP_COLUMNS = StepRow._fields[:-1]
 
 DRAFT_COLUMNS = (
     "num_draft_tokens",  # verified in the step
@@ -79,23 +85,46 @@ GROUP_COLUMNS = (
 )
 """Further columns of steps where ranks step together (an MoE model under data parallelism)."""
 
+
+class AttemptRow(NamedTuple):
+    """One try of a request on one replica. It is written down when it ends, in whatever way."""
+
+    row: int  # position in the workload
+    attempt: int  # 1 for the first try
+    status: int  # Status
+    replica: int  # NOT_YET where none was chosen
+    arrival_ns: int  # at the replica
+    scheduled_ns: int  # first scheduled
+    first_token_ns: int
+    finish_ns: int  # the last token; NOT_YET unless completed
+    end_ns: int  # when it left the replica, in whatever way; NOT_YET where it was refused
+    output_tokens: int  # generated
+    num_preemptions: int
+    num_cached_tokens: int  # prompt tokens found in the prefix cache when first scheduled
+    num_recomputed_tokens: int  # tokens computed again after preemptions (the recompute tax)
+
+
+ATTEMPT_COLUMNS = AttemptRow._fields
+
 REQUEST_COLUMNS = (
     "row",  # position in the workload
-    "status",  # Status
-    "replica",  # NOT_YET where none was chosen
-    "arrival_ns",
-    "scheduled_ns",  # first scheduled
+    "status",  # of the last attempt, as everything that is not said to be otherwise
+    "replica",
+    "arrival_ns",  # of the first attempt
+    "scheduled_ns",
     "first_token_ns",
     "finish_ns",
-    "output_tokens",  # generated
-    "num_preemptions",
-    "num_cached_tokens",  # prompt tokens found in the prefix cache when first scheduled
-    "num_recomputed_tokens",  # tokens computed again after preemptions (the recompute tax)
+    "output_tokens",
+    "num_preemptions",  # over all attempts
+    "num_cached_tokens",
+    "num_recomputed_tokens",  # over all attempts
     "priority",
     "class_index",
     "input_tokens",
+    "end_ns",
+    "attempts",  # how many there were
 )
-
+"""A request follows from its attempts and the workload."""
 
 STEADY_STEP_COLUMNS = (
     "replica",
@@ -189,7 +218,7 @@ class Recorder:
         self.drafts: DraftCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
-        self.requests = ColumnWriter(REQUEST_COLUMNS)
+        self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
         self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
         self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
         self._steady_starts: list[tuple[int, int]] = []
@@ -198,12 +227,18 @@ class Recorder:
         self._runs: list[IntColumn] = []
         self._run_weights: list[int] = []
         self._merged: list[tuple[IntColumn, IntColumn]] = []
-        self.reject_reasons: dict[int, str] = {}
+        self.reasons: dict[int, str] = {}
+        """Why a request that was not completed was not, by row."""
 
     def trim(self) -> None:
         """To be called now and then: keeps a long run small."""
-        for writer in (self.steps, self.requests, self.steady_steps, self.steady_requests):
+        for writer in (self.steps, self.attempts, self.steady_steps, self.steady_requests):
             writer.trim()
+
+    def step(self, row: StepRow) -> None:
+        """A step has ended. Those of one replica come in the order in which they were scheduled."""
+        *columns, further = row
+        self.steps.append((*columns, *further))
 
     def itl(self, gap_ns: int, weight: int) -> None:
         """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
@@ -267,32 +302,52 @@ class Recorder:
         order = np.argsort(place, kind="stable")
         return {name: np.concatenate([steady[name], others[name]])[order] for name in STEP_COLUMNS}
 
-    def request_columns(self, workload: RequestTable, max_model_len: int) -> dict[str, IntColumn]:
-        """All requests that ended, by row; once, at the end."""
-        steady, others = self.steady_requests.take_columns(), self.requests.take_columns()
+    def attempt_columns(self, workload: RequestTable, max_model_len: int) -> dict[str, IntColumn]:
+        """All attempts that ended, those of one request in order; once, at the end."""
+        steady, others = self.steady_requests.take_columns(), self.attempts.take_columns()
         row = steady["row"]
-        input_tokens = workload.input_tokens[row]
-        most = np.minimum(workload.max_tokens[row], max_model_len - input_tokens)
+        most = np.minimum(workload.max_tokens[row], max_model_len - workload.input_tokens[row])
         nothing = np.broadcast_to(np.int64(0), len(row))
         all_steady = {
             **steady,
+            "attempt": nothing + 1,
             "status": np.broadcast_to(np.int64(Status.COMPLETED), len(row)),
             "arrival_ns": np.maximum.accumulate(workload.arrival_ns)[row],
+            "end_ns": steady["finish_ns"],
             "output_tokens": np.minimum(workload.output_tokens[row], most),
             "num_preemptions": nothing,
             "num_cached_tokens": nothing,
             "num_recomputed_tokens": nothing,
-            "priority": workload.priority[row],
-            "class_index": workload.class_index[row],
-            "input_tokens": input_tokens,
         }
-        order = np.argsort(np.concatenate([row, others["row"]]), kind="stable")
-        return {name: np.concatenate([all_steady[name], others[name]])[order] for name in REQUEST_COLUMNS}
+        columns = {name: np.concatenate([all_steady[name], others[name]]) for name in ATTEMPT_COLUMNS}
+        order = np.lexsort((columns["attempt"], columns["row"]))
+        return {name: column[order] for name, column in columns.items()}
 
-    def reject(self, row: tuple[int, ...], reason: str) -> None:
-        """A request that ends without running; ``row`` as for ``requests``."""
-        self.requests.append(row)
-        self.reject_reasons[row[0]] = reason
+    def end(self, attempt: AttemptRow, reason: str | None = None) -> None:
+        """An attempt has ended; ``reason`` is why it was not completed."""
+        self.attempts.append(attempt)
+        if reason is not None:
+            self.reasons[attempt.row] = reason
+
+
+def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> dict[str, IntColumn]:
+    """``REQUEST_COLUMNS`` of all requests with an attempt, by row; ``attempts`` as from ``attempt_columns``."""
+    row = attempts["row"]
+    first = np.flatnonzero(np.append(True, row[1:] != row[:-1])) if len(row) else row
+    last = np.append(first[1:], len(row))[: len(first)] - 1
+    of_last = {name: attempts[name][last] for name in ATTEMPT_COLUMNS}
+    chosen = of_last["row"]
+    summed = ("num_preemptions", "num_recomputed_tokens")
+    columns = {
+        **of_last,
+        **{name: np.add.reduceat(attempts[name], first) if len(first) else first for name in summed},
+        "arrival_ns": attempts["arrival_ns"][first],
+        "priority": workload.priority[chosen],
+        "class_index": workload.class_index[chosen],
+        "input_tokens": workload.input_tokens[chosen],
+        "attempts": last - first + 1,
+    }
+    return {name: columns[name] for name in REQUEST_COLUMNS}
 
 
 def _all_step_columns(known: dict[str, IntColumn]) -> dict[str, IntColumn]:
@@ -327,6 +382,7 @@ class RunRecord:
 
     workload: RequestTable
     requests: dict[str, IntColumn]
+    """``REQUEST_COLUMNS``."""
     steps: dict[str, IntColumn]
     itl_ns: IntColumn
     itl_weight: IntColumn

@@ -33,8 +33,8 @@ from sim.results.verdicts import (
     class_verdicts,
     kv_use,
     replicas_section,
+    request_counts,
     slo_section,
-    status_counts,
     tenants_section,
 )
 
@@ -51,7 +51,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     good = good_requests(record, times, context.slo)
     classes, notes = class_verdicts(record, times, samples["itl"])
     slo = slo_section(record, context.slo, samples, classes)
-    counts = status_counts(record.requests["status"])
+    counts = request_counts(record)
     if slo is not None and counts["completed"] < counts["submitted"]:
         left = counts["submitted"] - counts["completed"]
         notes.append(f"SLO percentiles are over completed requests; {left} that did not complete are not in them")
@@ -119,10 +119,10 @@ def _headline(
 
 def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[str, Any]:
     columns = record.requests
-    arrival, scheduled, finish = columns["arrival_ns"], columns["scheduled_ns"], columns["finish_ns"]
-    present = (arrival >= 0) & (finish >= arrival)
-    left_queue = np.where(scheduled >= 0, scheduled, finish)
-    system = Presence.of(arrival[present], finish[present], window)
+    arrival, scheduled, end = columns["arrival_ns"], columns["scheduled_ns"], columns["end_ns"]
+    present = (arrival >= 0) & (end >= arrival)
+    left_queue = np.where(scheduled >= 0, scheduled, end)
+    system = Presence.of(arrival[present], end[present], window)
     waiting = Presence.of(arrival[present], left_queue[present], window)
     section: dict[str, Any] = {f"{name}_queue_ms": value for name, value in queue.statistics().items()}
     section["max_queue_ms"] = int(queue.values[-1]) / NS_PER_MS if queue.count else None

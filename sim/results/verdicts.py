@@ -99,10 +99,12 @@ def slo_section(
     return verdict
 
 
-def status_counts(status: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, int]:
-    """``submitted`` and how those ended: every status by name, in lower case."""
+def request_counts(record: RunRecord, mine: Mask | slice = slice(None)) -> dict[str, int]:
+    """``submitted`` and how those requests ended, by status in lower case; and how many ``attempts`` they took."""
+    status = record.requests["status"][mine]
     counts = {"submitted": len(status)}
     counts.update({each.name.lower(): int((status == each).sum()) for each in Status})
+    counts["attempts"] = exact_sum(record.requests["attempts"][mine])
     return counts
 
 
@@ -116,7 +118,7 @@ def tenants_section(
     for tenant in dict.fromkeys(info.tenant for info in classes):
         mine = np.isin(columns["class_index"], [i for i, info in enumerate(classes) if info.tenant == tenant])
         done = mine[times.row]
-        counts = status_counts(columns["status"][mine])
+        counts = request_counts(record, mine)
         good_count = None if good is None else int(good[done].sum())
         entry: dict[str, Any] = {
             "counts": counts,

@@ -85,3 +85,5 @@ class ClassInfo:
     """The class's own SLO, by metric name, in ms; None = the scenario's."""
     num_outputs: int = 1
     """Outputs of each prompt (a class's ``n``)."""
+    patience_ns: int | None = None
+    """From a request's arrival until its client leaves, unless it has its last token by then; None = it waits."""

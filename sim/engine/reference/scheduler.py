@@ -184,6 +184,12 @@ class Scheduler:
         else:
             self._freed.append(request)
 
+    def lose(self, request: Request) -> None:
+        """A request ends because the engine fails, which takes everything else here with it."""
+        if request.state is State.RUNNING:
+            note_stopped(request, self._num_computed_for_good(request))
+        request.state = State.FINISHED
+
     def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
         """Tokens by request id, in the order of scheduling, of the batch just formed."""
         return {request.request_id: num_tokens for request, num_tokens in batch.scheduled.items()}

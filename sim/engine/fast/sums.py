@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.engine.fast.feed import NO_MORE
 from sim.latency.base import StepCost, StepShape
 from sim.results.record import Recorder
 
@@ -57,10 +56,23 @@ class DecodeSums:
             known = self._host_ns[size] = self._cost.host_ns(StepShape(num_decodes=size, num_sampled=size))
         return known
 
+    def get(self, size: int, context: int, most: int) -> tuple[int, Stretch]:
+        """Steps of ``size`` decodes whose first has ``context`` tokens of context: a stretch, and its place there."""
+        place = context // size & LENGTH - 1
+        first = context - place * size
+        stretch = self.stretches.get((size, first))
+        if stretch is not None:
+            return place, stretch
+        if size > MOST_SIZE:
+            return 0, self.make_short(size, context, min(most, LENGTH))
+        return place, self.make(size, first)
+
     def make(self, size: int, first_context: int) -> Stretch:
         """Steps of ``size`` decodes, the first with ``first_context`` tokens of context."""
         if len(self.stretches) >= MOST_STRETCHES:
             self.record_gaps()
+            for stretch in self.stretches.values():
+                stretch.counts = None  # a plan that still has it records its gaps itself
             self.stretches.clear()
         run = self._cost.decode_run_ns(size, first_context, LENGTH)
         sums = array("q", [0])
@@ -70,9 +82,12 @@ class DecodeSums:
 
     def make_short(self, size: int, first_context: int, num_steps: int) -> Stretch:
         """The same for a few steps that hardly come again: not kept, and who takes them records the gaps at once."""
+        if num_steps > SHORT:
+            run = self._cost.decode_run_ns(size, first_context, num_steps)
+            return Stretch([0, *run.cumsum(dtype=np.int64).tolist()], int(run.min()))
         shape, gpu_ns = self._shape, self._cost.gpu_ns
         shape.num_decodes = shape.num_sampled = size
-        total_ns, sums, least_ns = 0, [0], NO_MORE
+        total_ns, sums, least_ns = 0, [0], 1 << 62
         for context in range(first_context, first_context + num_steps * size, size):
             shape.decode_context_tokens = context
             step_ns = gpu_ns(shape)
@@ -85,6 +100,8 @@ class DecodeSums:
     def record_gaps(self) -> None:
         """Tell the recorder of the gaps between tokens since the last time: a step's length, once per request."""
         for (size, _), stretch in self.stretches.items():
+            if stretch.counts is None:
+                continue
             taken = np.array(stretch.counts, dtype=np.int64).cumsum()[:-1]
             chosen = np.flatnonzero(taken)
             if len(chosen):
