@@ -8,14 +8,14 @@ import pytest
 from engine_driver import Driver, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sim.engine.fast.run_kv_cache import RunKVCache
 from windowed_model import windowed_model
 
 from policies.priority import Priority
-from sim.engine.fast.run_kv_cache import RunKVCache
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.kv_cache import KVCache
-from sim.engine.reference.scheduler import build_kv_cache
 from sim.engine.request import Content
+from sim.engine.variants.choice import build_kv_cache
 from sim.engine.variants.window import NULL_BLOCK, WindowKVCache
 from sim.errors import SimulationError
 from sim.run import load, run
@@ -152,7 +152,7 @@ def test_swapping_moves_the_window_only() -> None:
     assert swapped_tokens == {0, 24}
     assert moved == 2 * 2
     assert victim.num_recomputed_tokens == 0
-    assert driver.scheduler.free_swap_blocks == 20
+    assert driver.scheduler.kv.free_swap_blocks == 20
     driver.scheduler.kv.check_empty()
 
 
