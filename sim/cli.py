@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sim import __version__
 from sim.errors import InputError, OutputError, Problem, SimrunError
 from sim.live.commands import COMMANDS
 from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
+from sim.version import __version__
 
 if TYPE_CHECKING:
     from sim.results.results import Results

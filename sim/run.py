@@ -31,14 +31,14 @@ def run(
         InputError: the scenario cannot be run; every problem at once.
         SimulationError: a request or a KV block was lost.
     """
+    from sim.checks.all_checks import check_all
+    from sim.checks.traffic_checks import traffic_notes
     from sim.cluster.simulate import simulate_cluster
     from sim.results.results import Results
-    from sim.scenario.checks import check_all
-    from sim.scenario.traffic_checks import traffic_notes
 
-    check_all(loaded)
+    planned = check_all(loaded)
     started_s = time.perf_counter()
-    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload)
+    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload, planned=planned)
     record.notes += traffic_notes(loaded.scenario.engine, record.workload)
     return Results(record, _context(loaded, time.perf_counter() - started_s))
 
@@ -52,7 +52,8 @@ def load(
 
     Raises InputError with every problem.
     """
-    from sim.scenario.loader import LoadedScenario, from_scenario, load_data, load_scenario
+    from sim.checks.loading import from_scenario, load_data, load_scenario
+    from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
 
     if isinstance(scenario, str | os.PathLike):

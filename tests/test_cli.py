@@ -320,7 +320,7 @@ def test_simulate_takes_a_dictionary_and_says_what_is_wrong_with_it() -> None:
 
 
 def test_simulate_takes_what_was_loaded_and_overrides_it_too(scenario: str) -> None:
-    from sim.scenario.loader import load_scenario
+    from sim.checks.loading import load_scenario
 
     loaded = load_scenario(scenario)
     expected = without_timing(sim.simulate(scenario, overrides=["workload.requests=8"], seed=4).summary)

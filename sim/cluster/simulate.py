@@ -28,15 +28,15 @@ from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.kind import client_overhead_ns
-from sim.latency.lockstep import LockstepCost
-from sim.latency.memory import MemoryPlan, plan_memory
+from sim.latency.lockstep_cost import LockstepCost
+from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
-from sim.latency.speculative import SpeculativeCost
+from sim.latency.speculative_cost import SpeculativeCost
 from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def simulate_cluster(
     decisions: TextIO | None = None,
     progress: Progress | None = None,
     workload: RequestTable | None = None,
+    planned: PlannedEngine | None = None,
     acts: Sequence[Act] = (),
 ) -> RunRecord:
     """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
-    of the scenario's; ``acts`` happen to the replicas at their instants.
+    of the scenario's; ``planned`` is what the checks have looked up; ``acts`` happen to the replicas at their instants.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
@@ -66,11 +67,11 @@ def simulate_cluster(
             scenario.workload,
             scenario.seed,
             loaded.base_dir,
-            engine.max_model_len,
+            engine.max_model_len_in_effect,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
-    memory = plan_memory(engine, loaded.base_dir)
+    memory = (planned or plan_engine(engine, loaded.base_dir)).memory
     settings = scheduler_settings(engine, memory)
     drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
     of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())
@@ -85,7 +86,8 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    sums = None if takes_every_step(engine, workload, settings, scenario.seed) else DecodeSums(cost, recorder)
+    every_step = isinstance(cost, LockstepCost) or takes_every_step(engine, workload, settings, scenario.seed)
+    sums = None if every_step else DecodeSums(cost, recorder)
     if sums is not None:
         gateway.request_type = Member
     gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log, sums) for index in range(num_ranks)]
@@ -115,10 +117,6 @@ def simulate_cluster(
 
 def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
     """What of an engine's configuration decides what runs."""
-    max_model_len = engine.max_model_len
-    if not engine.enable_chunked_prefill:
-        # Nothing longer than one step's budget could ever be scheduled; vLLM refuses to start.
-        max_model_len = min(max_model_len, engine.max_num_batched_tokens)
     gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
     block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
     speculative = engine.speculative
@@ -128,7 +126,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
         block_size=engine.block_size,
-        max_model_len=max_model_len,
+        max_model_len=engine.max_model_len_in_effect,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         enable_chunked_prefill=engine.enable_chunked_prefill,
@@ -296,7 +294,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
     engine, recorder = loaded.scenario.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
-    attempts = recorder.attempt_columns(workload, gateway.max_model_len)
+    attempts = recorder.attempt_columns()
     requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
     return RunRecord(
         workload=workload,

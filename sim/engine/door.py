@@ -82,7 +82,8 @@ class Door(Protocol):
         ...
 
     def cancel(self, request: Request, status: Status) -> None:
-        """``request`` leaves: its seat and its blocks are free at once (vLLM's ``finish_requests``).
+        """``request`` leaves: its seat and its blocks are free at once (vLLM's ``finish_requests``), but for those of
+        a static batch, which are free when all of it has ended.
 
         Its row says ``status``, no finish, and the tokens generated so far; tokens in flight are lost. A batch in
         flight ends when it would have. Nothing happens where the request has ended or is not here any more.
@@ -110,7 +111,7 @@ class Door(Protocol):
     def set_cost(self, cost: StepCost) -> None:
         """Steps formed from now on cost this; batches in flight keep what they cost. The same number of stages.
 
-        Ranks that step together get it together, from the next step on that none of them has formed.
+        Ranks that step together get it together, from the next step that is launched.
         """
         ...
 

@@ -11,14 +11,14 @@ from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.kind import latency_kind
-from sim.latency.lockstep import LockstepCost
+from sim.latency.lockstep_cost import LockstepCost
 from sim.latency.memory import load_model_and_gpu
 from sim.latency.models import load_model
 from sim.latency.operators import Efficiency
 from sim.latency.parallel import Link
 from sim.latency.profile.library import find_profile
 from sim.latency.roofline import RooflineCost
-from sim.latency.speculative import SpeculativeCost, draft_engine
+from sim.latency.speculative_cost import SpeculativeCost, draft_engine
 from sim.latency.work import WorkModel
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.latency.base import StepCost, StepShape
-from sim.latency.lockstep import GroupCost, GroupStep
+from sim.latency.lockstep_cost import GroupCost, GroupStep
 
 
 class SlowedCost:

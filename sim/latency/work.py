@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import distinct_experts
 from sim.latency.parallel import kv_heads_per_gpu
 from sim.latency.precision import resolve_precision

@@ -347,7 +347,7 @@ def _policy_environment(
 
 def _class_means(loaded: LoadedScenario) -> dict[str, float]:
     """Mean output of each class of the scenario's workload, as the simulator's predictor has it."""
-    from sim.workload.build import build_workload
+    from sim.workload.build_table import build_workload
 
     told = loaded.scenario
     table = build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)

@@ -220,6 +220,13 @@ def run_window(record: RunRecord) -> tuple[int, int]:
     return first, max(first, int(end.max()))
 
 
+def busy_window(record: RunRecord) -> tuple[int, int]:
+    """The time in which accelerators can work: as ``run_window``, up to the end of the last step. An engine that
+    schedules ahead computes a step for requests that have ended."""
+    first, last = run_window(record)
+    return first, max(last, int(record.steps["end_ns"].max(initial=last)))
+
+
 @dataclass(frozen=True, slots=True)
 class Presence:
     """How many of something were present over a window, from their comings and goings."""

@@ -21,6 +21,7 @@ from sim.results.metrics import (
     RequestTimes,
     RowsByReplica,
     Samples,
+    busy_window,
     exact_dot,
     exact_sum,
     good_requests,
@@ -63,12 +64,12 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["queue"] = _queue(record, samples["queue"], window)
     summary["kv"] = _kv(record, use)
     summary["preemptions"] = _preemptions(record)
-    summary["utilization"] = _utilization(record, context, window)
+    summary["utilization"] = _utilization(record, context, busy_window(record))
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
     summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
-    summary["replicas"] = replicas_section(record, step_rows, use, window)
+    summary["replicas"] = replicas_section(record, step_rows, use)
     summary["run"] = _run(record, context, notes)
     return summary
 
@@ -259,10 +260,10 @@ def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str
 
 
 def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, Any]:
-    from sim import __version__
+    from sim.version import __version__
 
     steps = record.steps
-    last_ns = max(run_window(record)[1], int(steps["end_ns"].max(initial=0)))
+    last_ns = busy_window(record)[1]
     return {
         "scenario": context.name,
         "seed": context.seed,

@@ -115,14 +115,14 @@ def _requests(record: RunRecord, rows: np.ndarray[Any, np.dtype[np.intp]]) -> It
     order = sorted(range(len(rows)), key=lambda i: (columns["arrival_ns"][i], columns["row"][i]))
     for i in order:
         replica = max(columns["replica"][i], 0)
-        arrival, finish = columns["arrival_ns"][i], columns["finish_ns"][i]
-        if finish < arrival:
+        arrival, end = columns["arrival_ns"][i], columns["end_ns"][i]
+        if end < arrival:
             continue
         free, busy = lanes.setdefault(replica, []), ends.setdefault(replica, [])
         while busy and busy[0][0] <= arrival:
             heapq.heappush(free, heapq.heappop(busy)[1])
         lane = heapq.heappop(free) if free else len(busy) + 1
-        heapq.heappush(busy, (finish, lane))
+        heapq.heappush(busy, (end, lane))
         place = {"pid": REQUESTS_PID + replica, "tid": lane}
         names = ("input_tokens", "output_tokens", "num_cached_tokens", "num_preemptions", "num_recomputed_tokens")
         args = {name: columns[name][i] for name in names}
@@ -133,17 +133,17 @@ def _requests(record: RunRecord, rows: np.ndarray[Any, np.dtype[np.intp]]) -> It
             "cat": "request",
             **place,
             "ts": _us(arrival),
-            "dur": _us(finish - arrival),
+            "dur": _us(end - arrival),
             "args": args,
         }
-        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, finish, place)
+        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, end, place)
 
 
-def _phases(scheduled: int, first_token: int, arrival: int, finish: int, place: dict[str, int]) -> Iterator[Event]:
-    instants = [arrival, scheduled if scheduled >= 0 else finish, first_token if first_token >= 0 else finish, finish]
-    for name, start, end in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
-        if end > start:
-            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(end - start)}
+def _phases(scheduled: int, first_token: int, arrival: int, end: int, place: dict[str, int]) -> Iterator[Event]:
+    instants = [arrival, scheduled if scheduled >= 0 else end, first_token if first_token >= 0 else end, end]
+    for name, start, stop in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
+        if stop > start:
+            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
 
 
 def _counters(record: RunRecord) -> Iterator[Event]:

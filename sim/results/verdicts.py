@@ -15,6 +15,7 @@ from sim.results.metrics import (
     RequestTimes,
     RowsByReplica,
     Samples,
+    busy_window,
     exact_dot,
     exact_sum,
     step_segments,
@@ -160,13 +161,12 @@ KvUse = list[tuple[float | None, int]]
 """``kv_use`` of every replica."""
 
 
-def replicas_section(
-    record: RunRecord, step_rows: RowsByReplica, use: KvUse, window: tuple[int, int]
-) -> list[dict[str, Any]]:
+def replicas_section(record: RunRecord, step_rows: RowsByReplica, use: KvUse) -> list[dict[str, Any]]:
     """What each replica did, by index."""
     steps, requests = record.steps, record.requests
     request_rows = RowsByReplica(requests, len(record.replica_models))
-    length = window[1] - window[0]
+    first, last = busy_window(record)
+    length = last - first
     result = []
     for index, model in enumerate(record.replica_models):
         rows, served = step_rows[index], request_rows[index]

@@ -204,6 +204,10 @@ class TrafficFields(Strict):
     """The client's own priority, as in vLLM: smaller is more urgent."""
     deadline_s: PositiveFloat | None = None
     """Time allowed from arrival to end, for ``deadline``, and for ``fair`` with ``shares``."""
+    patience_s: PositiveFloat | None = None
+    """How long a client waits from its request's arrival for the last token; then it leaves: the request is cancelled
+    and its blocks are free. It sends no further turns of that conversation; a client of a closed loop goes on with its
+    next request. null = it waits for ever."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 
@@ -354,6 +358,16 @@ class EngineConfig(Strict):
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"
     """Where policies that need it get the expected output length from."""
+
+    @property
+    def max_model_len_in_effect(self) -> int:
+        """Longest prompt plus output that can run: without chunked prefill, no more than one step's budget.
+
+        4,096 and a budget of 2,048 give 2,048. vLLM refuses to start with such a pair.
+        """
+        if self.enable_chunked_prefill:
+            return self.max_model_len
+        return min(self.max_model_len, self.max_num_batched_tokens)
 
 
 class LatencyConfig(Strict):

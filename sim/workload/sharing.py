@@ -10,9 +10,9 @@ from sim.errors import InputError
 from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
-from sim.workload.plan import ClassPlan, Plan
 from sim.workload.table import NO_GROUP, IntColumn, RequestTable
 from sim.workload.traces import segments_of
+from sim.workload.traffic_plan import ClassPlan, Plan
 
 
 def with_outputs(table: RequestTable, plan: Plan, seed: int) -> RequestTable:

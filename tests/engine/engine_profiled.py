@@ -13,7 +13,7 @@ from sim.cluster import simulate
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
 from sim.latency.profile import cost as profile_cost
-from sim.latency.profile import library, operators
+from sim.latency.profile import library, profiled_operators
 from sim.latency.profile.file import Device, Profile, load_profile, profile_hash
 from sim.latency.profile.predict import Predictor
 from sim.scenario.schema import EngineConfig, LatencyConfig
@@ -77,7 +77,7 @@ def kept_costs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_profile", cache(load_profile))
         patch.setattr(profile_cost, "profile_hash", hashed)
-        patch.setattr(operators, "Predictor", prepared)
+        patch.setattr(profiled_operators, "Predictor", prepared)
         patch.setattr(simulate, "build_step_cost", cost)
         yield
 

@@ -11,7 +11,7 @@ import pytest
 
 from sim.errors import InputError
 from sim.scenario.schema import WorkloadConfig
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 from sim.workload.table import NO_GROUP, NO_PARENT, RequestTable
 
 CONSTANT = {"process": "constant", "rate": 1.0}

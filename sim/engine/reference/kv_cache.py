@@ -39,7 +39,7 @@ class Hit:
     num_tokens: int = 0
     blocks: tuple[int, ...] = ()
     """The blocks that hold it, in order; the null block stands for one that is not needed any more."""
-    num_free: int = 0
+    num_evictable: int = 0
     """How many of them no running request holds: they leave the free list when they are taken."""
 
 
@@ -199,9 +199,9 @@ class PrefixKVCache(KVCache):
     def _hit(self, found: Sequence[int], num_skipped: int = 0) -> Hit:
         """``found`` blocks, behind ``num_skipped`` that no further token looks at."""
         references = self._references
-        num_free = sum(1 for block in found if block not in references)
+        num_evictable = sum(1 for block in found if block not in references)
         blocks = (*[NULL_BLOCK] * num_skipped, *found)
-        return Hit(len(blocks) * self.block_size, blocks, num_free)
+        return Hit(len(blocks) * self.block_size, blocks, num_evictable)
 
     def admit(self, request: Request, hit: Hit, num_tokens: int) -> None:
         self._touch(hit.blocks)

@@ -327,7 +327,7 @@ class Scheduler:
         """Whether ``slots`` tokens fit the free blocks, and the whole request where that is asked for. The watermark
         is kept free, unless nothing runs."""
         kv = self.kv
-        free_blocks = kv.num_free_blocks - hit.num_free + len(hit.blocks)
+        free_blocks = kv.num_free_blocks - hit.num_evictable + len(hit.blocks)
         if self.running:
             free_blocks -= self.watermark_blocks
         if self.settings.scheduler_reserve_full_isl and kv.blocks_to_reserve(request.num_tokens) > free_blocks:

@@ -7,7 +7,7 @@ from sim.engine.reference.kv_cache import KVCache, PrefixKVCache
 from sim.engine.reference.seats import Seats
 from sim.engine.variants.contiguous import ContiguousKVCache
 from sim.engine.variants.static import StaticSeats
-from sim.engine.variants.swap import (
+from sim.engine.variants.swapping import (
     Swapping,
     SwappingContiguousKVCache,
     SwappingKVCache,

@@ -17,7 +17,7 @@ import numpy as np
 from sim.latency.base import StepShape
 from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.exchange import group_terms_ns
@@ -25,7 +25,7 @@ from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found
-from sim.latency.profile.operators import STEP_NS, Floats, ProfiledOperators
+from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
@@ -155,7 +155,7 @@ class ProfileCost:
 
     def group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
         """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
-        return group_terms_ns(self, tokens)
+        return group_terms_ns(self.operators, self.time_scale, tokens)
 
     def launch_floor_ns(self) -> int:
         """Without CUDA graphs, what launching a step's operators one by one takes at least."""

@@ -14,18 +14,17 @@ import numpy as np
 from sim.latency.experts import DEEPEP_HT, dispatch_bytes
 
 if TYPE_CHECKING:
-    from sim.latency.profile.cost import ProfileCost
-    from sim.latency.profile.operators import Floats, ProfiledOperators
+    from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
 
 MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
 """Where collectives are measured."""
 
 
-def group_terms_ns(cost: ProfileCost, tokens: Floats) -> dict[str, Floats]:
+def group_terms_ns(ops: ProfiledOperators, time_scale: float, tokens: Floats) -> dict[str, Floats]:
     """One step's time of what all ranks do together with ``tokens`` tokens of them all, padding included, by term."""
-    ops, count = cost.operators, cost.model.num_moe_layers * cost.time_scale
-    size = dispatch_bytes(cost.model, cost.precision)
-    combined = float(cost.model.hidden_size * cost.precision.activation_bytes)
+    model, count = ops.model, ops.model.num_moe_layers * time_scale
+    size = dispatch_bytes(model, ops.precision)
+    combined = float(model.hidden_size * ops.precision.activation_bytes)
     return {
         "experts": count * ops.routed_ns(tokens),
         "dispatch": count * exchange_ns(ops, "all_gather", tokens, size),
