@@ -94,6 +94,8 @@ class Gateway:
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
         self._is_dealt_out = False
+        self._chosen = (-1, 0)
+        """The prompt routed last, and its replica."""
         env.process(self._arrivals())
 
     def on_end(self, request: Request, status: Status) -> None:
@@ -172,10 +174,9 @@ class Gateway:
         if self.acts_on_ends or self.is_acted_on or not takes_turns:
             return
         self._is_dealt_out = True
+        rows, turn = np.arange(len(self.workload)), self.workload.prompt_numbers() % len(replicas)
         for replica in replicas:
-            replica.take_feed(
-                partial(self._requests, replica, np.arange(replica.index, len(self.workload), len(replicas)))
-            )
+            replica.take_feed(partial(self._requests, replica, rows[turn == replica.index]))
 
     def _requests(self, replica: Door, rows: IntColumn) -> Iterator[Any]:
         """Requests of a replica in order of arrival; those that can never run there are rejected on the way."""
@@ -251,13 +252,23 @@ class Gateway:
             replicas = [replica for replica in replicas if not replica.is_draining]
             if not replicas:
                 return None
-        position = self.router.choose(request, replicas, request.arrival_ns)
+        position = self._choose(request, replicas)
         if not 0 <= position < len(replicas):
             raise SimulationError(
                 f"router {self.router.name} chose replica {position!r} of {len(replicas)} for request "
                 f"{request.request_id}; it must answer with a position from 0 on"
             )
         return replicas[position]
+
+    def _choose(self, request: Request, replicas: Sequence[Replica]) -> int:
+        """The router's choice, made once for all outputs of a prompt."""
+        prompts = self.workload.prompt
+        if prompts is None:
+            return self.router.choose(request, replicas, request.arrival_ns)
+        prompt = int(prompts[request.row])
+        if prompt != self._chosen[0]:
+            self._chosen = prompt, self.router.choose(request, replicas, request.arrival_ns)
+        return self._chosen[1]
 
     def _reject(self, request: Request, objection: str) -> None:
         self.recorder.end(attempt_row(request, Status.REJECTED, NEVER), objection)

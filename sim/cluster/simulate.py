@@ -54,7 +54,13 @@ def simulate_cluster(
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len_in_effect)
+        workload = build_workload(
+            scenario.workload,
+            scenario.seed,
+            loaded.base_dir,
+            engine.max_model_len_in_effect,
+            isolates_tenants=engine.cache_isolation == "tenant",
+        )
     if deployment is None:
         deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
     settings, group_cost = deployment.settings, deployment.group_cost

@@ -51,6 +51,13 @@ LATENCIES = st.sampled_from(
 )
 
 
+SHARING: list[dict[str, Any]] = [
+    {"name": "fair", "shares": True},
+    {"name": "tiered", "shares": {"premium": 0.5, "standard": 0.8, "budget": 1.0}},
+]
+"""Policies that share out a step's tokens, whose running requests are scheduled by rank."""
+
+
 @st.composite
 def traffic(draw: st.DrawFn) -> dict[str, Any]:
     """One workload class."""
@@ -67,6 +74,8 @@ def traffic(draw: st.DrawFn) -> dict[str, Any]:
         workload["max_tokens"] = {"dist": "fixed", "value": draw(st.sampled_from([30, 500]))}
     if arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
         workload["sessions"] = {"turns": draw(st.integers(2, 4)), "think_time_s": draw(st.sampled_from([0.0, 0.2]))}
+    elif arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
+        workload["n"] = draw(st.integers(2, 4))
     return workload
 
 
@@ -97,8 +106,9 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
         "max_num_batched_tokens": budget,
         "block_size": draw(st.sampled_from([8, 16])),
         "enable_prefix_caching": draw(st.booleans()),
+        "cache_isolation": draw(st.sampled_from(["none", "tenant"])),
         "async_scheduling": draw(st.booleans()),
-        "policy": draw(st.sampled_from(sorted(POLICIES))),
+        "policy": draw(st.sampled_from([*sorted(POLICIES), *SHARING])),
         "predictor": draw(st.sampled_from(sorted(PREDICTORS))),
     }
     variant = draw(st.sampled_from(["", "", "", "", "static", "wait", "swap", "contiguous", "pipeline", "cap"]))

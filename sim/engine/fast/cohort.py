@@ -14,6 +14,7 @@ from typing import Any
 from policies.base import EngineLimits, Feedback, Policy
 from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.recompute import note_stopped
 from sim.engine.reference.waiting import FcfsQueue, RankedQueue
 from sim.engine.request import NEVER, Request, State
 from sim.results.record import Recorder, Status
@@ -310,7 +311,7 @@ class Cohort:
             cacheable = min(computed + num_new_tokens, victim.num_tokens)
             victim.num_cached_blocks = max(victim.num_cached_blocks, cacheable // self.block_size)
         self.give_back(victim, num_blocks, ended=False)
-        victim.num_lost_tokens = computed
+        note_stopped(victim, computed)
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
@@ -332,6 +333,7 @@ class Cohort:
                 self.part = None
             else:
                 self.skipped.remove(request)
+            note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
         else:
             self.waiting.remove(request)

@@ -21,11 +21,12 @@ from policies.base import Policy
 from sim.engine.clock import At, Clock, Turn
 from sim.engine.decisions import DecisionLog
 from sim.engine.door import OnEnd
-from sim.engine.fast.cohort import Member, admission_of
+from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
 from sim.engine.fast.forming import Former
 from sim.engine.fast.plan import Plan
 from sim.engine.fast.sums import DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.recompute import note_stopped
 from sim.engine.request import NEVER, State
 from sim.errors import SimulationError
 from sim.latency.base import StepCost
@@ -203,6 +204,8 @@ class FastReplica(Former):
         lost = sorted((*self.running, *self.waiting), key=lambda request: request.row)
         self._due.clear()
         for request in lost:
+            if request.state is State.RUNNING and request.joined_at == NOT_A_MEMBER:
+                note_stopped(request, request.num_computed_tokens)  # a member has computed all that it had
             request.state = State.FINISHED
         self._bind(self._make_policy())
         self._set_timer()
