@@ -123,15 +123,21 @@ class Predictor(Protocol):
         ...
 
 
+PROMPT_TOKENS_PER_OUTPUT_TOKEN = 3
+"""What ``EngineLimits`` says where no cost of a step is known: that of llama-3.1-8b on an H100 with 256 seats."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """The engine's own limits, given to a policy once by ``bind``."""
+    """The engine's own limits and the one ratio of its costs, given to a policy once by ``bind``."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
     block_size: int
     num_gpu_blocks: int
     enable_chunked_prefill: bool
+    prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
+    """How many prompt tokens take as long as one output token while all seats are taken, at least 1."""
 
 
 @dataclass(frozen=True, slots=True)

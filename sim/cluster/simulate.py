@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 from policies.base import Policy, PolicyError, Router
-from policies.registry import build_policy, build_predictor, build_router
+from policies.registry import build_policy, build_predictor, build_router, uses_predictor
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
@@ -30,6 +30,7 @@ from sim.latency.memory import MemoryPlan, plan_memory
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.speculative import SpeculativeCost
+from sim.latency.token_weight import token_weight
 from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
@@ -62,6 +63,8 @@ def simulate_cluster(
     cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
     memory = plan_memory(engine, loaded.base_dir)
     settings = scheduler_settings(engine, memory)
+    if uses_predictor(_named(engine.policy)[0]):
+        settings = replace(settings, prompt_tokens_per_output_token=token_weight(engine, cost, memory))
     drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
     of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())
     recorder = Recorder(shape_columns=of_shape, is_lockstep=isinstance(cost, LockstepCost))
