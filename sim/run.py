@@ -85,6 +85,7 @@ def _context(loaded: LoadedScenario, wall_s: float) -> RunContext:
         slo=slo or None,
         work=build_work_model(scenario.engine, scenario.latency, loaded.base_dir),
         price=_price(loaded),
+        max_num_seqs=scenario.engine.max_num_seqs,
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
         trace=scenario.outputs.trace,
