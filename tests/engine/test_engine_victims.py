@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_fast_scheduler import NO_SHRINK, replay
 
-from policies.base import DecodeRanks, Policy
+from policies.base import DecodeRanks, Policy, RankChanges, declared
 from policies.predictors import Exact
 from policies.registry import POLICIES, build_policy
 from policies.srtf import Srtf
 from sim.engine.fast.fast_scheduler import FastScheduler
-from sim.engine.fast.victims import VictimOrder, decode_ranks_of, plan_evictions
+from sim.engine.fast.victims import VictimOrder, plan_evictions
 from sim.engine.reference.batch import Batch, Step
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Request, State
@@ -175,5 +175,9 @@ def test_what_a_class_says_of_its_ranks_does_not_hold_for_those_that_derive_from
             return -super().rank(request, now_ns)
 
     predictor = Exact()
-    assert decode_ranks_of(Srtf(predictor=predictor)) is DecodeRanks.COUNT_DOWN
-    assert decode_ranks_of(Own(predictor=predictor)) is DecodeRanks.MOVE
+    for policy, ranks, changes in (
+        (Srtf(predictor=predictor), DecodeRanks.COUNT_DOWN, RankChanges.PROGRESS),
+        (Own(predictor=predictor), DecodeRanks.MOVE, RankChanges.ALWAYS),
+    ):
+        assert declared(policy, "decode_ranks", DecodeRanks.MOVE) is ranks
+        assert declared(policy, "rank_changes", RankChanges.ALWAYS) is changes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from policies.base import Policy, RankChanges
+from policies.base import Policy, RankChanges, declared
 from sim.engine.fast.cohort import NOT_A_MEMBER
 from sim.engine.fast.members import MemberScheduler, admission_of, conversation_of
 from sim.engine.fast.victims import plan_evictions
@@ -35,7 +35,8 @@ class FastScheduler(MemberScheduler):
         self.is_pipelined = is_pipelined
         self._is_blocked = False
         """The last step was all decodes and admitted nobody: nor will the next, until something changes."""
-        self._ranks_move_with_others = RankChanges.OTHERS in policy.rank_changes and self.ranked
+        changes = declared(policy, "rank_changes", RankChanges.ALWAYS)
+        self._ranks_move_with_others = RankChanges.OTHERS in changes and self.ranked
         self._is_plain = not (settings.contiguous_kv or settings.num_swap_blocks or settings.num_speculative_tokens)
         """Blocks follow from tokens alone."""
         self._only_head_decides = settings.scheduler_reserve_full_isl and not (

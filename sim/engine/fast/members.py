@@ -11,10 +11,10 @@ from bisect import insort
 from collections.abc import Sequence
 from typing import Any
 
-from policies.base import DecodeRanks, Policy
+from policies.base import DecodeRanks, Policy, declared
 from sim.engine.fast.cohort import NOT_A_MEMBER, Cohort
 from sim.engine.fast.run_kv_cache import RunKVCache
-from sim.engine.fast.victims import VictimOrder, decode_ranks_of
+from sim.engine.fast.victims import VictimOrder
 from sim.engine.reference.batch import Batch, SchedulerSettings
 from sim.engine.reference.kv_cache import NO_CACHING, KVCache
 from sim.engine.reference.scheduler import Scheduler
@@ -44,7 +44,11 @@ class MemberScheduler(Scheduler):
         """Members whose own content others can have too, by content id: their keys are made on demand."""
         self._victims: VictimOrder | None = None
         """Members in the order of eviction, where ranks decide and their order is known to last."""
-        if self.ranked and not self._has_own_victims and decode_ranks_of(policy) is not DecodeRanks.MOVE:
+        if (
+            self.ranked
+            and not self._has_own_victims
+            and declared(policy, "decode_ranks", DecodeRanks.MOVE) is not DecodeRanks.MOVE
+        ):
             self._victims = VictimOrder(policy, self._write_view)
 
     # --- joining and leaving ---------------------------------------------------------------

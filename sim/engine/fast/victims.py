@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from policies.base import DecodeRanks, Policy
+from policies.base import DecodeRanks, Policy, declared
 from sim.engine.request import Request, State
 
 Entry = tuple[float, int, int, int, Request, int]
@@ -14,13 +14,6 @@ Entry = tuple[float, int, int, int, Request, int]
 number orders as the ranks do, at least weakly; equal numbers mean equal ranks."""
 
 MIN_ENTRIES_TO_COMPACT = 256
-
-
-def decode_ranks_of(policy: Policy) -> DecodeRanks:
-    """What ``policy`` itself says of its ranks while requests decode. A class that derives from one that says
-    something must say it anew: it may rank differently."""
-    declared = vars(type(policy)).get("decode_ranks", DecodeRanks.MOVE)
-    return declared if isinstance(declared, DecodeRanks) else DecodeRanks.MOVE
 
 
 class VictimOrder:
@@ -34,7 +27,7 @@ class VictimOrder:
         """``write_view`` brings what a policy can see of a member of the cohort up to date."""
         self._policy = policy
         self._write_view = write_view
-        self._counts_down = decode_ranks_of(policy) is DecodeRanks.COUNT_DOWN
+        self._counts_down = declared(policy, "decode_ranks", DecodeRanks.MOVE) is DecodeRanks.COUNT_DOWN
         self._newcomers: dict[Request, None] = {}
         self._entries: list[Entry] = []
         self._num_entered = 0
