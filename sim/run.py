@@ -91,6 +91,7 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         slo=slo or None,
         work=deployment.work,
         price=deployment.price,
+        max_num_seqs=scenario.engine.max_num_seqs,
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
         trace=scenario.outputs.trace,

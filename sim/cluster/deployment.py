@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from policies.registry import uses_predictor
 from sim.engine.reference.batch import SchedulerSettings
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost, build_work_model
@@ -14,6 +15,7 @@ from sim.latency.kind import client_overhead_ns
 from sim.latency.lockstep_cost import GroupCost
 from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
+from sim.latency.token_weight import token_weight
 from sim.results.context import Price
 from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn
 
@@ -81,11 +83,17 @@ def resolve_deployment(
     if planned is None:
         planned = plan_engine(engine, base_dir)
     gpu = planned.gpu
+    if cost is None:
+        cost = build_step_cost(engine, latency, base_dir, planned)
+    settings = scheduler_settings(engine, planned.memory)
+    policy = engine.policy if isinstance(engine.policy, str) else engine.policy.name
+    if uses_predictor(policy):
+        settings = replace(settings, prompt_tokens_per_output_token=token_weight(engine, cost, planned.memory))
     return Deployment(
         engine=engine,
         planned=planned,
-        settings=scheduler_settings(engine, planned.memory),
-        cost=build_step_cost(engine, latency, base_dir, planned) if cost is None else cost,
+        settings=settings,
+        cost=cost,
         client_overhead_ns=client_overhead_ns(engine.gpu, latency),
         work=build_work_model(engine, latency, base_dir, planned),
         price=Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote"),

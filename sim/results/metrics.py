@@ -268,6 +268,15 @@ class Presence:
         )
 
 
+def arrival_rate(arrival_ns: IntColumn) -> float | None:
+    """Arrivals per second between the first and the last of them; None for fewer than two instants.
+
+    Arrivals at 0, 1, 2 and 3 s are 1 per second, however long the last one takes to be served.
+    """
+    length_ns = int(arrival_ns.max() - arrival_ns.min()) if len(arrival_ns) else 0
+    return (len(arrival_ns) - 1) / (length_ns / NS_PER_S) if length_ns else None
+
+
 class RowsByReplica:
     """The rows of each replica in a table's ``replica`` column, found by sorting once instead of by one search each."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any
 
-from policies.base import EngineLimits, Feedback, Policy
+from policies.base import EngineLimits, Feedback, Policy, declared
 from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.recompute import note_stopped
@@ -63,7 +63,7 @@ class Cohort:
         self.policy = policy
         self.ranked = policy.stock_mode != "fcfs"
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
-        self._feeds_members = self._wants_scheduled and vars(type(policy)).get("feedback") is not Feedback.FIRST
+        self._feeds_members = self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
         self.kv = SegmentKVCache(settings.num_gpu_blocks, settings.block_size, caches=settings.enable_prefix_caching)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.ranked else FcfsQueue()
         self.running: list[Any] = []
@@ -115,6 +115,7 @@ class Cohort:
                 block_size=settings.block_size,
                 num_gpu_blocks=self.kv.num_usable_blocks,
                 enable_chunked_prefill=settings.enable_chunked_prefill,
+                prompt_tokens_per_output_token=settings.prompt_tokens_per_output_token,
             )
         )
 
@@ -304,6 +305,7 @@ class Cohort:
             victim.num_stale_batches = 1
             self.stale.append(victim)
         computed = victim.num_computed_tokens
+        note_stopped(victim, computed)
         self.outstanding += computed
         num_blocks = -(-computed // self.block_size) + num_new_blocks
         if num_new_tokens:
@@ -335,6 +337,7 @@ class Cohort:
                 self.skipped.remove(request)
             note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
+            note_stopped(request, request.num_computed_tokens)
         else:
             self.waiting.remove(request)
         request.state = State.FINISHED

@@ -68,6 +68,7 @@ class Scheduler:
                 block_size=settings.block_size,
                 num_gpu_blocks=self.kv.num_usable_blocks,
                 enable_chunked_prefill=settings.enable_chunked_prefill,
+                prompt_tokens_per_output_token=settings.prompt_tokens_per_output_token,
             )
         )
 
