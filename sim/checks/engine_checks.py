@@ -101,6 +101,8 @@ def _check_baselines(engine: EngineConfig, findings: Findings) -> None:
         findings.note(f"{' and '.join(causes)} {verb} without asynchronous scheduling: async_scheduling is off")
     if engine.kv == "contiguous" and engine.enable_prefix_caching:
         findings.note("kv: contiguous shares nothing between requests: enable_prefix_caching is off")
+    if not engine.enable_prefix_caching or engine.kv == "contiguous":
+        findings.unused(engine, _ENGINE, "cache_isolation", "requests share nothing anyway, without a prefix cache")
     if engine.preemption == "recompute":
         findings.unused(engine, _ENGINE, "swap_space_gib", "it belongs to `preemption: swap`")
     if engine.batching == "continuous":

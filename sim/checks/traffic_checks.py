@@ -28,7 +28,12 @@ def traffic_notes(engine: EngineConfig, table: RequestTable) -> list[str]:
 
     ``engine.policy`` must be one that can be built. Policies of one's own are not judged.
     """
-    return [*_policy_notes(engine, table), *_sharing_notes(engine, table), *_closed_loop_notes(table)]
+    return [
+        *_policy_notes(engine, table),
+        *_sharing_notes(engine, table),
+        *_isolation_notes(engine, table),
+        *_closed_loop_notes(table),
+    ]
 
 
 def _policy_notes(engine: EngineConfig, table: RequestTable) -> list[str]:
@@ -77,6 +82,12 @@ def _tier_notes(policy: Tiered, table: RequestTable) -> list[str]:
             f"count as of the last (a class's tier is its `tier`, else its tenant: {_listed(tiers)})"
         ]
     return [f"policy tiered: requests of {_listed(unknown)} count as of its last tier, {policy.tiers[-1]!r}"]
+
+
+def _isolation_notes(engine: EngineConfig, table: RequestTable) -> list[str]:
+    if engine.cache_isolation == "none" or len({info.tenant for info in table.classes}) > 1:
+        return []
+    return ["cache_isolation: tenant changes nothing: all requests are of one tenant"]
 
 
 def _sharing_notes(engine: EngineConfig, table: RequestTable) -> list[str]:

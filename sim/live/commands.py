@@ -191,7 +191,13 @@ def _workload(
         loaded = load(scenario, overrides, seed)
         check_all(loaded)
         told = loaded.scenario
-        return loaded, build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len_in_effect)
+        return loaded, build_workload(
+            told.workload,
+            told.seed,
+            loaded.base_dir,
+            told.engine.max_model_len_in_effect,
+            isolates_tenants=told.engine.cache_isolation == "tenant",
+        )
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}
     # The rest of a scenario, so that the options are checked as its keys are.
     data = {"name": "trace", "workload": {"trace": section}, "engine": {"model": "llama-2-7b", "gpu": "h100-sxm"}}

@@ -38,6 +38,7 @@ from sim.scenario.types import (
     Int,
     NonNegativeFloat,
     NonNegativeInt,
+    NumOutputs,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -182,6 +183,11 @@ class TrafficFields(Strict):
     """True output length: what the model would generate before it stops."""
     max_tokens: Length | None = None
     """What clients ask for at most; null = exactly the output (a benchmark with ``ignore_eos``)."""
+    n: NumOutputs = 1
+    """Outputs of each prompt, at most 16384 as in vLLM. Each is a request of its own in every figure, with the whole
+    prompt as its input; they share its full blocks and go to one replica, and ``parent`` in requests.parquet numbers
+    the prompts. ``requests`` counts prompts. With ``max_tokens`` and ``output_tokens``, each output has its own length.
+    """
     trace: TraceConfig | None = None
     """A recorded workload instead of ``arrival``, ``input_tokens`` and ``output_tokens``."""
     preset: Text | None = None
@@ -327,6 +333,9 @@ class EngineConfig(Strict):
     """Share of the KV blocks kept free when admitting."""
     enable_prefix_caching: Flag = True
     """Reuse the KV blocks of equal prompt beginnings."""
+    cache_isolation: Literal["none", "tenant"] = "none"
+    """``tenant``: requests of different tenants never reuse each other's blocks, as with a ``cache_salt`` per tenant
+    in vLLM."""
     async_scheduling: Flag = True
     """Form a step while the one before it runs: vLLM's default on GPUs."""
     preemption: Literal["recompute", "swap"] = "recompute"

@@ -11,12 +11,20 @@ from sim.scenario.schema import ClosedLoopArrival, WorkloadConfig
 from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
+from sim.workload.sharing import with_isolated_tenants, with_outputs
 from sim.workload.table import NO_PARENT, ClassInfo, IntColumn, RequestTable
 from sim.workload.traces import segments_of
 from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
 
 
-def build_workload(config: WorkloadConfig, seed: int, base_dir: Path, max_model_len: int | None = None) -> RequestTable:
+def build_workload(
+    config: WorkloadConfig,
+    seed: int,
+    base_dir: Path,
+    max_model_len: int | None = None,
+    *,
+    isolates_tenants: bool = False,
+) -> RequestTable:
     """All requests of a run, in the order of their arrival.
 
     Every random quantity of every class has its own stream, named after it, so that changing one
@@ -25,7 +33,8 @@ def build_workload(config: WorkloadConfig, seed: int, base_dir: Path, max_model_
     ``duration_s`` ends the arrivals (of conversations), strictly before it; whichever comes first.
 
     ``base_dir`` is the scenario's folder, which trace paths are relative to. With ``max_model_len``,
-    conversations end before the turn whose prompt would no longer fit.
+    conversations end before the turn whose prompt would no longer fit. ``isolates_tenants``: requests
+    of different tenants have no content in common.
 
     Raises InputError for contradictory or missing settings and unusable traces.
     """
@@ -43,6 +52,9 @@ def build_workload(config: WorkloadConfig, seed: int, base_dir: Path, max_model_
         limit = plan.arrivals[0].requests
     table = merge(parts, limit)
     table.notes[:0] = plan.notes
+    table = with_outputs(table, plan, seed)
+    if isolates_tenants:
+        table = with_isolated_tenants(table)
     _close_loop(table, plan)
     if not len(table):
         durations = [*(entry.duration_s for entry in plan.arrivals), *(entry.duration_s for entry in plan.traces)]

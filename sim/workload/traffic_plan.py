@@ -92,6 +92,7 @@ def plan_workload(config: WorkloadConfig) -> Plan:
     else:
         _plan_classes(config, config.classes, plan, problems)
     _check_closed_loop(plan, problems)
+    _check_outputs(plan, problems)
     if problems:
         raise InputError(problems)
     presets = [m.preset for a in plan.arrivals for m in a.members if m.preset]
@@ -182,6 +183,7 @@ def _class_plan(
     tier = _first(fields.tier, outer.tier)
     slo = _first(fields.slo, outer.slo)
     limits: dict[str, float] | None = None if slo is None else slo.model_dump(exclude_none=True)
+    num_outputs = fields.n if "n" in fields.model_fields_set else outer.n
     patience_s = _first(fields.patience_s, outer.patience_s)
     patience_ns = None if patience_s is None else max(round(patience_s * NS_PER_S), 1)
     max_tokens: Length | None = fields.max_tokens or outer.max_tokens
@@ -195,7 +197,7 @@ def _class_plan(
     plan = ClassPlan(
         name=name,
         where=where,
-        info=ClassInfo(name, tenant, tier or tenant, limits, patience_ns),
+        info=ClassInfo(name, tenant, tier or tenant, limits, patience_ns=patience_ns, num_outputs=num_outputs),
         tier=tier,
         priority=fields.priority if "priority" in fields.model_fields_set else outer.priority,
         deadline_s=_first(fields.deadline_s, outer.deadline_s),
@@ -253,3 +255,17 @@ def _check_closed_loop(plan: Plan, problems: list[Problem]) -> None:
         if any(member.sessions is not None for member in arrivals.members):
             message = "`sessions` cannot be combined with a closed loop; use an open arrival process such as poisson"
             problems.append(Problem(f"{arrivals.where}.arrival: {message}"))
+
+
+def _check_outputs(plan: Plan, problems: list[Problem]) -> None:
+    """Several outputs of a prompt end at different instants: nothing says which of them a next request follows."""
+    for arrivals in plan.arrivals:
+        for member in arrivals.members:
+            if member.info.num_outputs == 1:
+                continue
+            if member.sessions is not None:
+                message = "several outputs of a turn say not which of them goes on; drop `n` or `sessions`"
+                problems.append(Problem(f"{member.where}.n: {message}"))
+            if isinstance(arrivals.arrival, ClosedLoopArrival):
+                message = "a closed loop sends one request after one end; use an open arrival process such as poisson"
+                problems.append(Problem(f"{member.where}.n: {message}"))

@@ -55,6 +55,7 @@ def notes(*overrides: str) -> list[str]:
             "requests share prompt beginnings (a `prefix`, `sessions`, or a trace's), but with "
             "enable_prefix_caching: false and kv: contiguous each computes its own",
         ),
+        (["engine.cache_isolation=tenant"], "cache_isolation: tenant changes nothing: all requests are of one tenant"),
         (
             ["workload.arrival={process: closed_loop, concurrency: 6}"],
             "closed loop: with 6 clients for 6 requests nobody sends a second one",

@@ -11,7 +11,7 @@ ANY = object()
 
 
 class NotFollowed(Exception):
-    """Something that the fast engine cannot follow, and that is only seen while it runs: the reference takes the run."""
+    """The fast engine has met, while it runs, what it cannot follow: the reference takes the run."""
 
 
 SETTINGS: dict[str, object] = {
@@ -27,6 +27,7 @@ SETTINGS: dict[str, object] = {
     "enable_prefix_caching": ANY,
     "async_scheduling": ANY,
     "block_bytes": ANY,
+    "prompt_tokens_per_output_token": ANY,
     "sliding_window": ANY,
 }
 """Settings that it follows, whatever they are; any other setting must have its default."""

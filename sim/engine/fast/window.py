@@ -1,12 +1,13 @@
 """Requests that outgrow a sliding window: what a member gives back follows from its first batch, as what it takes does.
 
-In each step a request gives back what is behind its window before it takes new blocks. With a window of W, n tokens computed
-and none of them in flight, the next token does not look at the first n - W + 1. So a decoding member gives back a block in
-every ``block_size`` batches, as often as it takes one, at a phase of its own; only the first time is another: a chunk of
-its prompt has gone behind the window at once, or it has just outgrown the window. That is its *turn*: no plan contains it.
+In each step a request gives back what is behind its window before it takes new blocks. With a window of W, n tokens
+computed and none of them in flight, the next token does not look at the first n - W + 1. So a decoding member gives
+back a block in every ``block_size`` batches, as often as it takes one, at a phase of its own. Only the first time is
+different: a chunk of its prompt goes behind the window at once, or it has just outgrown the window. That is its *turn*,
+and no plan contains it.
 
-Blocks are only counted. That is exact as long as no request can find content of before: none that others have, and none of
-its own. So where a request that can find its own blocks is preempted, the reference takes the whole run (``NotFollowed``).
+Blocks are only counted. That is exact as long as no request can find content of before: none that others have, and none
+of its own. So where a request that may find its own blocks is preempted, the reference takes the run (``NotFollowed``).
 """
 
 from __future__ import annotations
@@ -72,12 +73,12 @@ class WindowReplica(FastReplica):
         """Blocks that no token after the first ``num_processed`` looks at."""
         return max(num_processed - self._window + 1, 0) // self.block_size
 
-    def _num_dropped(self, request: Any, batch: int) -> int:
-        """Blocks that a member has given back with ``batch``."""
+    def _num_dropped(self, request: WindowMember, batch: int) -> int:
+        """Blocks that a member has given back by ``batch``."""
         batch = min(batch, request.last_batch)
         more = batch - request.joined_at
         if more <= 0:
-            return int(request.num_dropped_blocks)
+            return request.num_dropped_blocks
         processed = request.base_computed + more - 1 - self._lag
         if more <= self._lag:
             processed = request.base_computed - request.newest_tokens
@@ -157,7 +158,7 @@ class WindowReplica(FastReplica):
             self._given_back = batch
         return is_whole
 
-    def _drop_alone(self, request: Member, batch: int, num_processed: int) -> None:
+    def _drop_alone(self, request: Any, batch: int, num_processed: int) -> None:
         if request.joined_at == NOT_A_MEMBER:
             before = request.num_dropped_blocks
             after = request.num_dropped_blocks = max(before, self._behind(num_processed))
