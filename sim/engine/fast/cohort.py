@@ -305,7 +305,6 @@ class Cohort:
             victim.num_stale_batches = 1
             self.stale.append(victim)
         computed = victim.num_computed_tokens
-        note_stopped(victim, computed)
         self.outstanding += computed
         num_blocks = -(-computed // self.block_size) + num_new_blocks
         if num_new_tokens:
@@ -335,7 +334,6 @@ class Cohort:
                 self.part = None
             else:
                 self.skipped.remove(request)
-            note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
             note_stopped(request, request.num_computed_tokens)
         else:
