@@ -19,6 +19,7 @@ from typing import Any
 from sim.engine.fast.allowed import NotFollowed
 from sim.engine.fast.cohort import NOT_A_MEMBER, Member
 from sim.engine.fast.jumps import IDLE, FastReplica
+from sim.engine.fast.plan import Plan
 from sim.engine.fast.segments import SegmentKVCache
 from sim.latency.sliding_window import max_blocks_per_request
 
@@ -60,12 +61,8 @@ class WindowReplica(FastReplica):
         """The last batch for which all members gave back together, ..."""
         self._given_alone: dict[Member, int] = {}
         """... and for which they did one by one."""
-
-    def why_never(self, request: Member) -> str | None:
-        """Why ``request`` can never run to its end here, or None."""
-        if self.most_blocks <= self.num_gpu_blocks and request.num_prompt_tokens < self.settings.max_model_len:
-            return None
-        return super().why_never(request)
+        self._least_free = self.kv.num_usable_blocks
+        """The fewest free blocks at the end of a plan."""
 
     # --- what is behind the window -------------------------------------------------------------
 
@@ -204,3 +201,24 @@ class WindowReplica(FastReplica):
         if steps > self.block_size:
             takes *= -(-steps // self.block_size)
         return takes[:steps]
+
+    def _cut(self, plan: Plan, now_ns: int) -> None:
+        super()._cut(plan, now_ns)
+        if self._now_ns < now_ns:  # it ended before
+            self._run(now_ns)
+            if self._plan is not None:
+                self._cut(self._plan, now_ns)
+
+    def _commit(self, plan: Plan, steps: int) -> None:
+        """A plan ends where fewer blocks are free than ever before: only those of its last step are written down."""
+        free = self.kv.num_free_blocks
+        if free - (steps // self.block_size + 1) * self.size < self._least_free:
+            before = free
+            for step, taken in enumerate(self._takes(steps)):
+                free -= taken
+                if step and free > before < self._least_free:
+                    steps, free = step, before
+                    break
+                before = free
+            self._least_free = min(self._least_free, free)
+        super()._commit(plan, steps)
