@@ -471,7 +471,7 @@ class FastReplica(Former):
             self.freed = []
         self.num_steps += 1
         if not batch:
-            self._check_progress(now_ns, 0)
+            self._check_progress(now_ns)
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
@@ -482,7 +482,10 @@ class FastReplica(Former):
                 self._now_ns, self._is_settled = now_ns + empty_ns, False
                 self._write_rows(older)
             return
-        self._check_progress(now_ns, shape.num_sampled)
+        if shape.num_sampled:
+            self._num_fruitless_steps = 0
+        else:
+            self._check_progress(now_ns)
         host_ns, gpu_ns = cost.host_ns(shape), cost.gpu_ns(shape)
         start_ns = now_ns + host_ns
         if start_ns < self._busy_ns:
@@ -522,10 +525,8 @@ class FastReplica(Former):
             self.older_size, self.older_ones = self.newer_size, self.newer_ones
             self.newer_size, self.newer_ones = 0, ()
 
-    def _check_progress(self, now_ns: int, num_sampled: int) -> None:
-        if num_sampled:
-            self._num_fruitless_steps = 0
-            return
+    def _check_progress(self, now_ns: int) -> None:
+        """One more step in which no request gets a token."""
         self._num_fruitless_steps += 1
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.waiting.peek() if len(self.waiting) else self.running[0]
