@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,10 @@ from simpy import Event
 
 from policies.base import Router
 from sim.engine.clock import At, Clock, Turn
-from sim.engine.fast.decode_sums import DecodeSums
-from sim.engine.fast.fast_forward import FastReplica
-from sim.engine.fast.feed import NO_MORE, Feed, machine_integers
-from sim.engine.reference.replica import Replica, request_row
-from sim.engine.request import Content, Request
+from sim.engine.door import Door
+from sim.engine.fast.jumps import IDLE, FastReplica
+from sim.engine.reference.replica import attempt_row
+from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, IntColumn, RequestTable
@@ -49,22 +49,6 @@ Progress = Callable[[int, int, int], None]
 """Called with (ended, submitted so far or in all, now in ns)."""
 
 
-class RequestMaker:
-    """Requests by position among ``rows``, made a few at a time: mostly they are asked for in order."""
-
-    def __init__(self, make: Callable[[IntColumn], Iterator[Request]], rows: IntColumn) -> None:
-        self._make = make
-        self._rows = rows
-        self._made: dict[int, Request] = {}
-
-    def __call__(self, position: int) -> Request:
-        """The request at ``position``, a new one each time."""
-        if position not in self._made:
-            some = self._make(self._rows[position : position + REQUESTS_AT_ONCE])
-            self._made = dict(enumerate(some, position))
-        return self._made.pop(position)
-
-
 class Gateway:
     """Feeds a workload to replicas. ``replicas`` is filled by who builds the cluster, before the run."""
 
@@ -85,8 +69,17 @@ class Gateway:
         self.max_model_len = max_model_len
         self.recorder = recorder
         self.client_overhead_ns = client_overhead_ns
-        self.replicas: Sequence[Replica] = ()
+        self.replicas: Sequence[Door] = ()
         self.num_ended = 0
+        self.num_unsent = 0
+        """Turns of conversations whose client has left before them."""
+        self.cancelled_rows: Set[int] = frozenset()
+        """Rows that ``cancel`` may be asked for."""
+        self._sent: dict[int, Request] = {}
+        """Those of them that have been submitted."""
+        self._latest_ns = 0
+        """The furthest that any replica is known to have got."""
+        self._num_draining = 0
         self._progress = progress
         self._last_progress = time.perf_counter()
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
@@ -97,72 +90,107 @@ class Gateway:
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
         self.acts_on_ends = concurrency is not None or bool(self._child_of)
         """Whether the end of a request makes another one arrive."""
+        self.is_acted_on = False
+        """Whether anything but arrivals comes from outside."""
+        self.request_type: type[Request] = Request
         self._is_dealt_out = False
+        self._chosen = (-1, 0)
+        """The prompt routed last, and its replica."""
         env.process(self._arrivals())
 
-    def on_end(self, request: Request) -> None:
-        """A request has ended, whatever way: release the one that waits for it."""
+    def on_end(self, request: Request, status: Status) -> None:
+        """A request has ended: release the one that waits for it.
+
+        A client that has left sends no further turns of its conversation; one of a closed loop goes on with the next.
+        """
         self.num_ended += 1
         child = self._child_of.get(request.row)
         if child is not None:
-            self._release(child)
+            if status is Status.CANCELLED:
+                self._abandon(child)
+            else:
+                self._release(child)
         if self._next_released < len(self.workload):
             row, self._next_released = self._next_released, self._next_released + 1
             self._release(row)
         if self.num_ended % PROGRESS_EVERY == 0:
-            self._look_up()
+            self._look_up(max(self.env.now, request.last_token_ns))
 
-    def on_ends(self, count: int) -> None:
-        """``count`` requests have ended that nothing waits for."""
+    def on_ends(self, count: int, now_ns: int) -> None:
+        """``count`` requests that nothing waits for have ended by ``now_ns``."""
         before, self.num_ended = self.num_ended, self.num_ended + count
         if before // PROGRESS_EVERY != self.num_ended // PROGRESS_EVERY:
-            self._look_up()
+            self._look_up(now_ns)
 
-    def _look_up(self) -> None:
+    def _look_up(self, now_ns: int) -> None:
         self.recorder.trim()
+        self._latest_ns = max(self._latest_ns, now_ns)
         if self._progress is not None:
             now = time.perf_counter()
             if now - self._last_progress >= PROGRESS_INTERVAL_S:
                 self._last_progress = now
-                self._progress(self.num_ended, len(self.workload), self.env.now)
+                self._progress(self.num_ended, len(self.workload), self._latest_ns)
+
+    def _abandon(self, row: int) -> None:
+        """``row`` and the turns after it are not sent."""
+        turn: int | None = row
+        while turn is not None:
+            self.num_unsent += 1
+            turn = self._child_of.get(turn)
+
+    # --- what happens to replicas and their requests -----------------------------------------
+
+    def cancel(self, row: int) -> None:
+        """The client of a request leaves, if it has been sent and has not ended."""
+        request = self._sent.get(row)
+        if request is not None:
+            self.replicas[request.replica].cancel(request, Status.CANCELLED)
+
+    def crash(self, index: int) -> None:
+        """A replica loses what it has; its requests have failed."""
+        reason = f"replica {index} crashed at {self.env.now / 1e9:g} s"
+        for request in self.replicas[index].crash():
+            self.recorder.end(attempt_row(request, Status.FAILED, self.env.now), reason)
+            self.on_end(request, Status.FAILED)
+
+    def drain(self, index: int) -> None:
+        """No further requests go to a replica."""
+        replica = self.replicas[index]
+        self._num_draining += not replica.is_draining
+        replica.drain()
+
+    def undrain(self, index: int) -> None:
+        """Requests go to a replica again."""
+        replica = self.replicas[index]
+        self._num_draining -= replica.is_draining
+        replica.undrain()
 
     # --- dealing out -------------------------------------------------------------------------
 
-    def deal_out(self, sums: DecodeSums) -> None:
-        """Give each replica all its requests before the run, where nothing that happens can change who gets which."""
+    def deal_out(self) -> None:
+        """Give each replica all its requests before the run, where nothing that happens can change which it gets."""
         replicas = [replica for replica in self.replicas if isinstance(replica, FastReplica)]
         takes_turns = getattr(self.router, "takes_turns", False) and len(replicas) == len(self.replicas)
-        if self.acts_on_ends or not takes_turns:
+        if self.acts_on_ends or self.is_acted_on or not takes_turns:
             return
         self._is_dealt_out = True
-        table = self.workload
-        arrival_ns = np.maximum.accumulate(table.arrival_ns)
-        most = np.minimum(table.max_tokens, self.max_model_len - table.input_tokens)
-        output_tokens = np.minimum(table.output_tokens, most)
-        is_plain = not len(table.segment_content_id) and bool((output_tokens == most).all())
-        at_end = table.input_tokens + output_tokens - 1
-        for index, replica in enumerate(replicas):
-            rows = np.arange(index, len(table), len(replicas))
-            longest = replica.scheduler.kv.longest_request_tokens
-            never = (table.input_tokens[rows] >= self.max_model_len) | (at_end[rows] > longest)
-            for request in self._requests(rows[never], arrival_ns):
-                self._reject(request, replica, replica.scheduler.why_never(request) or "it can never run here")
-            rows = rows[~never]
-            feed = Feed(
-                rows=machine_integers(rows),
-                arrival_ns=machine_integers(np.append(arrival_ns[rows], NO_MORE)),
-                prompt_tokens=machine_integers(table.input_tokens[rows]),
-                output_tokens=machine_integers(output_tokens[rows]),
-                make=RequestMaker(lambda rows: self._requests(rows, arrival_ns), rows),
-                name=table.request_id,
-                on_ends=self.on_ends,
-                is_plain=is_plain,
-            )
-            replica.take_feed(feed, sums)
+        rows, turn = np.arange(len(self.workload)), self.workload.prompt_numbers() % len(replicas)
+        for replica in replicas:
+            replica.take_feed(partial(self._requests, replica, rows[turn == replica.index]))
 
-    def _requests(self, rows: IntColumn, arrival_ns: IntColumn) -> Iterator[Request]:
-        for fields, at_ns in zip(self._rows(rows), arrival_ns[rows].tolist(), strict=True):
-            yield self._make_request(fields, at_ns)
+    def _requests(self, replica: Door, rows: IntColumn) -> Iterator[Any]:
+        """Requests of a replica in order of arrival; those that can never run there are rejected on the way."""
+        latest_ns = 0
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            for fields in self._rows(rows[first : first + ROWS_AT_ONCE]):
+                latest_ns = max(latest_ns, fields[1])
+                request = self._make_request(fields, latest_ns)
+                request.replica = replica.index
+                objection = replica.why_never(request)
+                if objection is None:
+                    yield request
+                else:
+                    self._reject(request, objection)
 
     # --- arrivals ----------------------------------------------------------------------------
 
@@ -194,32 +222,57 @@ class Gateway:
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
-        if self.env.now + think_ns >= NO_MORE:
+        if self.env.now + think_ns >= IDLE:
             raise SimulationError(
                 f"request {row} would arrive after {(self.env.now + think_ns) / 1e9:.2g} s, and the clock ends at "
-                f"{NO_MORE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
+                f"{IDLE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
             )
         arrival = At(self.env, think_ns, Turn.ARRIVAL + 1 + row)
         arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)
-        position = self.router.choose(request, self.replicas, request.arrival_ns)
-        if not 0 <= position < len(self.replicas):
+        replica = self._route(request)
+        if replica is None:
+            self._reject(request, "every replica is draining")
+            return
+        objection = replica.why_never(request)
+        if objection is not None:
+            request.replica = replica.index
+            self._reject(request, objection)
+            return
+        if request.row in self.cancelled_rows:
+            self._sent[request.row] = request
+        replica.submit(request)
+
+    def _route(self, request: Request) -> Door | None:
+        """The replica for ``request`` among those that are not draining; None where all are."""
+        replicas = self.replicas
+        if self._num_draining:
+            replicas = [replica for replica in replicas if not replica.is_draining]
+            if not replicas:
+                return None
+        position = self._choose(request, replicas)
+        if not 0 <= position < len(replicas):
             raise SimulationError(
-                f"router {self.router.name} chose replica {position!r} of {len(self.replicas)} for request "
+                f"router {self.router.name} chose replica {position!r} of {len(replicas)} for request "
                 f"{request.request_id}; it must answer with a position from 0 on"
             )
-        replica = self.replicas[position]
-        objection = replica.scheduler.why_never(request)
-        if objection is None:
-            replica.submit(request)
-            return
-        self._reject(request, replica, objection)
+        return replicas[position]
 
-    def _reject(self, request: Request, replica: Replica, objection: str) -> None:
-        self.recorder.reject(request_row(request, Status.REJECTED, replica.index), objection)
-        self.on_end(request)
+    def _choose(self, request: Request, replicas: Sequence[Door]) -> int:
+        """The router's choice, made once for all outputs of a prompt."""
+        prompts = self.workload.prompt
+        if prompts is None:
+            return self.router.choose(request, replicas, request.arrival_ns)
+        prompt = int(prompts[request.row])
+        if prompt != self._chosen[0]:
+            self._chosen = prompt, self.router.choose(request, replicas, request.arrival_ns)
+        return self._chosen[1]
+
+    def _reject(self, request: Request, objection: str) -> None:
+        self.recorder.end(attempt_row(request, Status.REJECTED, NEVER), objection)
+        self.on_end(request, Status.REJECTED)
 
     def _make_request(self, fields: tuple[int, ...], arrival_ns: int) -> Request:
         (
@@ -253,7 +306,7 @@ class Gateway:
             prefix_key = f"content-{segments[0][0]}"
         elif in_session:
             prefix_key = f"session-{session}"
-        return Request(
+        return self.request_type(
             row=row,
             request_id=request_id,
             order=row if table.request_ids is None else request_id,
@@ -269,7 +322,12 @@ class Gateway:
             class_name=info.name,
             class_index=class_index,
             deadline_ns=None if deadline_ns == NO_DEADLINE else arrival_ns + deadline_ns,
+            cancel_ns=NEVER if info.patience_ns is None else arrival_ns + self._patience_ns(info.patience_ns),
             expected_output_tokens=None if hint == NO_HINT else hint,
             session=str(session) if in_session else None,
             prefix_key=prefix_key,
         )
+
+    def _patience_ns(self, patience_ns: int) -> int:
+        """How long after its arrival an engine must be done for the last token to reach the client in time."""
+        return max(patience_ns - self.client_overhead_ns, 1)

@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from policies.base import Policy, PolicyError, Router
-from policies.registry import build_policy, build_predictor, build_router, uses_predictor
+from policies.registry import build_policy, build_predictor, build_router
+from sim.cluster.acts import Act, What, schedule_acts
+from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.ahead import AheadScheduler
-from sim.engine.fast.decode_sums import DecodeSums
-from sim.engine.fast.fast_forward import FastReplica
+from sim.engine.fast.allowed import why_not
+from sim.engine.fast.cohort import Member
+from sim.engine.fast.jumps import FastReplica
+from sim.engine.fast.sums import DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.errors import InputError, SimulationError
-from sim.latency.base import StepCost
-from sim.latency.build import build_step_cost
-from sim.latency.kind import client_overhead_ns
-from sim.latency.lockstep import LockstepCost
-from sim.latency.memory import MemoryPlan, plan_memory
-from sim.latency.pipelining import is_asynchronous, pipeline_depth
-from sim.latency.profile.cost import ProfileCost
-from sim.latency.speculative import SpeculativeCost
-from sim.latency.token_weight import token_weight
-from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord
+from sim.latency.lockstep_cost import GroupCost
+from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
-from sim.workload.build import build_workload
-from sim.workload.table import NO_GROUP, RequestTable
+from sim.workload.build_table import build_workload
+from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
-
-_WITH_TERMS = (ProfileCost, SpeculativeCost, LockstepCost)
-"""Step costs whose time has terms, where they stand on a profile."""
 
 
 def simulate_cluster(
@@ -50,100 +43,72 @@ def simulate_cluster(
     decisions: TextIO | None = None,
     progress: Progress | None = None,
     workload: RequestTable | None = None,
+    deployment: Deployment | None = None,
+    acts: Sequence[Act] = (),
 ) -> RunRecord:
     """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
-    of the scenario's.
+    of the scenario's, ``deployment`` of what its engine is resolved to; ``acts`` happen to the replicas.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
-    cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
-    memory = plan_memory(engine, loaded.base_dir)
-    settings = scheduler_settings(engine, memory)
-    if uses_predictor(_named(engine.policy)[0]):
-        settings = replace(settings, prompt_tokens_per_output_token=token_weight(engine, cost, memory))
-    drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
-    of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())
-    recorder = Recorder(shape_columns=of_shape, is_lockstep=isinstance(cost, LockstepCost))
+        workload = build_workload(
+            scenario.workload,
+            scenario.seed,
+            loaded.base_dir,
+            engine.max_model_len_in_effect,
+            isolates_tenants=engine.cache_isolation == "tenant",
+        )
+    if deployment is None:
+        deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
+    settings, group_cost = deployment.settings, deployment.group_cost
+    recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
-    client_ns = client_overhead_ns(engine.gpu, scenario.latency)
+    client_ns = deployment.client_overhead_ns
     gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, client_ns)
     # Ranks of a group form their batches of one instant in an order of their own.
-    in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
+    in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = takes_every_step(engine, workload, settings)
-    gateway.replicas = [
-        _build_replica(loaded, index, gateway, settings, cost, log, every_step=every_step) for index in range(num_ranks)
-    ]
-    if isinstance(cost, LockstepCost):
-        _group(gateway, cost, engine)
+    every_step = group_cost is not None or takes_every_step(engine, workload, settings, scenario.seed)
+    sums = None if every_step else DecodeSums(deployment.cost, recorder)
+    if sums is not None:
+        gateway.request_type = Member
+    gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
+    if group_cost is not None:
+        _group(gateway, group_cost, deployment)
+    gateway.is_acted_on = bool(acts)
+    for replica in gateway.replicas:
+        if sums is None or gateway.acts_on_ends:
+            replica.watch(gateway.on_end)
+    gateway.cancelled_rows = {act.target for act in acts if act.what is What.CANCEL}
+    schedule_acts(env, gateway, acts)
     try:
-        sums = DecodeSums(cost, recorder)
-        gateway.deal_out(sums)
+        gateway.deal_out()
         env.run()
         for replica in gateway.replicas:
             replica.finish()
-        sums.record_gaps()
+        if sums is not None:
+            sums.record_gaps()
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
     cpu_s = time.process_time() - started_s
 
     _check_nothing_lost(gateway)
-    return _record(loaded, gateway, memory, cost, cpu_s)
+    return _record(loaded, gateway, deployment, cpu_s)
 
 
-def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
-    """What of an engine's configuration decides what runs."""
-    max_model_len = engine.max_model_len
-    if not engine.enable_chunked_prefill:
-        # Nothing longer than one step's budget could ever be scheduled; vLLM refuses to start.
-        max_model_len = min(max_model_len, engine.max_num_batched_tokens)
-    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
-    speculative = engine.speculative
-    drafts = 0 if speculative is None else speculative.num_speculative_tokens
-    has_draft_model = speculative is not None and speculative.method == "draft_model"
-    swap_bytes = int(engine.swap_space_gib * 2**30) * gpus if engine.preemption == "swap" else 0
-    return SchedulerSettings(
-        num_gpu_blocks=memory.num_gpu_blocks,
-        block_size=engine.block_size,
-        max_model_len=max_model_len,
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        enable_chunked_prefill=engine.enable_chunked_prefill,
-        max_prefill_tokens_per_step=engine.max_prefill_tokens_per_step,
-        long_prefill_token_threshold=engine.long_prefill_token_threshold,
-        long_prefill_token_threshold_adaptive=engine.long_prefill_token_threshold_adaptive,
-        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
-        watermark=engine.watermark,
-        enable_prefix_caching=engine.enable_prefix_caching,
-        async_scheduling=is_asynchronous(engine),
-        contiguous_kv=engine.kv == "contiguous",
-        static_batching=engine.batching == "static",
-        num_swap_blocks=swap_bytes // block_bytes,
-        sliding_window=memory.sliding_window,
-        pipeline_parallel_size=engine.pipeline_parallel_size,
-        num_speculative_tokens=drafts,
-        num_lookahead_tokens=drafts if has_draft_model else 0,
-        draft_slots=int(has_draft_model),
-        block_bytes=block_bytes,
-    )
-
-
-def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> bool:
-    """Whether the reference takes each step: on demand, or because fast-forward does not know how."""
-    # Conversations whose blocks were swapped out make keys in an order that only single steps keep.
-    swaps_conversations = engine.preemption == "swap" and bool((workload.session != NO_GROUP).any())
-    # Behind a window blocks are given back, so that a request's blocks no longer follow from its tokens alone.
-    return engine.stepping == "reference" or swaps_conversations or outgrows(workload, settings)
+def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
+    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
+    if engine.stepping == "reference" or engine.speculative is not None or outgrows(workload, settings):
+        return True
+    return why_not(settings, _build_policy(engine, workload, seed)) is not None
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -170,43 +135,43 @@ def _build_replica(
     loaded: LoadedScenario,
     index: int,
     gateway: Gateway,
-    settings: SchedulerSettings,
-    cost: StepCost,
+    deployment: Deployment,
     decisions: DecisionLog | None,
-    *,
-    every_step: bool,
-) -> Replica:
-    engine, recorder = loaded.scenario.engine, gateway.recorder
-    policy = _build_policy(engine, gateway.workload, loaded.scenario.seed)
+    sums: DecodeSums | None,
+) -> Replica | FastReplica:
+    engine, recorder, settings = deployment.engine, gateway.recorder, deployment.settings
     wait_ns = round(engine.static_batch_wait_s * 1e9)
-    depth = pipeline_depth(engine)
-    common = (cost, depth, recorder, gateway.on_end, wait_ns, decisions)
+    cost, depth = deployment.cost, deployment.depth
+    common = (cost, depth, recorder, wait_ns, decisions)
+
+    def new_policy() -> Policy:
+        return _build_policy(engine, gateway.workload, loaded.scenario.seed)
+
+    def new_scheduler() -> Scheduler:
+        if engine.speculative is None:
+            return Scheduler(settings, new_policy(), recorder)
+        acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
+        return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
+
     try:
-        if isinstance(cost, LockstepCost):
-            scheduler = Scheduler(settings, policy, recorder)
-            return Rank(gateway.env, index, engine.model, scheduler, cost, depth, recorder, gateway.on_end, decisions)
-        if engine.speculative is not None:
-            # Every step decides something: how many drafts were right.
-            acceptance = Acceptance(engine.speculative.rates, loaded.scenario.seed)
-            drafting = SpeculativeScheduler(settings, policy, acceptance, recorder)
-            return Replica(gateway.env, index, engine.model, drafting, *common)
-        if every_step:
-            return Replica(gateway.env, index, engine.model, Scheduler(settings, policy, recorder), *common)
-        is_pipelined = engine.pipeline_parallel_size > 1
+        if (group_cost := deployment.group_cost) is not None:
+            return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
+        if sums is None:
+            return Replica(gateway.env, index, engine.model, new_scheduler, *common)
         unbounded = replace(settings, sliding_window=None)
-        ahead = AheadScheduler(unbounded, policy, recorder, is_pipelined=is_pipelined)
-        return FastReplica(gateway.env, index, engine.model, ahead, *common, is_watched=gateway.acts_on_ends)
+        of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
+        return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
 
 
-def _group(gateway: Gateway, cost: LockstepCost, engine: EngineConfig) -> None:
-    """Ranks that follow each other in number step together."""
+def _group(gateway: Gateway, cost: GroupCost, deployment: Deployment) -> None:
+    """Make ranks that follow each other in number step together."""
     ranks = [replica for replica in gateway.replicas if isinstance(replica, Rank)]
-    for first in range(0, len(ranks), engine.data_parallel_size):
-        group = ranks[first : first + engine.data_parallel_size]
-        DataParallelGroup(gateway.env, group, cost, pipeline_depth(engine))
+    size = deployment.engine.data_parallel_size
+    for first in range(0, len(ranks), size):
+        DataParallelGroup(gateway.env, ranks[first : first + size], cost, deployment.depth)
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
@@ -240,11 +205,8 @@ def _class_means(workload: RequestTable) -> dict[str, float]:
 
 def _check_nothing_lost(gateway: Gateway) -> None:
     for replica in gateway.replicas:
-        if replica.scheduler.has_requests():
-            left = [request.request_id for request in (*replica.scheduler.running, *replica.scheduler.waiting)]
-            raise SimulationError(f"replica {replica.index} stopped with {len(left)} requests unfinished: {left[:5]}")
-        replica.scheduler.kv.check_empty()
-    missing = len(gateway.workload) - gateway.num_ended
+        replica.check_empty()
+    missing = len(gateway.workload) - gateway.num_ended - gateway.num_unsent
     if missing and gateway.workload.release_until_ns is None:
         raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
 
@@ -256,36 +218,53 @@ def _seen_by_clients(requests: dict[str, IntColumn], overhead_ns: int) -> dict[s
     """
     if not overhead_ns:
         return requests
-    first = requests["first_token_ns"]
-    answered = first >= 0
     shifted = {
-        name: np.where(answered & (requests[name] >= 0), requests[name] + overhead_ns, requests[name])
-        for name in ("first_token_ns", "finish_ns")
+        name: np.where(requests[name] >= 0, requests[name] + overhead_ns, requests[name])
+        for name in ("first_token_ns", "finish_ns", "end_ns")
     }
     return {**requests, **shifted}
 
 
-def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
-    engine, recorder = loaded.scenario.engine, gateway.recorder
+def _reasons_of_cancelled(requests: dict[str, IntColumn], workload: RequestTable) -> dict[int, str]:
+    """Why requests were cancelled, by row: patience that ran out, unless they were cancelled from outside."""
+    found = {}
+    cancelled = np.flatnonzero(requests["status"] == Status.CANCELLED)
+    names = ("row", "class_index", "arrival_ns", "end_ns")
+    for row, class_index, arrival_ns, end_ns in zip(*(requests[n][cancelled].tolist() for n in names), strict=True):
+        patience_ns = workload.classes[class_index].patience_ns
+        ran_out = patience_ns is not None and end_ns - arrival_ns >= patience_ns
+        found[row] = f"its client left after {(end_ns - arrival_ns) / 1e9:g} s" if ran_out else "cancelled"
+    return found
+
+
+def _notes(gateway: Gateway) -> list[str]:
+    """What the reader should know of requests that never were."""
+    if not gateway.num_unsent:
+        return []
+    return [f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"]
+
+
+def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cpu_s: float) -> RunRecord:
+    engine, recorder = deployment.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
-    replicas = gateway.replicas
+    replicas, workload = gateway.replicas, gateway.workload
+    attempts = recorder.attempt_columns()
+    requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
     return RunRecord(
-        workload=gateway.workload,
-        requests=_seen_by_clients(
-            recorder.request_columns(gateway.workload, gateway.max_model_len), gateway.client_overhead_ns
-        ),
+        workload=workload,
+        requests=requests,
         steps=recorder.step_columns(),
         itl_ns=itl_ns,
         itl_weight=itl_weight,
-        reasons=recorder.reject_reasons,
+        reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,
         replica_models=[replica.model for replica in replicas],
-        gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
-        latency={**cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
+        gpus_per_replica=[deployment.gpus for _ in replicas],
+        latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         drafts=recorder.drafts,
         data_parallel_size=engine.data_parallel_size,
-        terms=cost.terms if isinstance(cost, _WITH_TERMS) and cost.kind == "profile" else None,
-        notes=[*loaded.notes, *memory.notes, *gateway.workload.notes],
+        terms=deployment.terms,
+        notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,
     )

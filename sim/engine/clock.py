@@ -39,13 +39,13 @@ class Clock(Environment):
 
 
 class At(Event):
-    """Happens ``delay_ns`` from now, in its ``turn`` of that instant."""
+    """Happens ``delay_ns`` from now, in its ``turn`` of that instant, with a ``value`` for its callbacks."""
 
-    def __init__(self, env: Clock, delay_ns: int, turn: int) -> None:
+    def __init__(self, env: Clock, delay_ns: int, turn: int, value: object = None) -> None:
         # What simpy.Timeout does, with a turn of our own in place of NORMAL.
         self.env = env
         self.callbacks = []
-        self._value = None
+        self._value = value
         self._ok = True
         env.schedule(self, EventPriority(turn), delay_ns)
 

@@ -34,8 +34,10 @@ class Request:
         "base_computed",
         "base_output",
         "blocks",
+        "cancel_ns",
         "class_index",
         "class_name",
+        "computed_spans",
         "content",
         "deadline_ns",
         "ends_at",
@@ -55,7 +57,6 @@ class Request:
         "num_draft_tokens",
         "num_dropped_blocks",
         "num_known_tokens",
-        "num_lost_tokens",
         "num_output_placeholders",
         "num_output_tokens",
         "num_preemptions",
@@ -70,7 +71,9 @@ class Request:
         "priority",
         "private_hits",
         "rank",
+        "replica",
         "request_id",
+        "resumed_at",
         "row",
         "scheduled_ns",
         "session",
@@ -98,6 +101,7 @@ class Request:
         class_name: str = "default",
         class_index: int = 0,
         deadline_ns: int | None = None,
+        cancel_ns: int = NEVER,
         expected_output_tokens: int | None = None,
         session: str | None = None,
         prefix_key: str | None = None,
@@ -113,6 +117,10 @@ class Request:
         self.class_name = class_name
         self.class_index = class_index
         self.deadline_ns = deadline_ns
+        self.cancel_ns = cancel_ns
+        """When its client leaves unless it has its last token by then (after ``arrival_ns``), or NEVER."""
+        self.replica = NEVER
+        """Index of the replica that it was sent to."""
         self.expected_output_tokens = expected_output_tokens
         self.session = session
         self.prefix_key = prefix_key
@@ -163,8 +171,10 @@ class Request:
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self.num_recomputed_tokens = 0
-        self.num_lost_tokens = 0
-        """Computed before the last preemption, and not again yet."""
+        self.computed_spans: tuple[tuple[int, int], ...] = ()
+        """Tokens computed before the last preemption: ranges [first, end), disjoint and in order."""
+        self.resumed_at = 0
+        """Tokens that the last admission after a preemption found in the cache."""
 
     def __repr__(self) -> str:
         return (

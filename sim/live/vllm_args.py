@@ -90,8 +90,9 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
 """Settings that are ``--NAME`` or ``--no-NAME``."""
 SPECIAL = frozenset({"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative"})
 """Settings that become something else, each by its own function."""
-NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s"})
-"""Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused."""
+NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s", "cache_isolation"})
+"""Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused, and
+what its clients decide (``cache_isolation``: the prompts of two tenants have nothing in common)."""
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "preemption": ("recompute", "vLLM's V1 engine preempts by recomputation only"),
@@ -361,7 +362,7 @@ def _policy_environment(
 
 def _class_means(loaded: LoadedScenario) -> dict[str, float]:
     """Mean output of each class of the scenario's workload, as the simulator's predictor has it."""
-    from sim.workload.build import build_workload
+    from sim.workload.build_table import build_workload
 
     told = loaded.scenario
     table = build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)

@@ -81,13 +81,17 @@ class Samples:
 
     def __init__(self, values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
         column = np.asarray(values)
-        order = np.argsort(column, kind="stable")
-        self.values: IntColumn | FloatColumn = column[order]
+        self.values: IntColumn | FloatColumn
         self._last_rank: IntColumn | None = None
         self.weights: IntColumn | None = None
         self.count: int = len(column)
         """Samples, repetitions included."""
-        if weights is not None:
+        self._total: int | float | None = None
+        if weights is None:
+            self.values = np.sort(column)
+        else:
+            order = np.argsort(column, kind="stable")
+            self.values = column[order]
             self.weights = np.asarray(weights, dtype=np.int64)[order]
             self._last_rank = np.cumsum(self.weights)
             self.count = int(self._last_rank[-1]) if len(column) else 0
@@ -111,10 +115,13 @@ class Samples:
 
     def total(self) -> int | float:
         """Sum of the samples; exact for integers, correctly rounded for floats."""
-        if self.values.dtype.kind == "f":
-            return math.fsum(self.values.tolist())
-        column = cast(IntColumn, self.values)
-        return exact_sum(column) if self.weights is None else exact_dot(column, self.weights)
+        if self._total is None:
+            column = cast(IntColumn, self.values)
+            if self.values.dtype.kind == "f":
+                self._total = math.fsum(self.values.tolist())
+            else:
+                self._total = exact_sum(column) if self.weights is None else exact_dot(column, self.weights)
+        return self._total
 
     def mean(self) -> float | None:
         """Arithmetic mean, or None without samples."""
@@ -212,12 +219,19 @@ def good_requests(record: RunRecord, times: RequestTimes, limits: Mapping[str, f
 
 def run_window(record: RunRecord) -> tuple[int, int]:
     """First arrival and last end of any request, in nanoseconds; (0, 0) if nothing arrived."""
-    arrival, finish = record.requests["arrival_ns"], record.requests["finish_ns"]
+    arrival, end = record.requests["arrival_ns"], record.requests["end_ns"]
     arrived = arrival >= 0
     if not arrived.any():
         return 0, 0
     first = int(arrival[arrived].min())
-    return first, max(first, int(finish.max()))
+    return first, max(first, int(end.max()))
+
+
+def busy_window(record: RunRecord) -> tuple[int, int]:
+    """The time in which accelerators can work: as ``run_window``, up to the end of the last step. An engine that
+    schedules ahead computes a step for requests that have ended."""
+    first, last = run_window(record)
+    return first, max(last, int(record.steps["end_ns"].max(initial=last)))
 
 
 @dataclass(frozen=True, slots=True)

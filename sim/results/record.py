@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,10 @@ ROWS_AT_ONCE = 1 << 19
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
-FLUSH_RUNS = 4096
-"""Runs of gaps kept before equal gaps are merged."""
 TRIM_ROWS = 8192
 """Rows of steps or requests kept as Python integers before they are packed."""
-FLUSH_GAPS = 1 << 17
-"""The same for gaps that came one by one."""
+FLUSH_GAPS = 1 << 18
+"""Gaps and weights kept before equal gaps are merged."""
 MERGE_VALUES = 1 << 20
 """Distinct gaps kept in parts before the parts are merged."""
 
@@ -40,29 +38,40 @@ class Status(IntEnum):
     CANCELLED = 4
 
 
-STEP_COLUMNS = (
-    "replica",
-    "scheduled_ns",  # instant of schedule() of the run's first step
-    "start_ns",  # the accelerator starts on the run's first step
-    "end_ns",  # the accelerator ends the run's last step
-    "num_steps",  # steps in this run of identical batches (1 in the reference stepper)
-    "num_running",
-    "num_waiting",
-    "num_prefills",
-    "num_prefill_tokens",
-    "num_decodes",  # per step
-    "decode_context_tokens",  # of the run's first step; it grows by num_decodes each step
-    "prefill_context_tokens",
-    "prefill_attention_pairs",
-    "num_sampled",
-    "gpu_ns",  # accelerator time of the whole run
-    "host_ns",  # host time of the whole run
-    "free_blocks",  # right after scheduling the run's last step
-    "num_preempted",
-    "num_seats",  # seats held per step: running requests, finished ones kept by static batching included
-    "last_scheduled_ns",  # instant of schedule() of the run's last step
-    "free_block_ns",  # free blocks times nanoseconds, summed from scheduled_ns to last_scheduled_ns
+class StepRow(NamedTuple):
+    """A step, or a run of identical steps, of one replica. It is written down when it has ended."""
+
+    replica: int
+    scheduled_ns: int  # instant of schedule() of the run's first step
+    start_ns: int  # the accelerator starts on the run's first step
+    end_ns: int  # the accelerator ends the run's last step
+    num_steps: int  # steps in this run of identical batches (1 in the reference stepper)
+    num_running: int
+    num_waiting: int
+    num_prefills: int
+    num_prefill_tokens: int
+    num_decodes: int  # per step
+    decode_context_tokens: int  # of the run's first step; it grows by num_decodes each step
+    prefill_context_tokens: int
+    prefill_attention_pairs: int
+    num_sampled: int
+    gpu_ns: int  # accelerator time of the whole run
+    host_ns: int  # host time of the whole run
+    free_blocks: int  # right after scheduling the run's last step
+    num_preempted: int
+    num_seats: int  # seats held per step: running requests, finished ones kept by static batching included
+    last_scheduled_ns: int  # instant of schedule() of the run's last step
+    free_block_ns: int  # free blocks times nanoseconds, summed from scheduled_ns to last_scheduled_ns
+    further: tuple[int, ...] = ()  # of the ``..._COLUMNS`` below, as the run has them
+
+
+STEP_COLUMNS = StepRow._fields[:-1]
+
+DECODE_COLUMNS = (
+    *("replica", "scheduled_ns", "start_ns", "end_ns", "num_steps", "num_running", "num_waiting", "num_decodes"),
+    *("decode_context_tokens", "gpu_ns", "host_ns", "free_blocks", "last_scheduled_ns", "free_block_ns"),
 )
+"""What is known of a run of steps in which requests decode and nothing else happens; ``STEP_COLUMNS`` follow."""
 
 DRAFT_COLUMNS = (
     "num_draft_tokens",  # verified in the step
@@ -79,45 +88,46 @@ GROUP_COLUMNS = (
 )
 """Further columns of steps where ranks step together (an MoE model under data parallelism)."""
 
+
+class AttemptRow(NamedTuple):
+    """One try of a request on one replica. It is written down when it ends, in whatever way."""
+
+    row: int  # position in the workload
+    attempt: int  # 1 for the first try
+    status: int  # Status
+    replica: int  # NOT_YET where none was chosen
+    arrival_ns: int  # at the replica
+    scheduled_ns: int  # first scheduled
+    first_token_ns: int
+    finish_ns: int  # the last token; NOT_YET unless completed
+    end_ns: int  # when it left the replica, in whatever way; NOT_YET where it was refused
+    output_tokens: int  # generated
+    num_preemptions: int
+    num_cached_tokens: int  # prompt tokens found in the prefix cache when first scheduled
+    num_recomputed_tokens: int  # tokens computed again after preemptions (the recompute tax)
+
+
+ATTEMPT_COLUMNS = AttemptRow._fields
+
 REQUEST_COLUMNS = (
     "row",  # position in the workload
-    "status",  # Status
-    "replica",  # NOT_YET where none was chosen
-    "arrival_ns",
-    "scheduled_ns",  # first scheduled
+    "status",  # of the last attempt, as everything that is not said to be otherwise
+    "replica",
+    "arrival_ns",  # of the first attempt
+    "scheduled_ns",
     "first_token_ns",
     "finish_ns",
-    "output_tokens",  # generated
-    "num_preemptions",
-    "num_cached_tokens",  # prompt tokens found in the prefix cache when first scheduled
-    "num_recomputed_tokens",  # tokens computed again after preemptions (the recompute tax)
+    "output_tokens",
+    "num_preemptions",  # over all attempts
+    "num_cached_tokens",
+    "num_recomputed_tokens",  # over all attempts
     "priority",
     "class_index",
     "input_tokens",
+    "end_ns",
+    "attempts",  # how many there were
 )
-
-
-STEADY_STEP_COLUMNS = (
-    "replica",
-    "scheduled_ns",
-    "start_ns",
-    "gpu_ns",
-    "num_steps",
-    "num_running",
-    "num_prefills",
-    "num_prefill_tokens",
-    "prefill_attention_pairs",
-    "num_decodes",
-    "decode_context_tokens",
-    "host_ns",
-    "free_blocks",
-    "last_scheduled_ns",
-    "free_block_ns",
-)
-"""What is known of steps without waiting, preemption or gaps on the accelerator; ``STEP_COLUMNS`` follow from it."""
-
-STEADY_REQUEST_COLUMNS = ("row", "replica", "scheduled_ns", "first_token_ns", "finish_ns")
-"""What is known of a completed request, never preempted, that found nothing cached; the rest is the workload's."""
+"""A request follows from its attempts and the workload."""
 
 
 class ColumnWriter:
@@ -189,50 +199,44 @@ class Recorder:
         self.drafts: DraftCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
-        self.requests = ColumnWriter(REQUEST_COLUMNS)
-        self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
-        self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
-        self._steady_starts: list[tuple[int, int]] = []
-        self._itl_ns = array("q")
-        self._itl_weight = array("q")
-        self._runs: list[IntColumn] = []
-        self._run_weights: list[int] = []
+        self.decodes = ColumnWriter(DECODE_COLUMNS)
+        self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
+        self._gaps: list[int] = []
+        """Gaps between tokens that are not merged yet, each followed by its weight."""
+        self.add_gap = self._gaps.extend
+        """``itl`` for a pair of gap and weight, where a call more counts."""
         self._merged: list[tuple[IntColumn, IntColumn]] = []
-        self.reject_reasons: dict[int, str] = {}
+        self.reasons: dict[int, str] = {}
+        """Why a request that was not completed was not, by row."""
 
     def trim(self) -> None:
         """To be called now and then: keeps a long run small."""
-        for writer in (self.steps, self.requests, self.steady_steps, self.steady_requests):
-            writer.trim()
+        self.steps.trim()
+        self.decodes.trim()
+        self.attempts.trim()
+        if len(self._gaps) >= FLUSH_GAPS:
+            self._flush_gaps()
+
+    def step(self, row: StepRow) -> None:
+        """A step has ended. Those of one replica come in the order in which they were scheduled."""
+        *columns, further = row
+        self.steps.append((*columns, *further))
 
     def itl(self, gap_ns: int, weight: int) -> None:
         """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
-        self._itl_ns.append(gap_ns)
-        self._itl_weight.append(weight)
-        if len(self._itl_ns) >= FLUSH_GAPS:
-            self._flush_runs()
-
-    def itl_many(self, gaps_ns: IntColumn, weight: int) -> None:
-        """Each of ``gaps_ns``, ``weight`` times. The array is kept until the next flush: do not change it."""
-        self._runs.append(gaps_ns)
-        self._run_weights.append(weight)
-        if len(self._runs) >= FLUSH_RUNS:
-            self._flush_runs()
+        self._gaps.extend((gap_ns, weight))
 
     def itl_weighted(self, gaps_ns: IntColumn, weights: IntColumn) -> None:
         """Distinct gaps, each with its own weight. The arrays are kept."""
         self._merged.append((gaps_ns, weights))
 
-    def _flush_runs(self) -> None:
+    def _flush_gaps(self) -> None:
         """Equal gaps become one: the same batch takes the same time wherever and whenever it runs."""
-        if not self._runs and not self._itl_ns:
+        if not self._gaps:
             return
-        lengths = [len(run) for run in self._runs]
-        gaps = np.concatenate([*self._runs, np.array(self._itl_ns, dtype=np.int64)])
-        repeated = np.repeat(np.array(self._run_weights, dtype=np.int64), lengths)
-        self._merged.append(merge_weights(gaps, np.concatenate([repeated, np.array(self._itl_weight, dtype=np.int64)])))
-        self._runs, self._run_weights = [], []
-        self._itl_ns, self._itl_weight = array("q"), array("q")
+        pairs = np.array(self._gaps, dtype=np.int64).reshape(-1, 2)
+        self._gaps.clear()
+        self._merged.append(merge_weights(pairs[:, 0], pairs[:, 1]))
         if sum(len(values) for values, _ in self._merged) > MERGE_VALUES:
             self._merged = [self._merge()]
 
@@ -244,70 +248,64 @@ class Recorder:
 
     def itl_columns(self) -> tuple[IntColumn, IntColumn]:
         """Every distinct gap so far, ascending, and how often it came."""
-        self._flush_runs()
+        self._flush_gaps()
         return self._merge()
 
-    # --- rows of both kinds ------------------------------------------------------------------
-
-    def start_steady(self) -> None:
-        """Rows of ``steady_steps`` from now on come after the rows of ``steps`` so far, and before later ones."""
-        self._steady_starts.append((len(self.steps), len(self.steady_steps)))
-
     def step_columns(self) -> dict[str, IntColumn]:
-        """All steps, those of one replica in order; once, at the end."""
-        steady = _all_step_columns(self.steady_steps.take_columns())
-        others = self.steps.take_columns()
-        num_steady, num_others = len(steady["replica"]), len(others["replica"])
-        if not num_others:
-            return steady
-        if not num_steady:
-            return others
-        before, starts = (np.array(column) for column in zip(*self._steady_starts, strict=True))
-        place = np.concatenate([np.repeat(before, np.diff(starts, append=num_steady)), np.arange(num_others)])
-        order = np.argsort(place, kind="stable")
-        return {name: np.concatenate([steady[name], others[name]])[order] for name in STEP_COLUMNS}
+        """All steps by (instant, replica); once, at the end."""
+        steps, decodes = self.steps.take_columns(), self.decodes.take_columns()
+        if len(decodes["replica"]):
+            nothing = np.broadcast_to(np.int64(0), len(decodes["replica"]))
+            every = {**decodes, "num_sampled": decodes["num_decodes"], "num_seats": decodes["num_running"]}
+            steps = {name: np.concatenate([every.get(name, nothing), steps[name]]) for name in steps}
+        return _in_order_of_scheduling(steps)
 
-    def request_columns(self, workload: RequestTable, max_model_len: int) -> dict[str, IntColumn]:
-        """All requests that ended, by row; once, at the end."""
-        steady, others = self.steady_requests.take_columns(), self.requests.take_columns()
-        row = steady["row"]
-        input_tokens = workload.input_tokens[row]
-        most = np.minimum(workload.max_tokens[row], max_model_len - input_tokens)
-        nothing = np.broadcast_to(np.int64(0), len(row))
-        all_steady = {
-            **steady,
-            "status": np.broadcast_to(np.int64(Status.COMPLETED), len(row)),
-            "arrival_ns": np.maximum.accumulate(workload.arrival_ns)[row],
-            "output_tokens": np.minimum(workload.output_tokens[row], most),
-            "num_preemptions": nothing,
-            "num_cached_tokens": nothing,
-            "num_recomputed_tokens": nothing,
-            "priority": workload.priority[row],
-            "class_index": workload.class_index[row],
-            "input_tokens": input_tokens,
-        }
-        order = np.argsort(np.concatenate([row, others["row"]]), kind="stable")
-        return {name: np.concatenate([all_steady[name], others[name]])[order] for name in REQUEST_COLUMNS}
+    def attempt_columns(self) -> dict[str, IntColumn]:
+        """All attempts that ended, those of one request in order; once, at the end."""
+        columns = self.attempts.take_columns()
+        order = np.lexsort((columns["attempt"], columns["row"]))
+        return {name: column[order] for name, column in columns.items()}
 
-    def reject(self, row: tuple[int, ...], reason: str) -> None:
-        """A request that ends without running; ``row`` as for ``requests``."""
-        self.requests.append(row)
-        self.reject_reasons[row[0]] = reason
+    def end(self, attempt: AttemptRow, reason: str | None = None) -> None:
+        """An attempt has ended; ``reason`` is why it was not completed."""
+        self.attempts.append(attempt)
+        if reason is not None:
+            self.reasons[attempt.row] = reason
 
 
-def _all_step_columns(known: dict[str, IntColumn]) -> dict[str, IntColumn]:
-    """``STEP_COLUMNS`` from ``STEADY_STEP_COLUMNS``."""
-    nothing = np.broadcast_to(np.int64(0), len(known["replica"]))
-    every = {
-        **known,
-        "end_ns": known["start_ns"] + known["gpu_ns"],
-        "num_waiting": nothing,
-        "prefill_context_tokens": known["num_prefill_tokens"],
-        "num_sampled": known["num_prefills"] + known["num_decodes"],
-        "num_preempted": nothing,
-        "num_seats": known["num_running"],
+def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> dict[str, IntColumn]:
+    """``REQUEST_COLUMNS`` of all requests with an attempt, by row; ``attempts`` as from ``attempt_columns``."""
+    row = attempts["row"]
+    first = np.flatnonzero(np.append(True, row[1:] != row[:-1])) if len(row) else row
+    last = np.append(first[1:], len(row))[: len(first)] - 1
+    of_last = {name: attempts[name][last] for name in ATTEMPT_COLUMNS}
+    chosen = of_last["row"]
+    summed = ("num_preemptions", "num_recomputed_tokens")
+    columns = {
+        **of_last,
+        **{name: np.add.reduceat(attempts[name], first) if len(first) else first for name in summed},
+        "arrival_ns": attempts["arrival_ns"][first],
+        "priority": workload.priority[chosen],
+        "class_index": workload.class_index[chosen],
+        "input_tokens": workload.input_tokens[chosen],
+        "attempts": last - first + 1,
     }
-    return {name: every[name] for name in STEP_COLUMNS}
+    return {name: columns[name] for name in REQUEST_COLUMNS}
+
+
+def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
+    """Rows by (instant, replica), those of one replica as it took them."""
+    scheduled_ns = steps["scheduled_ns"]
+    if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
+        return steps
+    order = np.argsort(scheduled_ns, kind="stable")
+    is_tied = np.append(False, np.diff(scheduled_ns[order]) == 0)
+    tied = np.flatnonzero(is_tied | np.append(is_tied[1:], False))
+    rows = order[tied]
+    # At one instant, a replica whose host takes no time forms several batches; the last one may compute nothing.
+    is_empty = steps["gpu_ns"][rows] == 0
+    order[tied] = rows[np.lexsort((steps["end_ns"][rows], is_empty, steps["replica"][rows], scheduled_ns[rows]))]
+    return {name: column[order] for name, column in steps.items()}
 
 
 def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
@@ -327,6 +325,7 @@ class RunRecord:
 
     workload: RequestTable
     requests: dict[str, IntColumn]
+    """``REQUEST_COLUMNS``."""
     steps: dict[str, IntColumn]
     itl_ns: IntColumn
     itl_weight: IntColumn

@@ -22,6 +22,7 @@ from sim.results.metrics import (
     RowsByReplica,
     Samples,
     arrival_rate,
+    busy_window,
     exact_dot,
     exact_sum,
     good_requests,
@@ -34,8 +35,8 @@ from sim.results.verdicts import (
     class_verdicts,
     kv_use,
     replicas_section,
+    request_counts,
     slo_section,
-    status_counts,
     tenants_section,
 )
 
@@ -52,7 +53,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     good = good_requests(record, times, context.slo)
     classes, notes = class_verdicts(record, times, samples["itl"])
     slo = slo_section(record, context.slo, samples, classes)
-    counts = status_counts(record.requests["status"])
+    counts = request_counts(record)
     if slo is not None and counts["completed"] < counts["submitted"]:
         left = counts["submitted"] - counts["completed"]
         notes.append(f"SLO percentiles are over completed requests; {left} that did not complete are not in them")
@@ -64,12 +65,12 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["queue"] = _queue(record, samples["queue"], window)
     summary["kv"] = _kv(record, use)
     summary["preemptions"] = _preemptions(record)
-    summary["utilization"] = _utilization(record, context, window)
+    summary["utilization"] = _utilization(record, context, busy_window(record))
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
-    summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
-    summary["replicas"] = replicas_section(record, step_rows, use, window)
+    summary["tenants"] = tenants_section(record, times, samples, good, duration_s, classes)
+    summary["replicas"] = replicas_section(record, step_rows, use)
     summary["run"] = _run(record, context, notes)
     return summary
 
@@ -120,10 +121,10 @@ def _headline(
 
 def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[str, Any]:
     columns = record.requests
-    arrival, scheduled, finish = columns["arrival_ns"], columns["scheduled_ns"], columns["finish_ns"]
-    present = (arrival >= 0) & (finish >= arrival)
-    left_queue = np.where(scheduled >= 0, scheduled, finish)
-    system = Presence.of(arrival[present], finish[present], window)
+    arrival, scheduled, end = columns["arrival_ns"], columns["scheduled_ns"], columns["end_ns"]
+    present = (arrival >= 0) & (end >= arrival)
+    left_queue = np.where(scheduled >= 0, scheduled, end)
+    system = Presence.of(arrival[present], end[present], window)
     waiting = Presence.of(arrival[present], left_queue[present], window)
     section: dict[str, Any] = {f"{name}_queue_ms": value for name, value in queue.statistics().items()}
     section["max_queue_ms"] = int(queue.values[-1]) / NS_PER_MS if queue.count else None
@@ -266,10 +267,10 @@ def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str
 
 
 def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, Any]:
-    from sim import __version__
+    from sim.version import __version__
 
     steps = record.steps
-    last_ns = max(run_window(record)[1], int(steps["end_ns"].max(initial=0)))
+    last_ns = busy_window(record)[1]
     return {
         "scenario": context.name,
         "seed": context.seed,

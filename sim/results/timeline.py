@@ -63,7 +63,8 @@ def write_trace(path: Path, record: RunRecord) -> None:
     document: dict[str, Any] = {"traceEvents": events, "displayTimeUnit": "ms"}
     if note:
         document["otherData"] = {"left_out": note}
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    # Events hold nothing but numbers and text, so that no circle has to be looked for.
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False)
     with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=5) as out:
         out.write(text.encode())
 
@@ -191,14 +192,14 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
     order = sorted(range(len(rows)), key=lambda i: (columns["arrival_ns"][i], columns["row"][i]))
     for i in order:
         replica = max(columns["replica"][i], 0)
-        arrival, finish = columns["arrival_ns"][i], columns["finish_ns"][i]
-        if finish < arrival:
+        arrival, end = columns["arrival_ns"][i], columns["end_ns"][i]
+        if end < arrival:
             continue
         free, busy = lanes.setdefault(replica, []), ends.setdefault(replica, [])
         while busy and busy[0][0] <= arrival:
             heapq.heappush(free, heapq.heappop(busy)[1])
         lane = heapq.heappop(free) if free else len(busy) + 1
-        heapq.heappush(busy, (finish, lane))
+        heapq.heappush(busy, (end, lane))
         place = {"pid": REQUESTS_PID + replica, "tid": lane}
         names = ("input_tokens", "output_tokens", "num_cached_tokens", "num_preemptions", "num_recomputed_tokens")
         args = {name: columns[name][i] for name in names}
@@ -209,17 +210,17 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
             "cat": "request",
             **place,
             "ts": _us(arrival),
-            "dur": _us(finish - arrival),
+            "dur": _us(end - arrival),
             "args": args,
         }
-        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, finish, place)
+        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, end, place)
 
 
-def _phases(scheduled: int, first_token: int, arrival: int, finish: int, place: dict[str, int]) -> Iterator[Event]:
-    instants = [arrival, scheduled if scheduled >= 0 else finish, first_token if first_token >= 0 else finish, finish]
-    for name, start, end in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
-        if end > start:
-            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(end - start)}
+def _phases(scheduled: int, first_token: int, arrival: int, end: int, place: dict[str, int]) -> Iterator[Event]:
+    instants = [arrival, scheduled if scheduled >= 0 else end, first_token if first_token >= 0 else end, end]
+    for name, start, stop in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
+        if stop > start:
+            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
 
 
 def _counters(record: RunRecord) -> Iterator[Event]:

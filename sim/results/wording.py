@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sim.results.record import Status
+
 
 def nice_number(value: float) -> str:
     """Three significant digits, thousands separated, no exponent; whole from 100 on."""
@@ -56,5 +58,6 @@ def _origin(latency: dict[str, Any]) -> str:
 
 def endings(counts: dict[str, int]) -> str:
     """The requests that did not complete, by how they ended: ``3 rejected, 1 timed out``."""
-    others = [(kind, n) for kind, n in counts.items() if kind not in ("submitted", "completed") and n]
+    kinds = [each.name.lower() for each in Status if each is not Status.COMPLETED]
+    others = [(kind, n) for kind in kinds if (n := counts.get(kind))]
     return ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in others)

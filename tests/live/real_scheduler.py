@@ -260,9 +260,17 @@ class RealScheduler:
                 pooling_params=None,
                 arrival_time=float(request.arrival_step),
                 priority=request.priority,
+                cache_salt=request.tenant if self.settings.has_salts else None,
                 block_hasher=hasher,
             )
         )
+
+    def abort(self, request_id: str) -> tuple[str, ...]:
+        """A client leaves; its request's id, unless the request has ended already."""
+        from vllm.v1.request import RequestStatus
+
+        ended = self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        return tuple(request.request_id for request in ended)
 
     def schedule(self, step: int) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
         """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
@@ -328,6 +336,10 @@ def drive(case: Case, scheduler: Any) -> Replay:
     """
     replay = Replay()
     waiting = deque(case.requests)
+    leaving: dict[tuple[int, bool], list[str]] = {}
+    for request in case.requests:
+        if request.abort_step is not None:
+            leaving.setdefault((request.abort_step, request.aborts_in_flight), []).append(request.request_id)
     finished: tuple[str, ...] = ()
     step = 0
     while (waiting or not scheduler.is_idle) and len(replay.records) < MAX_RECORDS:
@@ -335,9 +347,14 @@ def drive(case: Case, scheduler: Any) -> Replay:
             step = max(step, waiting[0].arrival_step)
         while waiting and waiting[0].arrival_step <= step:
             scheduler.add_request(waiting.popleft())
+        for request_id in leaving.pop((step, False), ()):
+            finished += scheduler.abort(request_id)
         scheduled, preempted = scheduler.schedule(step)
         replay.records.append(StepRecord(step, scheduled, preempted, finished, scheduler.free_blocks))
-        finished = scheduler.settle(was_empty=not scheduled)
+        finished = ()
+        for request_id in leaving.pop((step, True), ()):
+            finished += scheduler.abort(request_id)
+        finished += scheduler.settle(was_empty=not scheduled)
         step += 1
     replay.last_finished = finished
     replay.has_ended = not waiting and scheduler.is_idle

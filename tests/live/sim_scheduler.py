@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from real_scheduler import NS_PER_STEP, drive
 from traces import Case, CaseRequest, CaseSettings, Replay
@@ -12,7 +12,7 @@ from policies.fcfs import Fcfs
 from policies.priority import Priority
 from sim.engine.reference.batch import Batch, SchedulerSettings
 from sim.engine.reference.scheduler import Scheduler
-from sim.engine.request import Content, Request
+from sim.engine.request import Content, Request, State
 
 
 def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
@@ -44,8 +44,10 @@ class SimScheduler:
             policy = Fcfs() if case.settings.policy == "fcfs" else Priority()
         self.scheduler = Scheduler(scheduler_settings(case.settings), policy)
         self._in_flight: deque[Batch] = deque()
+        self.aborted_in: Counter[str] = Counter()
+        """How many requests were aborted in which state."""
         self._content_ids: dict[object, int] = {}
-        self._num_added = 0
+        self._requests: dict[str, Request] = {}
         self._step = 0
 
     @property
@@ -60,8 +62,7 @@ class SimScheduler:
 
     def add_request(self, request: CaseRequest) -> None:
         """A request joins the waiting queue."""
-        row = self._num_added
-        self._num_added += 1
+        row = len(self._requests)
         arrival_ns = request.arrival_step * NS_PER_STEP
         mine = Request(
             row=row,
@@ -83,7 +84,23 @@ class SimScheduler:
         refusal = self.scheduler.why_never(mine)
         if refusal is not None:
             raise ValueError(f"{request}: the simulator refuses what vLLM runs: {refusal}")
+        self._requests[request.request_id] = mine
         self.scheduler.add_request(mine, arrival_ns)
+
+    def abort(self, request_id: str) -> tuple[str, ...]:
+        """A client leaves; its request's id, unless the request has ended already."""
+        request = self._requests[request_id]
+        if request.state is State.FINISHED:
+            return ()
+        self.aborted_in[self._state_of(request)] += 1
+        self.scheduler.abort(request, self._step * NS_PER_STEP)
+        return (request_id,)
+
+    def _state_of(self, request: Request) -> str:
+        if request.num_stale_batches:
+            return "preempted, with output in flight"
+        is_in_flight = any(request in batch.scheduled for batch in self._in_flight)
+        return request.state.name.lower() + (", in flight" if is_in_flight else "")
 
     def schedule(self, step: int) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
         """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
@@ -103,10 +120,11 @@ class SimScheduler:
 
     def _content(self, request: CaseRequest, row: int) -> Content:
         """A segment's id stands for it and all before it, as the simulator wants them."""
+        salt = request.tenant if self.settings.has_salts else ""
         if request.session is not None:
-            return Content(self._content_id(("session", request.session)))
+            return Content(self._content_id((salt, "session", request.session)))
         segments = tuple(
-            (self._content_id((*request.segments[:place], content_id)), end)
+            (self._content_id((salt, *request.segments[:place], content_id)), end)
             for place, (content_id, end) in enumerate(request.segments)
         )
         return Content(self._content_id(("own", row)), segments)

@@ -33,6 +33,8 @@ class CaseSettings:
     """Drafts come from a draft model, else from n-grams."""
     sliding_window: int | None = None
     """Tokens that all layers look back on; None = full attention."""
+    has_salts: bool = False
+    """Each tenant's requests have a cache salt of their own."""
 
     @property
     def depth(self) -> int:
@@ -65,6 +67,10 @@ class CaseRequest:
     expected_output_tokens: int | None = None
     deadline_steps: int | None = None
     """Steps after arrival by which it should have ended."""
+    abort_step: int | None = None
+    """The step in which its client leaves, once it has arrived; None = it stays."""
+    aborts_in_flight: bool = False
+    """It leaves while the batch of that step is in flight, else just before the batch is formed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,3 +299,53 @@ def draw_case(group: str, policy: Policy, async_scheduling: bool, seed: int) -> 
     requests = _draw_requests(rng, group, settings, count)
     settings = replace(settings, num_gpu_blocks=_draw_pool(rng, group, settings, requests))
     return Case(group=group, seed=seed, settings=settings, requests=tuple(requests))
+
+
+def with_aborts(case: Case) -> Case:
+    """The case with clients that leave: some or most, soon or late, before a step is formed or while it runs."""
+    rng = random.Random(f"aborts/{case.name}")
+    share = rng.choice([0.2, 0.5, 0.9])
+    patience = rng.choice([3, 12, 40])
+
+    def perhaps(request: CaseRequest) -> CaseRequest:
+        if rng.random() >= share:
+            return request
+        step = request.arrival_step + rng.randrange(patience)
+        return replace(request, abort_step=step, aborts_in_flight=rng.random() < 0.5)
+
+    return replace(case, requests=tuple(perhaps(request) for request in case.requests))
+
+
+def with_children(case: Case) -> Case:
+    """The case with several outputs of some prompts: one request each, arriving together (vLLM's child requests)."""
+    rng = random.Random(f"children/{case.name}")
+    usable = case.settings.usable_blocks * case.settings.block_size
+    requests: list[CaseRequest] = []
+    for number, request in enumerate(case.requests):
+        segments = request.segments
+        if not segments or segments[-1][1] < request.prompt_tokens:
+            segments = (*segments, (1000 + number, request.prompt_tokens))
+        for child in range(rng.choice([1, 2, 4, 7])):
+            longest = min(case.settings.max_model_len, usable) - request.prompt_tokens
+            output = rng.randint(1, max(1, min(request.max_tokens, longest)))
+            requests.append(
+                replace(
+                    request,
+                    request_id=f"{child}_{request.request_id}",
+                    output_tokens=output,
+                    segments=segments,
+                    session=None,
+                )
+            )
+    return replace(case, requests=tuple(requests))
+
+
+def with_salts(case: Case) -> Case:
+    """The case with tenants that do not find each other's blocks."""
+    rng = random.Random(f"salts/{case.name}")
+    tenants = ("acme", "globex", "initech")[: rng.choice([1, 2, 3])]
+    return replace(
+        case,
+        settings=replace(case.settings, has_salts=True),
+        requests=tuple(replace(request, tenant=rng.choice(tenants)) for request in case.requests),
+    )

@@ -80,9 +80,10 @@ def make_record(class_slos: list[dict[str, float] | None] | None = None) -> RunR
         (2, 1, NOT_YET, 30, NOT_YET, NOT_YET, 30, 0, 0, 0, 0, 0, 0, 9000),
         (3, 0, 0, 100, 100, 120, 140, 3, 0, 32, 0, 0, 0, 64),
     ]
-    requests = {name: _column([row[i] for row in rows]) for i, name in enumerate(REQUEST_COLUMNS)}
+    requests = {name: _column([row[i] for row in rows]) for i, name in enumerate(REQUEST_COLUMNS[:14])}
     for name in ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns"):
         requests[name] = np.where(requests[name] >= 0, requests[name] * MS, NOT_YET)
+    requests |= {"end_ns": requests["finish_ns"], "attempts": np.ones(len(rows), dtype=np.int64)}
     # replica, scheduled, start, end, steps, running, waiting, prefills, prefill tokens, decodes, decode context,
     # prefill context, pairs, sampled, gpu, host, free, preempted, seats, last scheduled, free blocks x time up to it
     step_rows = [
@@ -124,7 +125,9 @@ def random_record(seed: int, num_requests: int = 40, replicas: int = 2) -> RunRe
         "priority": np.zeros(n, dtype=np.int64),
         "class_index": rng.integers(0, 2, n),
         "input_tokens": rng.integers(10, 2000, n),
+        "attempts": np.ones(n, dtype=np.int64),
     }
+    requests["end_ns"] = requests["finish_ns"]
     per_replica = n * 5
     columns = []
     for replica in range(replicas):

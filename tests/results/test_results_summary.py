@@ -103,6 +103,7 @@ def test_counts_add_up() -> None:
     record = random_record(1)
     record.requests["status"] = np.arange(40) % len(Status)
     counts = build_summary(record, RunContext())["counts"]
+    assert counts.pop("attempts") == 40
     assert counts.pop("submitted") == 40 == sum(counts.values())
     assert set(counts) == {"completed", "rejected", "timed_out", "failed", "cancelled"}
 

@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from simpy import Event
+from simpy import Event, Interrupt
 
 from sim.engine.clock import At, Bell, Clock, Turn
 from sim.engine.decisions import DecisionLog
+from sim.engine.door import OnEnd
 from sim.engine.reference.batch import Batch
 from sim.engine.reference.scheduler import Scheduler
-from sim.engine.request import NEVER, Request
+from sim.engine.request import NEVER, Request, State
 from sim.errors import SimulationError
 from sim.latency.base import StepCost
-from sim.results.record import Recorder, Status
+from sim.results.record import AttemptRow, Recorder, Status, StepRow
 
 MAX_FRUITLESS_STEPS = 50_000
 """Steps in a row in which no request gets a token before the engine counts as stuck. vLLM itself can get
@@ -28,39 +29,42 @@ there: with ``scheduler_reserve_full_isl`` off, requests of equal priority can p
 
 
 class Replica:
-    """One model copy. Satisfies ``policies.base.ReplicaView``."""
+    """One model copy. Satisfies ``sim.engine.door.Door``, where its operations are described."""
 
     def __init__(
         self,
         env: Clock,
         index: int,
         model: str,
-        scheduler: Scheduler,
+        new_scheduler: Callable[[], Scheduler],
         cost: StepCost,
         depth: int,
         recorder: Recorder,
-        on_end: Callable[[Request], None],
         static_batch_wait_ns: int = 0,
         decisions: DecisionLog | None = None,
     ) -> None:
+        """``new_scheduler`` makes the scheduler, with a cache and a policy of its own: now and after each crash."""
         self.env = env
         self.index = index
         self.model = model
-        self.scheduler = scheduler
+        self.scheduler = new_scheduler()
         self.cost = cost
         self.depth = depth
         self.recorder = recorder
-        self.on_end = on_end
         self.static_batch_wait_ns = static_batch_wait_ns
         self.decisions = decisions
-        self.num_gpu_blocks = scheduler.kv.num_usable_blocks
+        self.num_gpu_blocks = self.scheduler.kv.num_usable_blocks
         self.num_steps = 0
+        self._new_scheduler = new_scheduler
+        self._on_end: OnEnd | None = None
+        self._is_draining = False
         self._in_flight: deque[tuple[Batch, int]] = deque()
+        self._unended: deque[StepRow] = deque()
+        """Steps that have been formed and have not ended, in order."""
         self._stage_free_ns = [0] * cost.pipeline_stages
         self._host_free_ns = 0
         self._num_fruitless_steps = 0
         self._bell: Bell | None = None
-        self._further_columns: tuple[int, ...] = ()
         self._start()
 
     # --- what a router sees ------------------------------------------------------------------
@@ -85,54 +89,154 @@ class Replica:
         """Tokens still to compute, over all its requests."""
         return self.scheduler.outstanding_tokens
 
-    # --- the process -------------------------------------------------------------------------
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no new requests."""
+        return self._is_draining
 
-    def _start(self) -> None:
-        self.env.process(self._run())
+    def why_never(self, request: Request) -> str | None:
+        """Why ``request`` can never run to its end here, or None."""
+        return self.scheduler.why_never(request)
+
+    # --- what the outside does ---------------------------------------------------------------
+
+    def watch(self, on_end: OnEnd | None) -> None:
+        """Call ``on_end`` for every attempt that ends from now on."""
+        self._on_end = on_end
 
     def submit(self, request: Request) -> None:
         """A request arrives here, now."""
+        self._take_in(request)
         self.scheduler.add_request(request, self.env.now)
+        if request.cancel_ns != NEVER:
+            leaves = At(self.env, request.cancel_ns - self.env.now, Turn.TIMEOUT + request.row)
+            leaves.callbacks.append(lambda _: self.cancel(request, Status.CANCELLED))
+        self._ring()
+
+    def _take_in(self, request: Request) -> None:
+        if self._is_draining:
+            raise SimulationError(f"replica {self.index} drains, and request {request.request_id} was sent to it")
+        request.replica = self.index
+
+    def cancel(self, request: Request, status: Status) -> None:
+        """A request leaves, now."""
+        if request.state is State.FINISHED:
+            return
+        self.scheduler.abort(request, self.env.now)
+        self._end(request, status)
+        self._ring()
+
+    def crash(self) -> list[Request]:
+        """Everything here is lost, now."""
+        lost = self._lose_all()
+        self._process.interrupt()
+        return lost
+
+    def _lose_all(self) -> list[Request]:
+        """Start anew, but for the process."""
+        now_ns, scheduler = self.env.now, self.scheduler
+        lost = sorted((*scheduler.running, *scheduler.waiting), key=lambda request: request.row)
+        for request in lost:
+            scheduler.lose(request)
+        self._write_ended(now_ns)
+        self._unended.clear()
+        self._in_flight.clear()
+        self._stage_free_ns = [now_ns] * len(self._stage_free_ns)
+        self._host_free_ns = now_ns
+        self._num_fruitless_steps = 0
+        self._bell = None
+        self.scheduler = self._new_scheduler()
+        return lost
+
+    def drain(self) -> None:
+        """No new requests from now on."""
+        self._is_draining = True
+
+    def undrain(self) -> None:
+        """New requests again."""
+        self._is_draining = False
+
+    def set_cost(self, cost: StepCost) -> None:
+        """Steps formed from now on cost this."""
+        if cost.pipeline_stages != self.cost.pipeline_stages:
+            raise ValueError(f"{cost.pipeline_stages} stages in place of {self.cost.pipeline_stages}")
+        self.cost = cost
+
+    def finish(self) -> None:
+        """Nothing comes any more: all that is here has happened by SimPy's events."""
+
+    def check_empty(self) -> None:
+        """Raise SimulationError where a request or a KV block is left."""
+        scheduler = self.scheduler
+        if scheduler.has_requests():
+            left = [request.request_id for request in (*scheduler.running, *scheduler.waiting)]
+            raise SimulationError(f"replica {self.index} stopped with {len(left)} requests unfinished: {left[:5]}")
+        scheduler.kv.check_empty()
+
+    # --- the process -------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._process = self.env.process(self._run())
+
+    def _ring(self) -> None:
+        """What was planned may be different now."""
         if self._bell is not None:
             self._bell.ring()
 
-    def finish(self) -> None:
-        """No more requests arrive: run to the end of what is here (where no events of SimPy do)."""
-
     def _run(self) -> Generator[Event, Any, None]:
-        env, scheduler = self.env, self.scheduler
         while True:
+            try:
+                yield from self._serve()
+            except Interrupt:
+                continue  # a crash
+
+    def _serve(self) -> Generator[Event, Any, None]:
+        env = self.env
+        is_last_at_instant = False
+        while True:
+            scheduler = self.scheduler
             has_requests = scheduler.has_requests()
             if self._in_flight and (len(self._in_flight) == self.depth or not has_requests):
                 yield self._wait_for_oldest()
                 self._complete_oldest(env.now)
-                continue
-            if not has_requests:
-                self._bell = Bell(env, Turn.STEP_START + self.index)
-                yield self._bell
-                self._bell = None
-                continue
-            if self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(env.now)) > 0:
-                self._bell = Bell(env, Turn.STEP_START + self.index)
-                yield self._bell | At(env, gathering_ns, Turn.STEP_START + self.index)
-                self._bell = None
-                continue
-            if env.peek() == env.now:
+            elif not has_requests:
+                yield from self._sleep(None)
+            elif self.static_batch_wait_ns and (gathering_ns := self._gathering_ns(env.now)) > 0:
+                yield from self._sleep(gathering_ns)
+            elif env.peek() == env.now and not is_last_at_instant:
                 # Whatever else happens at this instant happens before the step is formed.
                 yield At(env, 0, Turn.STEP_START + self.index)
-            batch = scheduler.schedule(env.now)
-            self._check_progress(batch, env.now)
-            if not batch.is_empty:
-                host_ns = self._dispatch(batch, env.now)
-                if host_ns and len(self._in_flight) < self.depth:
-                    yield At(env, host_ns, self.index)
+                is_last_at_instant = True
                 continue
-            empty_ns = self._pass(batch, env.now)
-            if self._in_flight:
-                yield self._wait_for_oldest()
-                self._complete_oldest(env.now)
             else:
-                yield At(env, empty_ns, self.index)
+                yield from self._step(scheduler.schedule(env.now))
+            is_last_at_instant = False
+
+    def _sleep(self, longest_ns: int | None) -> Generator[Event, Any, None]:
+        """Until something comes from outside, or for so long."""
+        bell = self._bell = Bell(self.env, Turn.STEP_START + self.index)
+        if longest_ns is None:
+            yield bell
+        else:
+            yield bell | At(self.env, longest_ns, Turn.STEP_START + self.index)
+        self._bell = None
+
+    def _step(self, batch: Batch) -> Generator[Event, Any, None]:
+        """A batch has been formed: until the next can be."""
+        env = self.env
+        self._check_progress(batch, env.now)
+        if not batch.is_empty:
+            host_ns = self._dispatch(batch, env.now)
+            if host_ns and len(self._in_flight) < self.depth:
+                yield At(env, host_ns, self.index)
+            return
+        empty_ns = self._pass(batch, env.now)
+        if self._in_flight:
+            yield self._wait_for_oldest()
+            self._complete_oldest(env.now)
+        else:
+            yield At(env, empty_ns, self.index)
+            self._write_ended(env.now)
 
     def _dispatch(self, batch: Batch, now_ns: int) -> int:
         """Hand a batch to the accelerator; the host is busy with it for the nanoseconds that are returned."""
@@ -147,14 +251,14 @@ class Replica:
             self._stage_free_ns[stage] = end_ns
         self._in_flight.append((batch, end_ns))
         self._log(batch, now_ns)
-        self._record(batch, now_ns, start_ns, end_ns, gpu_ns, host_ns)
+        self._keep(self._step_row(batch, now_ns, start_ns, end_ns, gpu_ns, host_ns))
         return host_ns
 
     def _pass(self, batch: Batch, now_ns: int) -> int:
         """A step that schedules nothing: it waits for the batch in flight, or takes the nanoseconds returned."""
         empty_ns = 0 if self._in_flight else self.cost.empty_step_ns()
         self._log(batch, now_ns)
-        self._record(batch, now_ns, now_ns, now_ns + empty_ns, 0, 0)
+        self._keep(self._step_row(batch, now_ns, now_ns, now_ns + empty_ns, 0, 0))
         return empty_ns
 
     def _wait_for_oldest(self) -> At:
@@ -163,9 +267,15 @@ class Replica:
 
     def _complete_oldest(self, now_ns: int) -> None:
         batch, _ = self._in_flight.popleft()
+        self._write_ended(now_ns)
         for request in self.scheduler.update(batch, now_ns):
-            self._record_end(request)
-            self.on_end(request)
+            self._end(request, Status.COMPLETED)
+
+    def _end(self, request: Request, status: Status) -> None:
+        """An attempt has ended, now."""
+        self._record_end(request, status)
+        if self._on_end is not None:
+            self._on_end(request, status)
 
     def _gathering_ns(self, now_ns: int) -> int:
         """How long a static batch that is not full still waits for more requests."""
@@ -197,7 +307,7 @@ class Replica:
         scheduler = self.scheduler
         return len(scheduler.running), len(scheduler.waiting), scheduler.num_seats
 
-    def _record(
+    def _step_row(
         self,
         batch: Batch,
         now_ns: int,
@@ -206,40 +316,48 @@ class Replica:
         gpu_ns: int,
         host_ns: int,
         counts: tuple[int, int, int] | None = None,
-    ) -> None:
-        shape, further = batch.shape, self._further_columns
+        further: tuple[int, ...] = (),
+    ) -> StepRow:
+        shape = batch.shape
         num_running, num_waiting, num_seats = counts or self._counts()
         if names := self.recorder.shape_columns:
             further = (*(getattr(shape, name) for name in names), *further)
-        self.recorder.steps.append(
-            (
-                self.index,
-                now_ns,
-                start_ns,
-                end_ns,
-                1,
-                num_running,
-                num_waiting,
-                shape.num_prefills,
-                shape.num_prefill_tokens,
-                shape.num_decodes,
-                shape.decode_context_tokens,
-                shape.prefill_context_tokens,
-                shape.prefill_attention_pairs,
-                shape.num_sampled,
-                gpu_ns,
-                host_ns,
-                batch.num_free_blocks,
-                len(batch.preempted),
-                num_seats,
-                now_ns,
-                0,
-                *further,
-            )
+        return StepRow(
+            replica=self.index,
+            scheduled_ns=now_ns,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            num_steps=1,
+            num_running=num_running,
+            num_waiting=num_waiting,
+            num_prefills=shape.num_prefills,
+            num_prefill_tokens=shape.num_prefill_tokens,
+            num_decodes=shape.num_decodes,
+            decode_context_tokens=shape.decode_context_tokens,
+            prefill_context_tokens=shape.prefill_context_tokens,
+            prefill_attention_pairs=shape.prefill_attention_pairs,
+            num_sampled=shape.num_sampled,
+            gpu_ns=gpu_ns,
+            host_ns=host_ns,
+            free_blocks=batch.num_free_blocks,
+            num_preempted=len(batch.preempted),
+            num_seats=num_seats,
+            last_scheduled_ns=now_ns,
+            free_block_ns=0,
+            further=further,
         )
 
-    def _record_end(self, request: Request) -> None:
-        self.recorder.requests.append(request_row(request, Status.COMPLETED, self.index))
+    def _keep(self, row: StepRow) -> None:
+        """A step has been formed; it is written down when it has ended."""
+        self._unended.append(row)
+
+    def _write_ended(self, now_ns: int) -> None:
+        unended = self._unended
+        while unended and unended[0].end_ns <= now_ns:
+            self.recorder.step(unended.popleft())
+
+    def _record_end(self, request: Request, status: Status = Status.COMPLETED) -> None:
+        self.recorder.end(attempt_row(request, status, self.env.now))
 
     def _log(self, batch: Batch, now_ns: int) -> None:
         if self.decisions is not None:
@@ -269,21 +387,21 @@ class Replica:
         self.decisions.write(now_ns, self.index, json.dumps(line))
 
 
-def request_row(request: Request, status: Status, replica: int) -> tuple[int, ...]:
-    """A request that ends, as a row of ``REQUEST_COLUMNS``."""
-    return (
-        request.row,
-        status,
-        replica,
-        request.arrival_ns,
-        request.scheduled_ns,
-        request.first_token_ns,
-        request.last_token_ns if status is Status.COMPLETED else NEVER,
-        request.num_output_tokens,
-        request.num_preemptions,
-        request.num_cached_tokens,
-        request.num_recomputed_tokens,
-        request.priority,
-        request.class_index,
-        request.num_prompt_tokens,
+def attempt_row(request: Request, status: Status, end_ns: int) -> AttemptRow:
+    """The row of a request's attempt that ended at ``end_ns``."""
+    finish_ns = request.last_token_ns if status is Status.COMPLETED else NEVER
+    return AttemptRow(
+        row=request.row,
+        attempt=1,
+        status=status,
+        replica=request.replica,
+        arrival_ns=request.arrival_ns,
+        scheduled_ns=request.scheduled_ns,
+        first_token_ns=request.first_token_ns,
+        finish_ns=finish_ns,
+        end_ns=end_ns if finish_ns == NEVER else finish_ns,
+        output_tokens=request.num_output_tokens,
+        num_preemptions=request.num_preemptions,
+        num_cached_tokens=request.num_cached_tokens,
+        num_recomputed_tokens=request.num_recomputed_tokens,
     )

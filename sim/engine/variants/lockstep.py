@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simpy import Event
+from simpy import Event, Interrupt
 
 from sim.engine.clock import At, Bell, Clock, Turn
 from sim.engine.decisions import DecisionLog
@@ -19,8 +19,9 @@ from sim.engine.reference.batch import Batch
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Request
-from sim.latency.lockstep import GroupStep, LockstepCost
-from sim.results.record import Recorder
+from sim.latency.base import StepCost
+from sim.latency.lockstep_cost import GroupCost, GroupStep
+from sim.results.record import Recorder, Status
 
 DP_SYNC_INTERVAL = 16
 """Steps between two times that ranks ask each other for work, the first step aside (``ParallelConfig``)."""
@@ -47,19 +48,23 @@ class Rank(Replica):
         env: Clock,
         index: int,
         model: str,
-        scheduler: Scheduler,
-        cost: LockstepCost,
+        new_scheduler: Callable[[], Scheduler],
+        cost: GroupCost,
         depth: int,
         recorder: Recorder,
-        on_end: Callable[[Request], None],
         decisions: DecisionLog | None = None,
     ) -> None:
-        super().__init__(env, index, model, scheduler, cost, depth, recorder, on_end, 0, decisions)
-        self._num_unseen = 0
+        super().__init__(env, index, model, new_scheduler, cost, depth, recorder, 0, decisions)
+        self._unseen: set[Request] = set()
         """Requests that have arrived since it last formed a batch: until the next it has not looked."""
+        self._group: DataParallelGroup | None = None
 
     def _start(self) -> None:
         """It has no process of its own."""
+
+    def join(self, group: DataParallelGroup) -> None:
+        """It is one of ``group``."""
+        self._group = group
 
     @property
     def has_room(self) -> bool:
@@ -74,12 +79,36 @@ class Rank(Replica):
     @property
     def knows_of_work(self) -> bool:
         """Whether it has requests that it has seen."""
-        return self.num_running + self.num_waiting > self._num_unseen
+        return self.num_running + self.num_waiting > len(self._unseen)
 
     def submit(self, request: Request) -> None:
         """A request arrives here, now."""
-        self._num_unseen += 1
+        self._unseen.add(request)
         super().submit(request)
+
+    def cancel(self, request: Request, status: Status) -> None:
+        """A request leaves, now."""
+        self._unseen.discard(request)
+        super().cancel(request, status)
+
+    def crash(self) -> list[Request]:
+        """Everything in the group is lost, now: an engine core that dies takes the others with it."""
+        if self._group is None:
+            return self.lose_all()
+        return self._group.crash()
+
+    def lose_all(self) -> list[Request]:
+        """Start anew."""
+        self._unseen.clear()
+        return self._lose_all()
+
+    def set_cost(self, cost: StepCost) -> None:
+        """Steps of the whole group cost this from now on: all wait for the slowest."""
+        if not isinstance(cost, GroupCost):
+            raise TypeError(f"replica {self.index} steps with others, and {type(cost).__name__} is the cost of one")
+        super().set_cost(cost)
+        if self._group is not None:
+            self._group.cost = cost
 
     def sleep_on(self, bell: Bell | None) -> None:
         """What a request that arrives here rings."""
@@ -87,7 +116,7 @@ class Rank(Replica):
 
     def form(self, now_ns: int) -> Formed:
         """Its part of the group's next step."""
-        self._num_unseen = 0
+        self._unseen.clear()
         batch, is_dummy = Batch(), not self.scheduler.has_requests()
         if is_dummy:
             batch.num_free_blocks = self.free_blocks
@@ -103,11 +132,12 @@ class Rank(Replica):
         if not batch.is_empty:
             self._in_flight.append((batch, end_ns))
         host_ns = self.cost.host_ns(batch.shape)
-        self._further_columns = (step.padded_tokens[place], step.group_tokens, step.own_ns[place])
-        self._record(batch, formed.now_ns, start_ns, end_ns, step.gpu_ns, host_ns, formed.counts)
+        further = (step.padded_tokens[place], step.group_tokens, step.own_ns[place])
+        self._keep(self._step_row(batch, formed.now_ns, start_ns, end_ns, step.gpu_ns, host_ns, formed.counts, further))
 
     def settle(self, now_ns: int) -> None:
         """Take in the batches that have ended."""
+        self._write_ended(now_ns)
         while self._in_flight and self._in_flight[0][1] <= now_ns:
             self._complete_oldest(now_ns)
 
@@ -121,7 +151,7 @@ class DataParallelGroup:
     theirs. At most ``depth`` steps are in flight, dummies included.
     """
 
-    def __init__(self, env: Clock, ranks: Sequence[Rank], cost: LockstepCost, depth: int) -> None:
+    def __init__(self, env: Clock, ranks: Sequence[Rank], cost: GroupCost, depth: int) -> None:
         self.env = env
         self.ranks = ranks
         self.cost = cost
@@ -132,9 +162,27 @@ class DataParallelGroup:
         """Since the group last slept."""
         self._formed: dict[int, Formed] = {}
         """By position, what a rank brings to the coming step."""
-        env.process(self._run())
+        for rank in ranks:
+            rank.join(self)
+        self._process = env.process(self._run())
+
+    def crash(self) -> list[Request]:
+        """Everything in the group is lost, now; what ran or waited there, by row."""
+        lost = [request for rank in self.ranks for request in rank.lose_all()]
+        self._ends_ns = [self.env.now] * self.depth
+        self._num_steps = 0
+        self._formed = {}
+        self._process.interrupt()
+        return sorted(lost, key=lambda request: request.row)
 
     def _run(self) -> Generator[Event, Any, None]:
+        while True:
+            try:
+                yield from self._serve()
+            except Interrupt:
+                continue  # a crash
+
+    def _serve(self) -> Generator[Event, Any, None]:
         while True:
             yield from self._sleep()
             self._num_steps = 0
