@@ -12,8 +12,9 @@ from simpy import Event
 
 from policies.base import Router
 from sim.engine.clock import At, Clock, Turn
+from sim.engine.door import Door
 from sim.engine.fast.jumps import IDLE, FastReplica
-from sim.engine.reference.replica import Replica, attempt_row
+from sim.engine.reference.replica import attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
@@ -68,7 +69,7 @@ class Gateway:
         self.max_model_len = max_model_len
         self.recorder = recorder
         self.client_overhead_ns = client_overhead_ns
-        self.replicas: Sequence[Replica] = ()
+        self.replicas: Sequence[Door] = ()
         self.num_ended = 0
         self.num_unsent = 0
         """Turns of conversations whose client has left before them."""
@@ -78,6 +79,7 @@ class Gateway:
         """Those of them that have been submitted."""
         self._latest_ns = 0
         """The furthest that any replica is known to have got."""
+        self._num_draining = 0
         self._progress = progress
         self._last_progress = time.perf_counter()
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
@@ -151,6 +153,18 @@ class Gateway:
             self.recorder.end(attempt_row(request, Status.FAILED, self.env.now), reason)
             self.on_end(request, Status.FAILED)
 
+    def drain(self, index: int) -> None:
+        """No further requests go to a replica."""
+        replica = self.replicas[index]
+        self._num_draining += not replica.is_draining
+        replica.drain()
+
+    def undrain(self, index: int) -> None:
+        """Requests go to a replica again."""
+        replica = self.replicas[index]
+        self._num_draining -= replica.is_draining
+        replica.undrain()
+
     # --- dealing out -------------------------------------------------------------------------
 
     def deal_out(self) -> None:
@@ -164,7 +178,7 @@ class Gateway:
         for replica in replicas:
             replica.take_feed(partial(self._requests, replica, rows[turn == replica.index]))
 
-    def _requests(self, replica: FastReplica, rows: IntColumn) -> Iterator[Any]:
+    def _requests(self, replica: Door, rows: IntColumn) -> Iterator[Any]:
         """Requests of a replica in order of arrival; those that can never run there are rejected on the way."""
         latest_ns = 0
         for first in range(0, len(rows), ROWS_AT_ONCE):
@@ -231,10 +245,10 @@ class Gateway:
             self._sent[request.row] = request
         replica.submit(request)
 
-    def _route(self, request: Request) -> Replica | None:
+    def _route(self, request: Request) -> Door | None:
         """The replica for ``request`` among those that are not draining; None where all are."""
         replicas = self.replicas
-        if any(replica.is_draining for replica in replicas):
+        if self._num_draining:
             replicas = [replica for replica in replicas if not replica.is_draining]
             if not replicas:
                 return None

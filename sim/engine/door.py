@@ -12,8 +12,8 @@ cancellation is complete, and one that arrives at the instant of a crash finds t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from sim.engine.request import Request
 from sim.latency.base import StepCost
@@ -24,11 +24,15 @@ OnEnd = Callable[[Request, Status], None]
 
 
 class Door(Protocol):
-    """One replica, from outside. Satisfies ``policies.base.ReplicaView``."""
+    """One replica, from outside. Satisfies ``policies.base.ReplicaView``.
+
+    Requests are of the kind that the replica asks for: ``Request``, or a subclass with what its engine keeps of one.
+    """
 
     index: int
     model: str
     num_gpu_blocks: int
+    cost: StepCost
 
     # --- load, as of now ---------------------------------------------------------------------
 
@@ -69,11 +73,11 @@ class Door(Protocol):
 
     # --- operations --------------------------------------------------------------------------
 
-    def why_never(self, request: Request) -> str | None:
+    def why_never(self, request: Any) -> str | None:
         """Why ``request`` can never run to its end here, or None. Depends on the engine's settings alone."""
         ...
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Any) -> None:
         """A request arrives. ``why_never`` must have had no objection, and the replica must not be draining.
 
         From now on the replica itself cancels it, with ``Status.CANCELLED``, at its ``cancel_ns`` in
@@ -81,7 +85,7 @@ class Door(Protocol):
         """
         ...
 
-    def cancel(self, request: Request, status: Status) -> None:
+    def cancel(self, request: Any, status: Status) -> None:
         """``request`` leaves: its seat and its blocks are free at once (vLLM's ``finish_requests``), but for those of
         a static batch, which are free when all of it has ended.
 
@@ -90,7 +94,7 @@ class Door(Protocol):
         """
         ...
 
-    def crash(self) -> list[Request]:
+    def crash(self) -> Sequence[Request]:
         """Everything here is lost. Returns the requests that ran or waited, in the order of their rows.
 
         No row is written for them, and ``watch`` hears nothing: the caller decides what becomes of them. Batches in

@@ -10,14 +10,14 @@ are padded to the largest; else none is padded. A rank without work computes a d
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.latency.base import StepCost, StepShape, decode_run_by_steps
+from sim.latency.base import StepCost, StepShape, decode_run_by_steps, shape_of
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.profile.expert_routing import table_imbalance
@@ -36,8 +36,7 @@ DUMMY_TOKENS = 1
 """Of the batch that a rank without work computes (``gpu_worker.execute_dummy_batch``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupStep:
+class GroupStep(NamedTuple):
     """One step of all ranks, in nanoseconds and tokens."""
 
     gpu_ns: int
@@ -78,21 +77,21 @@ class LockstepCost:
 
     def group_step(self, shapes: Sequence[StepShape]) -> GroupStep:
         """The step in which each rank computes its shape; an empty one is a dummy batch."""
-        own = self.own
-        counts = [shape.num_tokens or DUMMY_TOKENS for shape in shapes]
-        sizes = self._padded(counts)
-        own_ns = [
-            own.gpu_ns(shape) + own.tokens_ns(size) - own.tokens_ns(shape.num_tokens)
-            for shape, size in zip(shapes, sizes, strict=True)
-        ]
-        tokens = sum(sizes)
-        return GroupStep(max(max(own_ns) + self._together.ns(tokens), self._floor_ns), own_ns, sizes, tokens)
-
-    def _padded(self, counts: list[int]) -> list[int]:
-        largest = max(counts)
-        if not self._graphs or largest > self._graphs[-1]:
-            return counts
-        return [next(size for size in self._graphs if size >= largest)] * len(counts)
+        gpu_ns, tokens_ns = self.own.gpu_ns, self.own.tokens_ns
+        counts = [shape.num_prefill_tokens + shape.num_decodes + shape.num_draft_tokens for shape in shapes]
+        largest = max(max(counts), DUMMY_TOKENS)
+        graphs = self._graphs
+        if graphs and largest <= graphs[-1]:
+            sizes = [graphs[bisect_left(graphs, largest)]] * len(counts)
+        else:
+            sizes = [count or DUMMY_TOKENS for count in counts]
+        own_ns = []
+        for shape, count, size in zip(shapes, counts, sizes, strict=True):
+            alone_ns = gpu_ns(shape)
+            own_ns.append(alone_ns if size == count else alone_ns + tokens_ns(size) - tokens_ns(count))
+        group_tokens = sum(sizes)
+        step_ns = max(own_ns) + self._together.ns(group_tokens)
+        return GroupStep(max(step_ns, self._floor_ns), own_ns, sizes, group_tokens)
 
     def _together_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.own.group_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
@@ -103,6 +102,10 @@ class LockstepCost:
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of this step on one rank while all others have nothing to do."""
         return self.group_step([shape] + [StepShape()] * (self.experts.dp - 1)).gpu_ns
+
+    def step_ns(self, *counts: int, **further: int) -> int:
+        """``gpu_ns`` from the counts of a ``StepShape``."""
+        return self.gpu_ns(shape_of(*counts, **further))
 
     def host_ns(self, shape: StepShape) -> int:
         """Host time of this step on one rank."""

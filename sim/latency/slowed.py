@@ -24,6 +24,10 @@ class SlowedCost:
         """Accelerator time of one stage of this step, at least 1."""
         return self._slowed(self.cost.gpu_ns(shape))
 
+    def step_ns(self, *counts: int, **further: int) -> int:
+        """``gpu_ns`` from the counts of a ``StepShape``."""
+        return self._slowed(self.cost.step_ns(*counts, **further))
+
     def host_ns(self, shape: StepShape) -> int:
         """Host time of this step."""
         return self.cost.host_ns(shape)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
-from sim.latency.base import StepShape, decode_run_by_steps
+from sim.latency.base import StepShape, decode_run_by_steps, shape_of
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
 
@@ -90,28 +90,37 @@ class SpeculativeCost:
 
     def draft_ns(self, shape: StepShape) -> int:
         """Accelerator time of making the next drafts of all requests in this step."""
-        batch = shape.num_prefills + shape.num_decodes
+        num_prefills, num_decodes = shape.num_prefills, shape.num_decodes
+        batch = num_prefills + num_decodes
         if self.draft is None or not batch:
             return 0
+        step_ns = self.draft.step_ns
         # What a request has beyond one token (its drafts, and the token that was just sampled) goes through the
         # layers, but only the last token of each has a row in the LM head.
-        first = StepShape(
-            num_prefills=shape.num_prefills,
-            num_prefill_tokens=shape.num_prefill_tokens + shape.num_draft_tokens + batch,
-            prefill_context_tokens=shape.prefill_context_tokens,
-            prefill_attention_pairs=shape.prefill_attention_pairs,
-            num_decodes=shape.num_decodes,
-            decode_context_tokens=shape.decode_context_tokens + shape.num_decodes,
-            num_sampled=batch,
-            verify_attention_pairs=shape.verify_attention_pairs,
+        total_ns = step_ns(
+            num_prefills,
+            shape.num_prefill_tokens + shape.num_draft_tokens + batch,
+            shape.prefill_context_tokens,
+            shape.prefill_attention_pairs,
+            num_decodes,
+            shape.decode_context_tokens + num_decodes,
+            batch,
+            0,
+            shape.verify_attention_pairs,
         )
         context = shape.prefill_context_tokens + shape.decode_context_tokens + 2 * batch
-        later = self.draft.decode_run_ns(batch, context, self.num_speculative_tokens - 1)
-        return self.draft.gpu_ns(first) + int(later.sum())
+        for _ in range(self.num_speculative_tokens - 1):
+            total_ns += step_ns(0, 0, 0, 0, batch, context, batch)
+            context += batch
+        return total_ns
 
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of this step: verification, and the next drafts."""
         return self.target.gpu_ns(shape) + self.draft_ns(shape)
+
+    def step_ns(self, *counts: int, **further: int) -> int:
+        """``gpu_ns`` from the counts of a ``StepShape``."""
+        return self.gpu_ns(shape_of(*counts, **further))
 
     def host_ns(self, shape: StepShape) -> int:
         """Host time of this step."""

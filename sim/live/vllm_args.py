@@ -264,6 +264,7 @@ def _named(spec: str | NamedSpec) -> tuple[str, dict[str, Any]]:
 
 def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:
     from policies.base import PolicyError
+    from policies.expected import PredictingPolicy
     from policies.predictors import MaxTokens
     from policies.registry import build_policy
     from policies.vllm_settings import why_not_live
@@ -284,8 +285,22 @@ def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[
     else:
         yield ["--scheduling-policy", "priority"]
         yield ["--scheduler-cls", SCHEDULER_CLS]
+        if isinstance(policy, PredictingPolicy) and policy.output_weight is None:
+            # The server does not know what its steps cost.
+            params = {**params, "output_weight": _output_weight(loaded)}
         _policy_environment(loaded, command, name, params, policy.uses_predictor)
     yield [_switch("async-scheduling", is_asynchronous(engine))]
+
+
+def _output_weight(loaded: LoadedScenario) -> int:
+    """The weight that the simulator derives from the scenario's step costs for ``output_weight: null``."""
+    from sim.latency.build import build_step_cost
+    from sim.latency.memory import plan_memory
+    from sim.latency.token_weight import token_weight
+
+    engine = loaded.scenario.engine
+    cost = build_step_cost(engine, loaded.scenario.latency, loaded.base_dir)
+    return token_weight(engine, cost, plan_memory(engine, loaded.base_dir))
 
 
 def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:

@@ -67,6 +67,12 @@ class StepRow(NamedTuple):
 
 STEP_COLUMNS = StepRow._fields[:-1]
 
+DECODE_COLUMNS = (
+    *("replica", "scheduled_ns", "start_ns", "end_ns", "num_steps", "num_running", "num_waiting", "num_decodes"),
+    *("decode_context_tokens", "gpu_ns", "host_ns", "free_blocks", "last_scheduled_ns", "free_block_ns"),
+)
+"""What is known of a run of steps in which requests decode and nothing else happens; ``STEP_COLUMNS`` follow."""
+
 DRAFT_COLUMNS = (
     "num_draft_tokens",  # verified in the step
     "verify_attention_pairs",
@@ -122,6 +128,7 @@ REQUEST_COLUMNS = (
     "attempts",  # how many there were
 )
 """A request follows from its attempts and the workload."""
+
 
 class ColumnWriter:
     """Rows in, integer columns out. ``trim`` now and then turns rows into machine integers: a long run stays small."""
@@ -192,6 +199,7 @@ class Recorder:
         self.drafts: DraftCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
+        self.decodes = ColumnWriter(DECODE_COLUMNS)
         self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
         self._gaps: list[int] = []
         """Gaps between tokens that are not merged yet, each followed by its weight."""
@@ -204,6 +212,7 @@ class Recorder:
     def trim(self) -> None:
         """To be called now and then: keeps a long run small."""
         self.steps.trim()
+        self.decodes.trim()
         self.attempts.trim()
         if len(self._gaps) >= FLUSH_GAPS:
             self._flush_gaps()
@@ -244,7 +253,12 @@ class Recorder:
 
     def step_columns(self) -> dict[str, IntColumn]:
         """All steps by (instant, replica); once, at the end."""
-        return _in_order_of_scheduling(self.steps.take_columns())
+        steps, decodes = self.steps.take_columns(), self.decodes.take_columns()
+        if len(decodes["replica"]):
+            nothing = np.broadcast_to(np.int64(0), len(decodes["replica"]))
+            every = {**decodes, "num_sampled": decodes["num_decodes"], "num_seats": decodes["num_running"]}
+            steps = {name: np.concatenate([every.get(name, nothing), steps[name]]) for name in steps}
+        return _in_order_of_scheduling(steps)
 
     def attempt_columns(self) -> dict[str, IntColumn]:
         """All attempts that ended, those of one request in order; once, at the end."""

@@ -50,4 +50,4 @@ All2AllBackend = Literal[
 class Strict(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)

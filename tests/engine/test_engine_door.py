@@ -315,3 +315,7 @@ def test_nothing_is_lost_or_left_whatever_happens_when(kind: dict[str, Any], see
     for formed, ended, _ in bench.steps:
         assert not any(formed < at_s < ended for at_s in crashes)
     assert {"cancelled", "completed"} >= {status for _, _, status in bench.ends}
+    started = [request for request in bench.requests.values() if request.first_token_ns != NEVER]
+    gaps_ns, weights = bench.recorder.itl_columns()
+    assert weights.sum() == sum(request.num_output_tokens - 1 for request in started)
+    assert (gaps_ns * weights).sum() == sum(request.last_token_ns - request.first_token_ns for request in started)

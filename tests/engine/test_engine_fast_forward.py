@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 import numpy as np
-from engine_profiled import PROFILED, kept_costs, profile_latency
+from engine_profiled import PROFILED, Deployments, kept_costs, profile_latency
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from windowed_model import windowed_model
@@ -22,6 +22,7 @@ from sim.run import load, run
 
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", "40"))
 COSTS = kept_costs
+DEPLOYMENTS = Deployments()
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 LENGTHS = st.one_of(
@@ -149,7 +150,7 @@ def outcome(scenario: dict[str, Any], stepping: str) -> tuple[list[str], dict[st
     stream = io.StringIO()
     loaded = load({**scenario, "engine": {**scenario["engine"], "stepping": stepping}})
     try:
-        results = run(loaded, decisions=stream)
+        results = run(loaded, decisions=stream, deployment=DEPLOYMENTS.of(loaded))
     except SimulationError as error:
         return stream.getvalue().splitlines(), {"error": str(error)[:40]}, {}
     summary = json.loads(results.summary_json)

@@ -94,8 +94,8 @@ class FastReplica(Former):
         """The next instant at which anything but a step of the plan happens here."""
         self._plan_end_ns = 0
         """The instant at which the step after the plan can be formed."""
-        self._rows: deque[tuple[int, tuple[int, ...], Plan | None]] = deque()
-        """Steps that have not ended: their last batch, their row, and the plan that they come from."""
+        self._rows: deque[tuple[int, tuple[int, ...], Plan | None, int]] = deque()
+        """Steps that have not ended: their last batch, and their row, or the plan and how many of its steps they are."""
         self._num_fruitless_steps = 0
 
     # --- load, as of now -----------------------------------------------------------------------
@@ -333,8 +333,8 @@ class FastReplica(Former):
             if ended:
                 self.is_stuck = False
                 self.end_all(ended, now_ns)
-            if self._rows and self._rows[0][0] <= batch:
-                self._write_rows(batch)
+            while self._rows and self._rows[0][0] <= batch:
+                self._write_first_row()
         if not (self.running or self.waiting.entries):
             self._rest()
 
@@ -372,7 +372,7 @@ class FastReplica(Former):
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None))
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None, 1))
             if had_newer:
                 self._wait_for_newer()
             else:
@@ -407,7 +407,7 @@ class FastReplica(Former):
             now_ns,
             0,
         )
-        self._rows.append((batch, row, None))
+        self._rows.append((batch, row, None, 1))
         self._is_settled = False
         if self.is_async:
             self._now_ns = start_ns
@@ -481,6 +481,8 @@ class FastReplica(Former):
     def _takes(self, steps: int) -> list[int]:
         """Blocks that each of the next ``steps`` steps takes."""
         phase = (self.latest + 1) % self.block_size
+        if phase + steps <= self.block_size:
+            return self.growth[phase : phase + steps]
         takes = self.growth[phase:] + self.growth[:phase]
         if steps > self.block_size:
             takes *= -(-steps // self.block_size)
@@ -494,66 +496,64 @@ class FastReplica(Former):
 
     def _commit(self, plan: Plan, steps: int) -> None:
         """The first ``steps`` of the plan have been formed, and the next one can be."""
+        size, is_async, batch = plan.size, self.is_async, self.latest
+        self._plan = None
         plan.takes = takes = self._takes(steps)
-        need = sum(takes)
         if self.decisions is not None:
             self._log_plan(plan, steps)
-        else:
+        elif self.freed:
             self.freed = []
-        self._plan = None
-        self.latest = latest = self.latest + steps
-        self._rows.append((latest, plan.row(steps), plan))
-        if need:
+        if need := sum(takes):
             self.kv.take(need)
-        size, is_async = self.size, self.is_async
+        self.latest = latest = batch + steps
         self.num_steps += steps
         self._num_fruitless_steps = 0
         self.context += steps * size
         self.outstanding -= steps * size
+        instants, place, before_ns = plan.instants, plan.place, plan.before_ns
         self._busy_ns = plan.end_ns(steps)
+        self._older = older = latest - is_async
         if is_async:
             self.older_size, self.older_ones = self.newer_size, self.newer_ones
+            self.newer_size, self.newer_ones = size, ()
         else:
             self.older_size, self.older_ones = size, ()
-        self._older = older = latest - is_async
         if steps > 1:
-            self._complete_within(plan, steps)
-            self.completed, self.known_ns = older - 1, plan.formed_ns(steps - 1)
-            self.older_size, self.older_ones = size, ()
-        if is_async:
-            self.newer_size, self.newer_ones = size, ()
-        self._now_ns, self._is_settled = plan.formed_ns(steps), False
-        if self._rows[0][0] <= self.completed:
-            self._write_rows(self.completed)
-
-    def _complete_within(self, plan: Plan, steps: int) -> None:
-        """The batches that end before the last of ``steps`` planned steps is formed."""
-        size, itl = self.size, self.recorder.itl
-        self.complete(self.latest - steps + 1 - self.is_async, plan.formed_ns(1))
-        place, instants, counts = plan.place, plan.instants, plan.stretch.counts
-        if counts is not None and plan.ends_ns is None:
+            # Batches end before the last of these steps is formed: the first one alone, then members only.
+            self.complete(batch + 1 - is_async, before_ns + instants[place])
             if steps > 2:
-                counts[place] += 1
-                counts[place + steps - 2] -= 1
-            return
-        for i in range(place, place + steps - 2):
-            itl(instants[i + 1] - instants[i], size)
+                plan.count_gaps(steps - 2, self.add_gap)
+                self.completed, self.known_ns = older - 1, before_ns + instants[place + steps - 2]
+            self.older_size, self.older_ones = size, ()
+        self._now_ns, self._is_settled = before_ns + instants[place + steps - 1], False
+        rows = self._rows
+        while rows and rows[0][0] <= self.completed:
+            self._write_first_row()
+        rows.append((latest, None, plan, steps))
 
     # --- what is written down --------------------------------------------------------------------
 
+    def _write_first_row(self) -> None:
+        """The first steps that are not written have ended."""
+        _, row, plan, steps = self._rows.popleft()
+        if plan is None:
+            self.recorder.steps.append(row)
+        else:
+            self.recorder.decodes.append(plan.row(steps))
+
     def _write_rows(self, until: int) -> None:
         """Write the steps up to batch ``until``, which have ended."""
-        rows, add = self._rows, self.recorder.steps.append
-        while rows and rows[0][0] <= until:
-            add(rows.popleft()[1])
+        while self._rows and self._rows[0][0] <= until:
+            self._write_first_row()
 
     def _write_ended(self, now_ns: int) -> None:
         """Write the steps that have ended by ``now_ns``; the others never end."""
-        for _, row, plan in self._rows:
-            if row[3] <= now_ns:
-                self.recorder.steps.append(row)
-            elif plan is not None and (steps := plan.num_ended(now_ns, row[4])):
-                self.recorder.steps.append(plan.row(steps))
+        for _, row, plan, steps in self._rows:
+            if plan is None:
+                if row[3] <= now_ns:
+                    self.recorder.steps.append(row)
+            elif steps := plan.num_ended(now_ns, steps):
+                self.recorder.decodes.append(plan.row(steps))
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:

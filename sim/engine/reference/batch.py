@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from policies.base import PROMPT_TOKENS_PER_OUTPUT_TOKEN
 from sim.engine.reference.shares import StepShares
 from sim.engine.request import Request
 from sim.latency.base import StepShape
@@ -44,6 +45,8 @@ class SchedulerSettings:
     (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+    prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
+    """For policies that weigh the one against the other (``EngineLimits``)."""
 
     @property
     def max_in_flight_tokens(self) -> int:

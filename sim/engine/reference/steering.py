@@ -31,6 +31,7 @@ class Steering:
                 block_size=settings.block_size,
                 num_gpu_blocks=num_gpu_blocks,
                 enable_chunked_prefill=settings.enable_chunked_prefill,
+                prompt_tokens_per_output_token=settings.prompt_tokens_per_output_token,
             )
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.latency.experts import DEEPEP_HT, dispatch_bytes
+from sim.latency.profile.fill import distinct
 
 if TYPE_CHECKING:
     from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
@@ -42,6 +43,7 @@ def exchange_ns(ops: ProfiledOperators, operator: str, tokens: Floats, bytes_per
     else:
         payload, gpus = tokens * bytes_per_token, group.exchange_gpus
     # No more than the time of any larger message: where a table says so, that is its noise.
-    sizes, place = np.unique(np.concatenate([np.maximum(payload, 1.0), MESSAGE_BYTES]), return_inverse=True)
+    some = np.maximum(payload, 1.0)
+    sizes = distinct(np.concatenate([some, MESSAGE_BYTES]))
     rising = np.minimum.accumulate(ops.collective_ns(operator, sizes, gpus)[::-1])[::-1]
-    return np.where(tokens > 0, rising[place[: len(tokens)]], 0.0)
+    return np.where(tokens > 0, rising[np.searchsorted(sizes, some)], 0.0)

@@ -18,10 +18,12 @@ from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.expert_routing import table_imbalance
-from sim.latency.profile.file import Device, Key, Profile
+from sim.latency.profile.file import Device, Key
+from sim.latency.profile.fill import distinct
 from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
+from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,7 +49,7 @@ STEP_NS = 250_000.0
 and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
 GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float64)
 """Numbers of tokens that a smaller number's time is held against."""
-EXPERT_SIZES = np.unique(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
+EXPERT_SIZES = distinct(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
 """Numbers of tokens between which experts under a stated imbalance are interpolated."""
 CUSTOM_LIMITS = {
     "9.0": {6: 512 << 10, 8: 256 << 10},
@@ -74,7 +76,7 @@ ROUTER_KERNELS = 2
 class ProfiledOperators:
     """One model on one of ``tp`` * ``pp`` GPUs ``device``, of the chip that ``profile`` was measured on."""
 
-    profile: Profile
+    profile: AnyProfile
     device: Device
     model: ModelSpec
     precision: Precision
@@ -130,12 +132,13 @@ class ProfiledOperators:
         kernel that differs from release to release.
         """
         key = (dtype or self.precision.weights, n, k)
-        sizes, place = np.unique(np.concatenate([np.maximum(tokens, 1.0), GEMM_SIZES]), return_inverse=True)
+        some = np.maximum(tokens, 1.0)
+        sizes = distinct(np.concatenate([some, GEMM_SIZES]))
         times = self._times("gemm", key, (0,), sizes)
         if times is None:
             raise self._lacks("gemm")
         padded = np.minimum.accumulate(times[::-1])[::-1]
-        return np.where(tokens > 0, padded[place[: len(tokens)]], 0.0)
+        return np.where(tokens > 0, padded[np.searchsorted(sizes, some)], 0.0)
 
     def attention_projections_ns(self, tokens: Floats) -> Floats:
         """QKV and output projection of one layer."""
@@ -355,16 +358,13 @@ class ProfiledOperators:
         self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
-    def prefill_multiple(self, batch: int, chunk: float) -> float:
-        """How much longer than its speed of light the attention of ``batch`` prompts of ``chunk`` tokens takes."""
-        key: Key = (*self._attention_key(), batch, 0)
-        at = np.array([chunk])
-        times = self._times("prefill_attention", key, (0, 1), at)
+    def prefill_multiples(self, batch: int, chunks: Floats) -> Floats:
+        """How much longer than its speed of light the attention of ``batch`` prompts of each number of tokens takes."""
+        times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
-        pairs = float(causal_pairs(at, 0.0)[0]) * batch
-        context = batch * chunk
-        return float(times[0]) / self.prefill_bound_ns(pairs, context, context)
+        context = batch * chunks
+        return times / self.prefill_bound_ns(causal_pairs(chunks, 0.0) * batch, context, context)
 
     def pair_ns(self) -> float:
         """Speed of light of one query-key pair of one layer."""
@@ -383,9 +383,10 @@ class ProfiledOperators:
         traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
         return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
 
-    def prefill_bound_ns(self, pairs: float, context_tokens: float, tokens: float) -> float:
-        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from a step's sums."""
-        return max(pairs * self.pair_ns(), context_tokens * self.context_ns() + tokens * self.query_ns()) + LAUNCH_NS
+    def prefill_bound_ns(self, pairs: Floats, context_tokens: Floats, tokens: Floats) -> Floats:
+        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from sums of steps."""
+        traffic = context_tokens * self.context_ns() + tokens * self.query_ns()
+        return np.maximum(pairs * self.pair_ns(), traffic) + LAUNCH_NS
 
 
 def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:
