@@ -260,7 +260,7 @@ class Gateway:
             )
         return replicas[position]
 
-    def _choose(self, request: Request, replicas: Sequence[Replica]) -> int:
+    def _choose(self, request: Request, replicas: Sequence[Door]) -> int:
         """The router's choice, made once for all outputs of a prompt."""
         prompts = self.workload.prompt
         if prompts is None:

@@ -89,6 +89,11 @@ class Batch:
         self.token_budget = 0
 
     @property
+    def tokens_by_id(self) -> dict[str, int]:
+        """Scheduled tokens by request id, in the order of scheduling."""
+        return {request.request_id: num_tokens for request, num_tokens in self.scheduled.items()}
+
+    @property
     def is_empty(self) -> bool:
         """Whether the step schedules nothing."""
         return not self.scheduled

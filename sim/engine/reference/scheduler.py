@@ -177,15 +177,20 @@ class Scheduler:
         self.kv.free(request)
         self._freed.append(request)
 
-    def lose(self, request: Request) -> None:
-        """A request ends because the engine fails, which takes everything else here with it."""
-        if request.state is State.RUNNING:
-            note_stopped(request, self._num_computed_for_good(request))
-        request.state = State.FINISHED
+    def lose_all(self) -> list[Request]:
+        """The engine fails, and every request here is lost; nothing else is asked of this scheduler.
 
-    def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
-        """Tokens by request id, in the order of scheduling, of the batch just formed."""
-        return {request.request_id: num_tokens for request, num_tokens in batch.scheduled.items()}
+        Raises SimulationError where a KV block is held by none of them, or twice.
+        """
+        lost = [*self.running, *self.waiting]
+        for request in lost:
+            if request.state is State.RUNNING:
+                note_stopped(request, self._num_computed_for_good(request))
+            request.state = State.FINISHED
+        for request in (*lost, *self.seats.free((), 0)):
+            self.kv.free(request)
+        self.kv.check_empty()
+        return lost
 
     # --- forming a step --------------------------------------------------------------------
 
