@@ -294,11 +294,17 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
 
 
 def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
-    """Rows by (instant, replica); those of one replica keep their order."""
+    """Rows by (instant, replica), those of one replica as it took them."""
     scheduled_ns = steps["scheduled_ns"]
     if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
         return steps
-    order = np.lexsort((steps["replica"], scheduled_ns))
+    order = np.argsort(scheduled_ns, kind="stable")
+    is_tied = np.append(False, np.diff(scheduled_ns[order]) == 0)
+    tied = np.flatnonzero(is_tied | np.append(is_tied[1:], False))
+    rows = order[tied]
+    # At one instant, a replica whose host takes no time forms several batches; the last one may compute nothing.
+    is_empty = steps["gpu_ns"][rows] == 0
+    order[tied] = rows[np.lexsort((steps["end_ns"][rows], is_empty, steps["replica"][rows], scheduled_ns[rows]))]
     return {name: column[order] for name, column in steps.items()}
 
 

@@ -175,9 +175,7 @@ class FastReplica(Former):
             heappush(self._due, (request.cancel_ns, request.row, request))
         if self._now_ns == IDLE:
             self._now_ns, self._is_settled = now_ns, False
-        self._next_ns = self._now_ns
-        if self._due and self._due[0][0] < self._next_ns:
-            self._next_ns = self._due[0][0]
+        self._note_next(self._now_ns)
 
     def cancel(self, request: Member, status: Status) -> None:
         """``request`` leaves: its seat and its blocks are free at once."""
@@ -204,8 +202,10 @@ class FastReplica(Former):
         lost = sorted((*self.running, *self.waiting), key=lambda request: request.row)
         self._due.clear()
         for request in lost:
-            if request.state is State.RUNNING and request.joined_at == NOT_A_MEMBER:
-                note_stopped(request, request.num_computed_tokens)  # a member has computed all that it had
+            if request.state is State.RUNNING:
+                if request.joined_at != NOT_A_MEMBER:
+                    self.write(request)
+                note_stopped(request, request.num_computed_tokens)
             request.state = State.FINISHED
         self._bind(self._make_policy())
         self._set_timer()
@@ -229,8 +229,9 @@ class FastReplica(Former):
         self.advance(self.env._now, is_fault=True)
         if self._plan is not None:
             self._cut(self._plan, self.env._now)
-        self._sums.record_gaps()
-        self._use(cost, DecodeSums(cost, self.recorder))
+        if cost is not self.cost:
+            self._sums.record_gaps()
+            self._use(cost, DecodeSums(cost, self.recorder))
         self._set_timer()
 
     # --- ends ----------------------------------------------------------------------------------
@@ -246,6 +247,7 @@ class FastReplica(Former):
                 self._accept(request, request.arrival_ns)
         self.advance(IDLE - 1)
         self._write_rows(self.latest)
+        self._sums.record_gaps()
         self._tell_ends()
 
     def check_empty(self) -> None:
@@ -296,8 +298,7 @@ class FastReplica(Former):
                 self._run(at_ns)
                 self._cancel(request, at_ns, Status.CANCELLED)
         self._run(until_ns)
-        if due and due[0][0] < self._next_ns:
-            self._next_ns = due[0][0]
+        self._note_next(self._next_ns)
 
     def _run(self, until_ns: int) -> None:
         while True:
@@ -493,6 +494,12 @@ class FastReplica(Former):
         self._commit(plan, plan.num_formed(now_ns))
         if self._now_ns <= now_ns:
             self._settle(self._now_ns)
+        self._note_next(self._now_ns)
+
+    def _note_next(self, next_ns: int) -> None:
+        """The next instant at which something happens: ``next_ns``, or a client leaves before."""
+        due = self._due
+        self._next_ns = due[0][0] if due and due[0][0] < next_ns else next_ns
 
     def _commit(self, plan: Plan, steps: int) -> None:
         """The first ``steps`` of the plan have been formed, and the next one can be."""
@@ -593,33 +600,37 @@ class FastReplica(Former):
         if self._on_end is None or self._next_ns >= IDLE:
             return
         now_ns, next_ns = self.env._now, self._next_ns
-        if self._due and self._due[0][0] == next_ns < self._now_ns:
-            turn = Turn.TIMEOUT + self._due[0][1]
+        step_ends = next_ns == (self._now_ns if self._plan is None else self._plan_end_ns)
+        if step_ends and not (self._plan is None and self._is_settled):
+            turn, callback = Turn.STEP_END + self.index, self._on_step_end
+        elif self._due and self._due[0][0] == next_ns:
+            turn, callback = Turn.TIMEOUT + self._due[0][1], self._on_timeout
         else:
-            turn = (Turn.STEP_END if next_ns > now_ns else Turn.STEP_START) + self.index
+            turn, callback = Turn.STEP_START + self.index, self._on_start
         self._timer = At(self.env, next_ns - now_ns, turn)
-        self._timer.callbacks.append(self._on_timer)
+        self._timer.callbacks.append(callback)
 
-    def _on_timer(self, event: Event) -> None:
+    def _on_step_end(self, event: Event) -> None:
+        if event is self._timer:  # else a later one has taken its place
+            self.advance(self.env._now, is_fault=True)
+            self._set_timer()
+
+    def _on_timeout(self, event: Event) -> None:
+        if event is self._timer:
+            self.advance(self.env._now)
+            self._set_timer()
+
+    def _on_start(self, event: Event) -> None:
         if event is not self._timer:
-            return  # a later one has taken its place
+            return
         now_ns = self.env._now
-        if self._now_ns == now_ns and self._is_settled and self._plan is None:
-            self._form_now(now_ns)
-        else:
-            self.advance(now_ns)
-        self._set_timer()
-
-    def _form_now(self, now_ns: int) -> None:
-        """``Turn.STEP_START`` of an instant."""
         while self._plan is None and self._now_ns <= now_ns:
             if self._is_settled:
                 self._next_step(now_ns)
             else:
                 self._settle(now_ns)
-        self._next_ns = self._now_ns if self._plan is None else self._plan_end_ns
-        if self._due and self._due[0][0] < self._next_ns:
-            self._next_ns = self._due[0][0]
+        self._note_next(self._now_ns if self._plan is None else self._plan_end_ns)
+        self._set_timer()
 
 
 NO_SHAPE = (0,) * 7
