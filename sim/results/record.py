@@ -345,5 +345,7 @@ class RunRecord:
     """Speculative decoding: what became of the drafts."""
     data_parallel_size: int = 1
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
+    reserved_tokens_per_request: int = 0
+    """Contiguous KV: places that each request takes for its tokens, however few they are."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

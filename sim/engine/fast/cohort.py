@@ -361,7 +361,6 @@ class Cohort:
             cacheable = min(computed + num_new_tokens, victim.num_tokens)
             victim.num_cached_blocks = max(victim.num_cached_blocks, cacheable // self.block_size)
         self.give_back(victim, num_blocks, ended=False)
-        note_stopped(victim, computed)
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
@@ -384,7 +383,6 @@ class Cohort:
                 self.skipped.remove(request)
             note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
-            note_stopped(request, request.num_computed_tokens)
         else:
             self.waiting.remove(request)
         request.state = State.FINISHED
