@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 1 << 19
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
-TRIM_ROWS = 8192
+TRIM_ROWS = 1024
 """Rows of steps or requests kept as Python integers before they are packed."""
 FLUSH_GAPS = 1 << 18
 """Gaps and weights kept before equal gaps are merged."""
@@ -345,5 +345,7 @@ class RunRecord:
     """Speculative decoding: what became of the drafts."""
     data_parallel_size: int = 1
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
+    reserved_tokens_per_request: int = 0
+    """Contiguous KV: places that each request takes for its tokens, however few they are."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

@@ -48,7 +48,8 @@ class Former(Cohort):
             if self._preempts and self.running:
                 self._preempt_proactively(now_ns)
         num_evicted = len(self.preempted)
-        self.leave_out(batch)
+        if self._leaves and self._leaves[0][0] <= batch:
+            self.leave_out(batch)
         self._served = None
         is_whole = self._serve(batch, now_ns)
         budget = self.settings.max_num_batched_tokens - self.size - len(self.skipped)
@@ -58,9 +59,10 @@ class Former(Cohort):
             is_whole = tokens > 0
             budget -= tokens
             prefill_budget -= tokens
-        for request in self._served_alone():
-            self.skipped.remove(request)
-            self._compute(request, 1, batch, ones)
+        if self.skipped:
+            for request in self._served_alone():
+                self.skipped.remove(request)
+                self._compute(request, 1, batch, ones)
         if is_whole and len(self.preempted) == num_evicted and waiting.entries and self.part is None:
             self._admit(batch, now_ns, budget, prefill_budget, ones)
         if not (self.size or self.scheduled):
@@ -76,11 +78,8 @@ class Former(Cohort):
         self.newer_size, self.newer_ones = self.size, ones
         for request in ones:
             self.join(request, batch)
-        for turns in self.talkers.values():
-            if len(turns) > 1:
-                # Two at once in one conversation make the same keys: in the order of the steps.
-                for turn in turns:
-                    self._write_keys(turn)
+        if self.talkers:
+            self._write_keys_in_order()
         return batch
 
     # --- the running pass ----------------------------------------------------------------------
@@ -193,6 +192,13 @@ class Former(Cohort):
                 self.skipped.append(request)
                 self.withdraw(request)
 
+    def _write_keys_in_order(self) -> None:
+        """Two requests at once in one conversation make the same keys: in the order of the steps."""
+        for turns in self.talkers.values():
+            if len(turns) > 1:
+                for turn in turns:
+                    self._write_keys(turn)
+
     def _write_keys(self, turn: Member, num_more: int = 0) -> None:
         """Full blocks of a running request of a conversation can be found by its other turns; ``num_more`` = 1 where
         the batch being formed computes it."""
@@ -238,8 +244,9 @@ class Former(Cohort):
                 passed_over.append(request)
                 waiting.pop()
                 continue
-            for turn in self.talkers.get(request.content.own_id, ()):
-                self._write_keys(turn, int(turn.is_counted))
+            if self.talkers:
+                for turn in self.talkers.get(request.content.own_id, ()):
+                    self._write_keys(turn, int(turn.is_counted))
             num_tokens = request.num_tokens
             hits = kv.lookup(request, num_tokens)
             computed = hits.num_blocks * block_size

@@ -130,7 +130,7 @@ class KVCache:
             held = {name: request.num_blocks for name, request in self.holders.items()}
             raise SimulationError(
                 f"KV blocks leaked: {self.num_free_blocks} of {self.num_usable_blocks} are free at the end; "
-                f"still held by request: {held or 'nobody known'}"
+                f"still held by request: {held or 'none that is known'}"
             )
 
     def _take(self, request: Request, num_blocks: int) -> None:
