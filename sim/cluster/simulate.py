@@ -24,6 +24,7 @@ from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
+from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.errors import InputError, SimulationError
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost
@@ -196,13 +197,14 @@ def _build_replica(
         return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
 
     try:
-        if isinstance(cost, LockstepCost):
-            return Rank(gateway.env, index, engine.model, new_scheduler, cost, depth, recorder, decisions)
         if sums is None:
+            if isinstance(cost, LockstepCost):
+                return Rank(gateway.env, index, engine.model, new_scheduler, cost, depth, recorder, decisions)
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
         unbounded = replace(settings, sliding_window=None)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
-        return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
+        kind = FastRank if isinstance(cost, LockstepCost) else FastReplica
+        return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
@@ -210,10 +212,13 @@ def _build_replica(
 
 def _group(gateway: Gateway, cost: LockstepCost, engine: EngineConfig) -> None:
     """Ranks that follow each other in number step together."""
-    ranks = [replica for replica in gateway.replicas if isinstance(replica, Rank)]
-    for first in range(0, len(ranks), engine.data_parallel_size):
-        group = ranks[first : first + engine.data_parallel_size]
-        DataParallelGroup(gateway.env, group, cost, pipeline_depth(engine))
+    size, depth = engine.data_parallel_size, pipeline_depth(engine)
+    for first in range(0, len(gateway.replicas), size):
+        group = gateway.replicas[first : first + size]
+        if ranks := [replica for replica in group if isinstance(replica, FastRank)]:
+            FastGroup(gateway.env, ranks, cost, depth, gateway.recorder)
+        else:
+            DataParallelGroup(gateway.env, [rank for rank in group if isinstance(rank, Rank)], cost, depth)
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
