@@ -59,7 +59,7 @@ class ProfileScore:
 
 def operator_scores(*, quick: bool = False) -> list[ProfileScore]:
     """Of the built-in profiles: what they state of the tables they come from, else found on their own points."""
-    from gpu_calibrate.held_out import held_out_errors
+    from gpu_calibrate.fit.held_out import held_out_errors
 
     scores = []
     for name in builtin_names():

@@ -21,7 +21,8 @@ def pass_terms_ms(link: float | None = None, **engine: object) -> dict[str, floa
     from sim.latency.gpus import load_gpu
     from sim.latency.models import load_model
     from sim.latency.profile.cost import ProfileCost
-    from sim.latency.profile.library import Found, find_profile
+    from sim.latency.profile.file import load_profile
+    from sim.latency.profile.library import BUILTIN, SUFFIX, Found, find_profile
     from sim.scenario.schema import EngineConfig
 
     settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "dtype": "float16", "tensor_parallel_size": 4}
@@ -30,9 +31,10 @@ def pass_terms_ms(link: float | None = None, **engine: object) -> dict[str, floa
     found = find_profile(None, gpu)
     if link is not None:
         collectives = ("all_reduce", "all_gather")
-        others = {name: each for name, each in found.profile.operators.items() if name not in collectives}
+        profile = load_profile(BUILTIN / f"{config.gpu}{SUFFIX}")
+        others = {name: each for name, each in profile.operators.items() if name not in collectives}
         found = Found(
-            found.profile.model_copy(update={"operators": others}),
+            profile.model_copy(update={"operators": others}),
             found.device.model_copy(update={"link_bandwidth_bytes_per_s": link}),
         )
     cost = ProfileCost(found, load_model(config.model), gpu, config)

@@ -19,7 +19,7 @@ import click
 from sim.errors import InputError, OutputError, Problem, SimrunError
 
 if TYPE_CHECKING:
-    from gpu_calibrate.run import Calibration
+    from gpu_calibrate.commands.calibration import Calibration
     from sim.latency.profile.file import Profile
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -55,19 +55,20 @@ def run_command(
     Every result is kept at once in PROFILE.partial.jsonl. After Ctrl-C, or if the
     GPU fails, the same command goes on where it was.
     """
-    from gpu_calibrate import grid, run
-    from gpu_calibrate.store import Store, partial_path
+    from gpu_calibrate.commands import calibration as runs
+    from gpu_calibrate.plan import grid
+    from gpu_calibrate.timing.store import Store, partial_path
 
     path = Path(out)
     _check_out(path, "--out")
     _check_operators(only)
     if budget is not None and not isfinite(budget):
         raise InputError(f"--budget {budget:g}: give the seconds that measuring may take")
-    from gpu_calibrate.cuda import open_device
+    from gpu_calibrate.device.cuda import open_device
 
     device = open_device(gpu)
     seconds = budget or (grid.QUICK_S if quick else grid.DEFAULT_S)
-    plan = run.limited(grid.plan(device.facts.gpu, seconds, device.facts.num_gpus), only)
+    plan = runs.limited(grid.plan(device.facts.gpu, seconds, device.facts.num_gpus), only)
     partial = partial_path(path)
     if fresh:
         partial.unlink(missing_ok=True)
@@ -75,15 +76,15 @@ def run_command(
     click.echo(f"{device.facts.name}: {len(plan.points):,} points, about {plan.seconds:.0f} s", err=True)
     with Store(partial, device.facts) as store, _Bar() as bar:
         short = quick or budget is not None
-        extras = [] if only else run.cuda_extras(device, plan, path.resolve().parent, short)
-        calibration = run.Calibration(device, plan, store, limit_s, extras, progress=bar)
+        extras = [] if only else runs.cuda_extras(device, plan, path.resolve().parent, short)
+        calibration = runs.Calibration(device, plan, store, limit_s, extras, progress=bar)
         calibration.measure()
-        return _finish_run(calibration, path, name or run.default_name(path))
+        return _finish_run(calibration, path, name or runs.default_name(path))
 
 
 def _finish_run(calibration: Calibration, path: Path, name: str) -> int:
     """Write the profile, or say how to go on."""
-    from gpu_calibrate.run import profile_of
+    from gpu_calibrate.commands.calibration import profile_of
     from sim.latency.profile.file import save_profile
 
     command = shlex.join(["gpu-calibrate", *sys.argv[1:]]) if len(sys.argv) > 1 else "gpu-calibrate run"
@@ -229,8 +230,8 @@ def check_command(profile: str) -> int:
 
     Exit code 1 where a gate failed or an error is larger than it may be.
     """
-    from gpu_calibrate.check import check
-    from gpu_calibrate.show import percent, print_errors, print_gates
+    from gpu_calibrate.commands.check import check
+    from gpu_calibrate.commands.show import percent, print_errors, print_gates
 
     loaded = _load(profile)
     verdict = check(loaded)
@@ -250,14 +251,14 @@ def check_command(profile: str) -> int:
 @click.option("--plots", metavar="DIR", help="Write roofline, GEMM utilisation and decode bandwidth as PNG.")
 def show_command(profile: str, plots: str | None) -> int:
     """Print what a profile holds. PROFILE is a file or a built-in profile's name."""
-    from gpu_calibrate.show import print_profile
+    from gpu_calibrate.commands.show import print_profile
 
     if plots is not None and Path(plots).exists() and not Path(plots).is_dir():
         raise InputError(f"--plots {plots}: a file, not a folder")
     loaded = _load(profile)
     print_profile(loaded, click.echo)
     if plots is not None:
-        from gpu_calibrate.plots import write_plots
+        from gpu_calibrate.commands.plots import write_plots
 
         for path in write_plots(loaded, Path(plots)):
             click.echo(f"wrote {path}", err=True)
@@ -280,7 +281,7 @@ def import_command(
     Exit code 1 where they lack what every step needs: it can be shown and
     compared, not predicted from.
     """
-    from gpu_calibrate.held_out import held_out_errors
+    from gpu_calibrate.fit.held_out import held_out_errors
     from gpu_calibrate.importers import import_profile
     from sim.latency.profile.file import save_profile
 
@@ -304,7 +305,7 @@ def import_command(
 @click.option("--predicted", is_flag=True, help="Where grids differ: SECOND's predictions at the points of FIRST.")
 def compare_command(first: str, second: str, predicted: bool) -> int:
     """Ratios of two profiles, operator by operator: repeatability, or two GPUs."""
-    from gpu_calibrate.compare import compare, predicted_rows, print_rows
+    from gpu_calibrate.commands.compare import compare, predicted_rows, print_rows
 
     a, b = _load_both(first, second)
     click.echo(f"A {a.name}: {a.device.name}, {a.source.origin}\nB {b.name}: {b.device.name}, {b.source.origin}\n")
@@ -318,7 +319,7 @@ def doctor_command() -> int:
 
     Changes nothing. Exit code 1 where something would spoil a measurement.
     """
-    from gpu_calibrate.doctor import examine, software
+    from gpu_calibrate.commands.doctor import examine, software
 
     findings = [*examine(), *software()]
     for finding in findings:
@@ -345,7 +346,7 @@ def selftest_command(out: str, parts: tuple[str, ...], gpu: str | None, table_on
     calibration, part of it again in another process: under ten minutes. Exit
     code 1 where something is missed.
     """
-    from gpu_calibrate import selftest
+    from gpu_calibrate.commands import selftest
 
     unknown = [part for part in parts if part not in selftest.PARTS]
     if unknown:
@@ -355,7 +356,7 @@ def selftest_command(out: str, parts: tuple[str, ...], gpu: str | None, table_on
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {out}: a file, not a folder")
     if not table_only:
-        from gpu_calibrate.cuda import import_cupy, import_torch
+        from gpu_calibrate.device.cuda import import_cupy, import_torch
 
         wanted = parts or selftest.PARTS
         import_torch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from policies.base import EngineLimits, Feedback, Policy, PolicyError, RequestView, StepLimits
+from policies.base import EngineLimits, Feedback, Policy, PolicyError, RankChanges, RequestView, StepLimits
 from policies.checks import check_fraction, check_positive, exact, refuse
 
 
@@ -21,6 +21,7 @@ class Adaptive(Policy):
 
     name = "adaptive"
     summary = "arrival order; the step's token cap follows the load"
+    rank_changes = RankChanges.NEVER
     feedback = Feedback.FIRST
 
     low_load: float = field(default=0.3, metadata={"help": "below this load the cap is low_tokens, unchunked"})

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum, Flag
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 
 class PolicyError(ValueError):
@@ -59,8 +59,8 @@ class RequestView(Protocol):
 class RankChanges(Flag):
     """When a policy's rank of a request can move, besides when the request is preempted.
 
-    Flags: ``PROGRESS | TIME`` moves with either. Ask with ``RankChanges.TIME in policy.rank_changes``
-    (``ALWAYS`` contains all); ask for ``NEVER`` with ``==``.
+    Flags: ``PROGRESS | TIME`` moves with either. Of what a policy has ``declared``, ask with
+    ``RankChanges.TIME in changes`` (``ALWAYS`` contains all); ask for ``NEVER`` with ``==``.
     """
 
     NEVER = 0
@@ -105,6 +105,9 @@ class Feedback(Enum):
     requests of one group may be told together, as one of them with the sum of their tokens."""
 
 
+Declared = TypeVar("Declared", RankChanges, DecodeRanks, Feedback)
+
+
 class Predictor(Protocol):
     """Expected output length of a request, in tokens, at least 1.
 
@@ -123,15 +126,21 @@ class Predictor(Protocol):
         ...
 
 
+PROMPT_TOKENS_PER_OUTPUT_TOKEN = 3
+"""What ``EngineLimits`` says where no cost of a step is known: that of llama-3.1-8b on an H100 with 256 seats."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """The engine's own limits, given to a policy once by ``bind``."""
+    """The engine's own limits and the one ratio of its costs, given to a policy once by ``bind``."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
     block_size: int
     num_gpu_blocks: int
     enable_chunked_prefill: bool
+    prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
+    """How many prompt tokens take as long as one output token while all seats are taken, at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +182,12 @@ class Policy:
     stock_mode: ClassVar[str | None] = None
     """``fcfs`` or ``priority`` where vLLM has the policy itself; ranks are then not asked for."""
     uses_predictor: ClassVar[bool] = False
-    rank_changes: ClassVar[RankChanges] = RankChanges.NEVER
+    rank_changes: ClassVar[RankChanges] = RankChanges.ALWAYS
     decode_ranks: ClassVar[DecodeRanks] = DecodeRanks.MOVE
-    """Holds for the class that says it only: a class derived from it says it anew if it still holds."""
     feedback: ClassVar[Feedback] = Feedback.EACH
-    """Holds for the class that says it only, as ``decode_ranks``."""
+    """These three let an engine ask less often, and change no decision. An engine asks for them with ``declared``: each
+    holds for the class that says it only, so that a derived class that ranks otherwise is asked every time until it
+    says so too."""
     is_calm: ClassVar[bool] = False
     """While everybody who waits has a seat and blocks for all its tokens, nothing but the order of ``rank`` decides:
     ``rank`` is a number that depends on the request and its own progress alone, ``preempt`` answers nothing, and a
@@ -280,6 +290,15 @@ class Policy:
     def live_refusal(self) -> str | None:
         """Why a live vLLM cannot run this policy as configured, or None. Parameters may matter."""
         return self.not_live_because
+
+
+def declared(policy: Policy, name: str, default: Declared) -> Declared:
+    """What the class of ``policy`` itself says by the attribute ``name``; ``default`` where it says nothing.
+
+    A class inherits no such statement: one that derives from ``Srtf`` and ranks otherwise does not count down.
+    """
+    found = vars(type(policy)).get(name, default)
+    return found if isinstance(found, type(default)) else default
 
 
 class ReplicaView(Protocol):

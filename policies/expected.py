@@ -38,8 +38,8 @@ class PredictingPolicy(Policy):
     output_weight: int | None = field(
         default=1,
         metadata={
-            "help": "prompt tokens that one output token counts as: 1 = plain tokens; null = max_num_batched_tokens,"
-            " which counts in steps (a step does one output token of a request, or that many of its prompt)"
+            "help": "prompt tokens that one output token counts as: 1 = plain tokens; null = as many as take the engine"
+            " as long, by its step costs (a live engine, which does not know them, takes 3)"
         },
     )
     _weight: int = field(init=False, repr=False, default=1)
@@ -52,7 +52,7 @@ class PredictingPolicy(Policy):
 
     def bind(self, limits: EngineLimits) -> None:
         if self.output_weight is None:
-            self._weight = limits.max_num_batched_tokens
+            self._weight = limits.prompt_tokens_per_output_token
 
     def expected_output(self, request: RequestView) -> int:
         """Expected total output tokens of ``request``, at least 1."""

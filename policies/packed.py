@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.base import DecodeRanks, Policy, RequestView
+from policies.base import DecodeRanks, Policy, RankChanges, RequestView
 
 
 @dataclass(kw_only=True)
@@ -16,6 +16,7 @@ class Packed(Policy):
 
     name = "packed"
     summary = "arrival order, passing over what does not fit"
+    rank_changes = RankChanges.NEVER
     decode_ranks = DecodeRanks.STAY
     pass_over = True
     not_live_because = "vLLM's admission stops at the first request that does not fit; it cannot pass one over"

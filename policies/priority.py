@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.base import DecodeRanks, Policy, RequestView
+from policies.base import DecodeRanks, Policy, RankChanges, RequestView
 
 
 @dataclass(kw_only=True)
@@ -13,6 +13,7 @@ class Priority(Policy):
 
     name = "priority"
     summary = "the client's priority, smaller first, then arrival (vLLM's stock mode)"
+    rank_changes = RankChanges.NEVER
     decode_ranks = DecodeRanks.STAY
     stock_mode = "priority"
 

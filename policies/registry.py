@@ -83,6 +83,11 @@ def build_policy(name: str, params: Mapping[str, object], predictor: Predictor) 
     return policy
 
 
+def uses_predictor(name: str) -> bool:
+    """Whether the policy ``name`` ranks by expected length. Raises PolicyError for an unknown name."""
+    return bool(_resolve("policy", name, POLICIES).uses_predictor)
+
+
 def build_predictor(
     name: str,
     params: Mapping[str, object],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.base import DecodeRanks, RequestView
+from policies.base import DecodeRanks, RankChanges, RequestView
 from policies.expected import PredictingPolicy
 
 
@@ -17,6 +17,7 @@ class Sjf(PredictingPolicy):
 
     name = "sjf"
     summary = "shortest expected total first"
+    rank_changes = RankChanges.NEVER
     decode_ranks = DecodeRanks.STAY
     is_calm = True
 

@@ -15,9 +15,10 @@ from policies.expected import PredictingPolicy
 class Srtf(PredictingPolicy):
     """Least expected remaining work first; the longest running ones are evicted for a shorter waiting one.
 
-    Remaining work is counted in steps by default (``output_weight: null``), the unit in which time
-    passes: with one seat, exact predictions and equal steps this is Schrage's SRPT rule, which has
-    the least mean E2E of all.
+    An output token counts by default (``output_weight: null``) as the prompt tokens that take the engine as long: with
+    one seat, exact predictions and equal steps this is Schrage's SRPT rule, which has the least mean E2E of all.
+    Counting in steps instead (``output_weight: max_num_batched_tokens``) lets one output token weigh as much as a whole
+    step of prompt: long prompts with short answers then go first, and all others wait for them.
 
     The shortest waiting request evicts only if there is no seat or not enough blocks, only requests longer
     than itself, and only if it would be done, the tokens the evicted compute again included, before the

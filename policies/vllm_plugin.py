@@ -37,6 +37,7 @@ from policies.base import (
     PolicyError,
     RankChanges,
     RequestView,
+    declared,
 )
 from policies.vllm_queue import RankedHeap
 from policies.vllm_settings import (
@@ -160,16 +161,16 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
         self.waiting = PolicyQueue(policy, rank, view_of)
         self.kv_holding_waiting = PolicyQueue(policy, rank, view_of)
         self.now_ns = 0
-        self._ranks_stay = policy.rank_changes == RankChanges.NEVER
-        declared = vars(type(policy)).get("decode_ranks", DecodeRanks.MOVE)
-        self._decode_ranks_stay = declared is DecodeRanks.STAY and not self.num_spec_tokens
+        self._ranks_stay = declared(policy, "rank_changes", RankChanges.ALWAYS) == RankChanges.NEVER
+        decode_ranks = declared(policy, "decode_ranks", DecodeRanks.MOVE)
+        self._decode_ranks_stay = decode_ranks is DecodeRanks.STAY and not self.num_spec_tokens
         self._ranked_running: list[Any] = []
         """Running requests whose ``priority`` is their rank of this step, and no longer."""
         self._num_joined = 0
         self._stale: list[Any] = []
         """Preempted with output in flight: what comes of it may move their ranks."""
         self._problems: set[str] = set()
-        feedback = vars(type(policy)).get("feedback", Feedback.EACH)
+        feedback = declared(policy, "feedback", Feedback.EACH)
         self._feedback = feedback if _defines(policy, "on_scheduled") else None
         self._wants_steps = _defines(policy, "on_step")
         self._group_of: dict[str, Any] = {}

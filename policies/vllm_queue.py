@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
-from policies.base import Policy, PolicyError, RankChanges, RequestView
+from policies.base import Policy, PolicyError, RankChanges, RequestView, declared
 
 Rank = Callable[[RequestView, int], float]
 Entry = tuple[float, float, str, int, Any]
@@ -28,7 +28,7 @@ class RankedHeap:
         self._policy = policy
         self.rank = rank
         self._view = view
-        changes = policy.rank_changes
+        changes = declared(policy, "rank_changes", RankChanges.ALWAYS)
         self._moves_with_others = RankChanges.OTHERS in changes
         self._moves_with_time = RankChanges.TIME in changes
         self._now_ns = 0

@@ -11,13 +11,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sim.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
     from sim.uncertainty import SeedRuns
-
-__version__ = "0.1.0"
 
 
 def simulate(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from sim.results.context import Price, RunContext
+    from sim.cluster.deployment import Deployment
+    from sim.results.context import RunContext
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
@@ -22,25 +23,30 @@ def run(
     decisions: TextIO | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     workload: RequestTable | None = None,
+    deployment: Deployment | None = None,
 ) -> Results:
     """Check ``loaded`` against models, traces and policies, simulate it, and return the results.
 
-    ``workload`` takes the place of the scenario's own requests.
+    ``workload`` takes the place of the scenario's own requests, ``deployment`` of what its engine is resolved to.
 
     Raises:
         InputError: the scenario cannot be run; every problem at once.
         SimulationError: a request or a KV block was lost.
     """
+    from sim.checks.all_checks import check_all
+    from sim.checks.traffic_checks import traffic_notes
+    from sim.cluster.deployment import resolve_deployment
     from sim.cluster.simulate import simulate_cluster
     from sim.results.results import Results
-    from sim.scenario.checks import check_all
-    from sim.scenario.traffic_checks import traffic_notes
 
-    check_all(loaded)
+    planned = check_all(loaded)
     started_s = time.perf_counter()
-    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload)
-    record.notes += traffic_notes(loaded.scenario.engine, record.workload)
-    return Results(record, _context(loaded, time.perf_counter() - started_s))
+    scenario = loaded.scenario
+    if deployment is None:
+        deployment = resolve_deployment(scenario.engine, scenario.latency, loaded.base_dir, planned)
+    record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload, deployment=deployment)
+    record.notes += traffic_notes(scenario.engine, record.workload)
+    return Results(record, _context(loaded, deployment, time.perf_counter() - started_s))
 
 
 def load(
@@ -52,7 +58,8 @@ def load(
 
     Raises InputError with every problem.
     """
-    from sim.scenario.loader import LoadedScenario, from_scenario, load_data, load_scenario
+    from sim.checks.loading import from_scenario, load_data, load_scenario
+    from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
 
     if isinstance(scenario, str | os.PathLike):
@@ -72,8 +79,7 @@ def _given(scenario: Scenario) -> dict[str, Any]:
     return scenario.model_dump(mode="json", exclude_unset=True)
 
 
-def _context(loaded: LoadedScenario, wall_s: float) -> RunContext:
-    from sim.latency.build import build_work_model
+def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> RunContext:
     from sim.results.context import RunContext
     from sim.scenario.resolved import resolved_yaml
 
@@ -83,8 +89,9 @@ def _context(loaded: LoadedScenario, wall_s: float) -> RunContext:
         name=scenario.name,
         seed=scenario.seed,
         slo=slo or None,
-        work=build_work_model(scenario.engine, scenario.latency, loaded.base_dir),
-        price=_price(loaded),
+        work=deployment.work,
+        price=deployment.price,
+        max_num_seqs=scenario.engine.max_num_seqs,
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
         trace=scenario.outputs.trace,
@@ -92,11 +99,3 @@ def _context(loaded: LoadedScenario, wall_s: float) -> RunContext:
         steps=scenario.outputs.steps,
         wall_s=wall_s,
     )
-
-
-def _price(loaded: LoadedScenario) -> Price | None:
-    from sim.latency.gpus import load_gpu
-    from sim.results.context import Price
-
-    gpu = load_gpu(loaded.scenario.engine.gpu)
-    return Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote")

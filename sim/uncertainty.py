@@ -177,8 +177,8 @@ def simulate_seeds(
         SimulationError: one of the runs failed.
         Interrupted: Ctrl-C; all processes have gone.
     """
+    from sim.checks.all_checks import check_all
     from sim.run import load
-    from sim.scenario.checks import check_all
 
     places = _checked(seeds, jobs)
     loaded = load(scenario, overrides, seed)

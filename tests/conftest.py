@@ -1,4 +1,7 @@
-"""For a parallel run, whose tests are collected by its workers: what ``tests/live/conftest.py`` says of a plain one."""
+"""For a parallel run, whose tests are collected by its workers: what ``tests/live/conftest.py`` says of a plain one.
+
+And for a busy machine: no test of random examples fails because one of them took long.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,12 @@ from pathlib import Path
 import pytest
 
 LIVE = Path(__file__).parent / "live"
+
+if util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -263,6 +263,18 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "2"}, None)])
+def test_a_process_starts_no_threads_for_matrices_unless_told(given: dict[str, str], expected: str | None) -> None:
+    code = (
+        "import os, sys; from sim.cli import main\n"
+        "try: main(['--version'])\n"
+        "finally: print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**plain, **given})
+    assert done.stdout.splitlines()[-1] == str(expected)
+
+
 def test_ctrl_c_is_130_and_leaves_nothing(scenario: str, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "sim.cli", scenario, "--set", "workload.requests=2000000", "--set"]
     argv += ["workload.arrival.rate=5", "--out", str(tmp_path / "o"), "--decisions", str(tmp_path / "d.jsonl")]
@@ -320,7 +332,7 @@ def test_simulate_takes_a_dictionary_and_says_what_is_wrong_with_it() -> None:
 
 
 def test_simulate_takes_what_was_loaded_and_overrides_it_too(scenario: str) -> None:
-    from sim.scenario.loader import load_scenario
+    from sim.checks.loading import load_scenario
 
     loaded = load_scenario(scenario)
     expected = without_timing(sim.simulate(scenario, overrides=["workload.requests=8"], seed=4).summary)

@@ -8,62 +8,54 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import import_graph
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from import_graph import ROOT, circles, module_graph, modules, part_graph, part_of
 
 LAYERS: dict[str, set[str]] = {
-    # What each part of sim may import of sim; its own part and `sim.errors`, `sim.seeds` always.
-    "sim.scenario": {"sim.workload", "sim.latency"},
+    # What each part of sim may import of sim; its own part and those of EVERYBODY always.
+    "sim.scenario": set(),
     "sim.workload": {"sim.scenario"},
     "sim.latency": {"sim.scenario"},
     "sim.results": {"sim.workload"},
     "sim.engine": {"sim.latency", "sim.results", "sim.workload"},
+    "sim.checks": {"sim.scenario", "sim.workload", "sim.latency"},
     "sim.live": {
-        *("sim.run", "sim.cluster", "sim.latency", "sim.results", "sim.workload", "sim.scenario"),
+        *("sim.run", "sim.checks", "sim.cluster", "sim.latency", "sim.results", "sim.workload", "sim.scenario"),
         *("sim.outputs", "sim.progress"),
     },
     "sim.cluster": {"sim.engine", "sim.latency", "sim.results", "sim.workload", "sim.scenario"},
 }
-EVERYBODY = {"sim.errors", "sim.seeds"}
-POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.scenario", "sim.live", "sim.cli"}
+EVERYBODY = {"sim.errors", "sim.seeds", "sim.version"}
+POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.checks", "sim.live", "sim.cli"}
 """Parts that may import ``policies``: those that run them, and those that check or list them by name."""
+CALIBRATION_ORDER = (
+    *("gpu_calibrate.cli", "gpu_calibrate.commands", "gpu_calibrate.importers", "gpu_calibrate.fit"),
+    *("gpu_calibrate.timing", "gpu_calibrate.device", "gpu_calibrate.launches", "gpu_calibrate.plan"),
+)
+"""Folders of the calibration, each of which imports only those after it."""
 SIMPY_FROM = {"sim.engine", "sim.cluster"}
-CALIBRATION_USES = ("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.errors")
+SAME_MEANING = {
+    "__init__.py": "",
+    "__main__.py": "",
+    "cli.py": "the command of its package",
+    "base.py": "the contract that its folder fulfils",
+}
+"""Names that several files may have, and what they mean wherever they stand."""
+CALIBRATION_USES = (
+    *("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.latency.model_spec"),
+    "sim.errors",
+)
 """All that ``gpu_calibrate`` may import of ``sim``: the profile file and its reading, facts of GPUs and models."""
 
 
-def modules(package: str) -> dict[str, Path]:
-    """Module name -> file, of everything under the folder ``package``."""
-    found = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
 SIM, POLICIES, CALIBRATE = modules("sim"), modules("policies"), modules("gpu_calibrate")
+KNOWN = SIM | POLICIES | CALIBRATE
 
 
 def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
     """Every module that a file imports, wherever in the file, with its line."""
-    known = SIM | POLICIES | CALIBRATE
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*base, *([node.module] if node.module else [])])
-            for alias in node.names:
-                inner = f"{source}.{alias.name}"
-                yield (inner if inner in known else source), node.lineno
-
-
-def part_of(module: str) -> str:
-    """``sim.engine.reference.replica`` -> ``sim.engine``; ``policies.base`` -> ``policies``."""
-    parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "sim" and len(parts) > 1 else parts[0]
+    return import_graph.imports(name, path, KNOWN)
 
 
 def place(path: Path, line: int) -> str:
@@ -86,8 +78,7 @@ def test_imports_run_one_way() -> None:
         allowed = LAYERS[part] | EVERYBODY | {part}
         for module, line in imports(name, path):
             target = part_of(module)
-            # `from sim import __version__` is no dependency on anything.
-            if target.startswith("sim.") and target not in allowed:
+            if (target == "sim" or target.startswith("sim.")) and target not in allowed:
                 wrong.append(f"{place(path, line)}: {part} imports {module}")
     assert not wrong, "\n".join(wrong)
 
@@ -95,12 +86,59 @@ def test_imports_run_one_way() -> None:
 def test_layers_below_never_reach_up() -> None:
     """The order of docs/architecture.md: cli -> live -> run -> cluster -> engine -> policies; the rest are leaves."""
     order = ["sim.cli", "sim.live", "sim.run", "sim.cluster", "sim.engine"]
-    leaves = {"sim.latency", "sim.workload", "sim.scenario", "sim.results"}
+    leaves = {"sim.checks", "sim.latency", "sim.workload", "sim.scenario", "sim.results"}
     for name, path in SIM.items():
         part = part_of(name)
         above = set(order) if part in leaves else set(order[: order.index(part)]) if part in order else set()
         reached = {part_of(module) for module, _ in imports(name, path)} & above
         assert not reached, f"{name} imports {reached}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    found = circles(module_graph())
+    assert not found, "\n".join(", ".join(group) for group in found)
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    parts = part_graph(module_graph())
+    assert {"sim.scenario", "sim.checks", "gpu_calibrate.plan"} <= set(parts)
+    assert circles(parts) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    """One that only a type and an import inside a function close."""
+    for name, text in (
+        ("sim/a/x.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sim.b import y\n"),
+        ("sim/b/y.py", "def run():\n    from sim.a.z import Z\n    import sim.b.w\n"),
+        ("sim/b/w.py", "import sim.a.x\n"),
+        ("sim/a/z.py", "import json\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    graph = module_graph(tmp_path)
+    assert circles(graph) == [["sim.a.x", "sim.b.w", "sim.b.y"]]
+    assert circles(part_graph(graph)) == [["sim.a", "sim.b"]]
+
+
+def test_the_calibration_imports_one_way() -> None:
+    parts = part_graph(module_graph())
+    assert set(CALIBRATION_ORDER) == {part for part in parts if part.startswith("gpu_calibrate.")}
+    wrong = [
+        f"{part} imports {above}"
+        for index, part in enumerate(CALIBRATION_ORDER)
+        for above in CALIBRATION_ORDER[:index]
+        if above in parts[part]
+    ]
+    assert not wrong, wrong
+
+
+def test_a_file_name_means_one_thing() -> None:
+    """Two files of one name in different folders say two things; `SAME_MEANING` says the same wherever it stands."""
+    files: dict[str, list[str]] = {}
+    for path in (*KNOWN.values(), *modules("benchmarks").values()):
+        files.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in files.items() if len(paths) > 1 and name not in SAME_MEANING}
+    assert not twice, twice
 
 
 def test_policies_need_the_standard_library_only() -> None:
@@ -174,7 +212,7 @@ def test_no_assert_outside_the_tests() -> None:
     """``python -O`` drops them, and a user gets no message from one."""
     found = [
         place(path, node.lineno)
-        for path in (SIM | POLICIES | CALIBRATE).values()
+        for path in KNOWN.values()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Assert)
     ]
@@ -215,4 +253,4 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = {"numpy", "pandas", "pyarrow", "matplotlib", "pydantic", "simpy", "rich", "ruamel", "yaml", "aiohttp"}
     assert not {name.partition(".")[0] for name in reached} & (heavy | {"asyncio", "policies"})
     own = {name for name in reached if name.partition(".")[0] == "sim"}
-    assert own == {"sim", "sim.errors", "sim.live", "sim.live.commands", "sim.outputs"}
+    assert own == {"sim", "sim.errors", "sim.live", "sim.live.commands", "sim.outputs", "sim.version"}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import sim
+from sim.checks.all_checks import check_all
 from sim.run import load
-from sim.scenario.checks import check_all
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 NAMES = sorted(path.stem for path in SCENARIOS.glob("*.yaml"))

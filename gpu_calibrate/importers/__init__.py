@@ -38,7 +38,7 @@ def import_profile(
     Raises InputError for an unknown source, GPU, engine or version, for tables that are missing, known to be wrong or
     not in the layout, each with what to do.
     """
-    from gpu_calibrate.gates import imported_gates
+    from gpu_calibrate.fit.gates import imported_gates
     from gpu_calibrate.importers.combine import add_curves
 
     profile = _import_one(source, gpu=gpu, engine=engine, version=version, path=path, name=name, command=command)

@@ -27,7 +27,7 @@ import numpy as np
 
 from gpu_calibrate.importers.devices import device_of, resolve_gpu
 from gpu_calibrate.importers.frames import now
-from gpu_calibrate.importers.tables import CurveTable, Floats, Reuse, build_curves
+from gpu_calibrate.importers.source_tables import CurveTable, Floats, Reuse, build_curves
 from sim.errors import InputError
 from sim.latency.profile.file import Operator, Profile, Source
 from sim.latency.profile.speed_of_light import ELEMENT_BYTES, kv_bytes_per_token

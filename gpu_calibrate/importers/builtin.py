@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from gpu_calibrate.gates import imported_gates
-from gpu_calibrate.held_out import held_out_errors
+from gpu_calibrate.fit.gates import imported_gates
+from gpu_calibrate.fit.held_out import held_out_errors
 from gpu_calibrate.importers import aiconfigurator, import_profile
 from gpu_calibrate.importers.thin import keep_curves, thin_points
 from sim.errors import InputError

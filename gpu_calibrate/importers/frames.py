@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_calibrate.importers.devices import device_of
-from gpu_calibrate.importers.tables import CurveTable, build_curves
+from gpu_calibrate.importers.source_tables import CurveTable, build_curves
 from sim.errors import InputError
-from sim.latency.models import MODELS, ModelSpec
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import MODELS
 from sim.latency.profile.file import Operator, Profile, Source
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpu_calibrate.importers.devices import resolve_gpu
 from gpu_calibrate.importers.frames import Gathered, find_tables, model_of, need_columns, read_table
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.profile.file import Profile, Source
 
 if TYPE_CHECKING:

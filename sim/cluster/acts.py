@@ -51,9 +51,9 @@ def schedule_acts(env: Clock, gateway: Gateway, acts: Sequence[Act]) -> None:
         elif act.what is What.CRASH:
             gateway.crash(act.target)
         elif act.what is What.DRAIN:
-            gateway.replicas[act.target].drain()
+            gateway.drain(act.target)
         elif act.what is What.UNDRAIN:
-            gateway.replicas[act.target].undrain()
+            gateway.undrain(act.target)
         else:
             gateway.replicas[act.target].set_cost(slowed(own_costs[act.target], act.factor))
 

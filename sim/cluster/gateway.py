@@ -12,8 +12,9 @@ from simpy import Event
 
 from policies.base import Router
 from sim.engine.clock import At, Clock, Turn
+from sim.engine.door import Door
 from sim.engine.fast.jumps import IDLE, FastReplica
-from sim.engine.reference.replica import Replica, attempt_row
+from sim.engine.reference.replica import attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
@@ -68,7 +69,7 @@ class Gateway:
         self.max_model_len = max_model_len
         self.recorder = recorder
         self.client_overhead_ns = client_overhead_ns
-        self.replicas: Sequence[Replica] = ()
+        self.replicas: Sequence[Door] = ()
         self.num_ended = 0
         self.num_unsent = 0
         """Turns of conversations whose client has left before them."""
@@ -78,6 +79,7 @@ class Gateway:
         """Those of them that have been submitted."""
         self._latest_ns = 0
         """The furthest that any replica is known to have got."""
+        self._num_draining = 0
         self._progress = progress
         self._last_progress = time.perf_counter()
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
@@ -92,6 +94,8 @@ class Gateway:
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
         self._is_dealt_out = False
+        self._chosen = (-1, 0)
+        """The prompt routed last, and its replica."""
         env.process(self._arrivals())
 
     def on_end(self, request: Request, status: Status) -> None:
@@ -149,6 +153,18 @@ class Gateway:
             self.recorder.end(attempt_row(request, Status.FAILED, self.env.now), reason)
             self.on_end(request, Status.FAILED)
 
+    def drain(self, index: int) -> None:
+        """No further requests go to a replica."""
+        replica = self.replicas[index]
+        self._num_draining += not replica.is_draining
+        replica.drain()
+
+    def undrain(self, index: int) -> None:
+        """Requests go to a replica again."""
+        replica = self.replicas[index]
+        self._num_draining -= replica.is_draining
+        replica.undrain()
+
     # --- dealing out -------------------------------------------------------------------------
 
     def deal_out(self) -> None:
@@ -158,12 +174,11 @@ class Gateway:
         if self.acts_on_ends or self.is_acted_on or not takes_turns:
             return
         self._is_dealt_out = True
+        rows, turn = np.arange(len(self.workload)), self.workload.prompt_numbers() % len(replicas)
         for replica in replicas:
-            replica.take_feed(
-                partial(self._requests, replica, np.arange(replica.index, len(self.workload), len(replicas)))
-            )
+            replica.take_feed(partial(self._requests, replica, rows[turn == replica.index]))
 
-    def _requests(self, replica: FastReplica, rows: IntColumn) -> Iterator[Any]:
+    def _requests(self, replica: Door, rows: IntColumn) -> Iterator[Any]:
         """Requests of a replica in order of arrival; those that can never run there are rejected on the way."""
         latest_ns = 0
         for first in range(0, len(rows), ROWS_AT_ONCE):
@@ -230,20 +245,30 @@ class Gateway:
             self._sent[request.row] = request
         replica.submit(request)
 
-    def _route(self, request: Request) -> Replica | None:
+    def _route(self, request: Request) -> Door | None:
         """The replica for ``request`` among those that are not draining; None where all are."""
         replicas = self.replicas
-        if any(replica.is_draining for replica in replicas):
+        if self._num_draining:
             replicas = [replica for replica in replicas if not replica.is_draining]
             if not replicas:
                 return None
-        position = self.router.choose(request, replicas, request.arrival_ns)
+        position = self._choose(request, replicas)
         if not 0 <= position < len(replicas):
             raise SimulationError(
                 f"router {self.router.name} chose replica {position!r} of {len(replicas)} for request "
                 f"{request.request_id}; it must answer with a position from 0 on"
             )
         return replicas[position]
+
+    def _choose(self, request: Request, replicas: Sequence[Door]) -> int:
+        """The router's choice, made once for all outputs of a prompt."""
+        prompts = self.workload.prompt
+        if prompts is None:
+            return self.router.choose(request, replicas, request.arrival_ns)
+        prompt = int(prompts[request.row])
+        if prompt != self._chosen[0]:
+            self._chosen = prompt, self.router.choose(request, replicas, request.arrival_ns)
+        return self._chosen[1]
 
     def _reject(self, request: Request, objection: str) -> None:
         self.recorder.end(attempt_row(request, Status.REJECTED, NEVER), objection)

@@ -12,6 +12,7 @@ import numpy as np
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.acts import Act, What, schedule_acts
+from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
@@ -26,25 +27,15 @@ from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.errors import InputError, SimulationError
-from sim.latency.base import StepCost
-from sim.latency.build import build_step_cost
-from sim.latency.kind import client_overhead_ns
-from sim.latency.lockstep import LockstepCost
-from sim.latency.memory import MemoryPlan, plan_memory
-from sim.latency.pipelining import is_asynchronous, pipeline_depth
-from sim.latency.profile.cost import ProfileCost
-from sim.latency.speculative import SpeculativeCost
-from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn, Recorder, RunRecord, Status, requests_of
+from sim.latency.lockstep_cost import GroupCost
+from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
-
-_WITH_TERMS = (ProfileCost, SpeculativeCost, LockstepCost)
-"""Step costs whose time has terms, where they stand on a profile."""
 
 
 def simulate_cluster(
@@ -53,39 +44,45 @@ def simulate_cluster(
     decisions: TextIO | None = None,
     progress: Progress | None = None,
     workload: RequestTable | None = None,
+    deployment: Deployment | None = None,
     acts: Sequence[Act] = (),
 ) -> RunRecord:
     """Run a checked scenario. ``decisions`` gets one JSON line per scheduler step; ``workload`` takes the place
-    of the scenario's; ``acts`` happen to the replicas at their instants.
+    of the scenario's, ``deployment`` of what its engine is resolved to; ``acts`` happen to the replicas.
 
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
     scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, loaded.base_dir, engine.max_model_len)
-    cost = build_step_cost(engine, scenario.latency, loaded.base_dir)
-    memory = plan_memory(engine, loaded.base_dir)
-    settings = scheduler_settings(engine, memory)
-    drafts, swaps = engine.speculative is not None, settings.num_swap_blocks > 0
-    of_shape = (DRAFT_COLUMNS if drafts else ()) + (SWAP_COLUMNS if swaps else ())
-    recorder = Recorder(shape_columns=of_shape, is_lockstep=isinstance(cost, LockstepCost))
+        workload = build_workload(
+            scenario.workload,
+            scenario.seed,
+            loaded.base_dir,
+            engine.max_model_len_in_effect,
+            isolates_tenants=engine.cache_isolation == "tenant",
+        )
+    if deployment is None:
+        deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
+    settings, group_cost = deployment.settings, deployment.group_cost
+    recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
-    client_ns = client_overhead_ns(engine.gpu, scenario.latency)
+    client_ns = deployment.client_overhead_ns
     gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, client_ns)
     # Ranks of a group form their batches of one instant in an order of their own.
-    in_order = engine.stepping == "reference" and not isinstance(cost, LockstepCost)
+    in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    sums = None if takes_every_step(engine, workload, settings, scenario.seed) else DecodeSums(cost, recorder)
+    every_step = takes_every_step(engine, workload, settings, scenario.seed)
+    sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
         gateway.request_type = Member
-    gateway.replicas = [_build_replica(loaded, index, gateway, settings, cost, log, sums) for index in range(num_ranks)]
-    if isinstance(cost, LockstepCost):
-        _group(gateway, cost, engine)
+    gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
+    if group_cost is not None:
+        _group(gateway, group_cost, deployment)
     gateway.is_acted_on = bool(acts)
     for replica in gateway.replicas:
         if sums is None or gateway.acts_on_ends:
@@ -105,45 +102,7 @@ def simulate_cluster(
     cpu_s = time.process_time() - started_s
 
     _check_nothing_lost(gateway)
-    return _record(loaded, gateway, memory, cost, cpu_s)
-
-
-def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
-    """What of an engine's configuration decides what runs."""
-    max_model_len = engine.max_model_len
-    if not engine.enable_chunked_prefill:
-        # Nothing longer than one step's budget could ever be scheduled; vLLM refuses to start.
-        max_model_len = min(max_model_len, engine.max_num_batched_tokens)
-    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
-    speculative = engine.speculative
-    drafts = 0 if speculative is None else speculative.num_speculative_tokens
-    has_draft_model = speculative is not None and speculative.method == "draft_model"
-    swap_bytes = int(engine.swap_space_gib * 2**30) * gpus if engine.preemption == "swap" else 0
-    return SchedulerSettings(
-        num_gpu_blocks=memory.num_gpu_blocks,
-        block_size=engine.block_size,
-        max_model_len=max_model_len,
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        enable_chunked_prefill=engine.enable_chunked_prefill,
-        max_prefill_tokens_per_step=engine.max_prefill_tokens_per_step,
-        long_prefill_token_threshold=engine.long_prefill_token_threshold,
-        long_prefill_token_threshold_adaptive=engine.long_prefill_token_threshold_adaptive,
-        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
-        watermark=engine.watermark,
-        enable_prefix_caching=engine.enable_prefix_caching,
-        async_scheduling=is_asynchronous(engine),
-        contiguous_kv=engine.kv == "contiguous",
-        static_batching=engine.batching == "static",
-        num_swap_blocks=swap_bytes // block_bytes,
-        sliding_window=memory.sliding_window,
-        pipeline_parallel_size=engine.pipeline_parallel_size,
-        num_speculative_tokens=drafts,
-        num_lookahead_tokens=drafts if has_draft_model else 0,
-        draft_slots=int(has_draft_model),
-        block_bytes=block_bytes,
-    )
+    return _record(loaded, gateway, deployment, cpu_s)
 
 
 def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
@@ -177,14 +136,13 @@ def _build_replica(
     loaded: LoadedScenario,
     index: int,
     gateway: Gateway,
-    settings: SchedulerSettings,
-    cost: StepCost,
+    deployment: Deployment,
     decisions: DecisionLog | None,
     sums: DecodeSums | None,
 ) -> Replica | FastReplica:
-    engine, recorder = loaded.scenario.engine, gateway.recorder
+    engine, recorder, settings = deployment.engine, gateway.recorder, deployment.settings
     wait_ns = round(engine.static_batch_wait_s * 1e9)
-    depth = pipeline_depth(engine)
+    cost, depth = deployment.cost, deployment.depth
     common = (cost, depth, recorder, wait_ns, decisions)
 
     def new_policy() -> Policy:
@@ -197,28 +155,30 @@ def _build_replica(
         return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
 
     try:
+        group_cost = deployment.group_cost
         if sums is None:
-            if isinstance(cost, LockstepCost):
-                return Rank(gateway.env, index, engine.model, new_scheduler, cost, depth, recorder, decisions)
+            if group_cost is not None:
+                return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
         unbounded = replace(settings, sliding_window=None)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
-        kind = FastRank if isinstance(cost, LockstepCost) else FastReplica
+        kind = FastReplica if group_cost is None else FastRank
         return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
 
 
-def _group(gateway: Gateway, cost: LockstepCost, engine: EngineConfig) -> None:
-    """Ranks that follow each other in number step together."""
-    size, depth = engine.data_parallel_size, pipeline_depth(engine)
+def _group(gateway: Gateway, cost: GroupCost, deployment: Deployment) -> None:
+    """Make ranks that follow each other in number step together."""
+    size = deployment.engine.data_parallel_size
     for first in range(0, len(gateway.replicas), size):
         group = gateway.replicas[first : first + size]
-        if ranks := [replica for replica in group if isinstance(replica, FastRank)]:
-            FastGroup(gateway.env, ranks, cost, depth, gateway.recorder)
+        if fast := [replica for replica in group if isinstance(replica, FastRank)]:
+            FastGroup(gateway.env, fast, cost, deployment.depth, gateway.recorder)
         else:
-            DataParallelGroup(gateway.env, [rank for rank in group if isinstance(rank, Rank)], cost, depth)
+            ranks = [replica for replica in group if isinstance(replica, Rank)]
+            DataParallelGroup(gateway.env, ranks, cost, deployment.depth)
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
@@ -291,11 +251,11 @@ def _notes(gateway: Gateway) -> list[str]:
     return [f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"]
 
 
-def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: StepCost, cpu_s: float) -> RunRecord:
-    engine, recorder = loaded.scenario.engine, gateway.recorder
+def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cpu_s: float) -> RunRecord:
+    engine, recorder = deployment.engine, gateway.recorder
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
-    attempts = recorder.attempt_columns(workload, gateway.max_model_len)
+    attempts = recorder.attempt_columns()
     requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
     return RunRecord(
         workload=workload,
@@ -307,11 +267,11 @@ def _record(loaded: LoadedScenario, gateway: Gateway, memory: MemoryPlan, cost: 
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,
         replica_models=[replica.model for replica in replicas],
-        gpus_per_replica=[engine.tensor_parallel_size * engine.pipeline_parallel_size for _ in replicas],
-        latency={**cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
+        gpus_per_replica=[deployment.gpus for _ in replicas],
+        latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         drafts=recorder.drafts,
         data_parallel_size=engine.data_parallel_size,
-        terms=cost.terms if isinstance(cost, _WITH_TERMS) and cost.kind == "profile" else None,
-        notes=[*loaded.notes, *memory.notes, *workload.notes, *_notes(gateway)],
+        terms=deployment.terms,
+        notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,
     )

@@ -12,8 +12,8 @@ cancellation is complete, and one that arrives at the instant of a crash finds t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from sim.engine.request import Request
 from sim.latency.base import StepCost
@@ -24,11 +24,15 @@ OnEnd = Callable[[Request, Status], None]
 
 
 class Door(Protocol):
-    """One replica, from outside. Satisfies ``policies.base.ReplicaView``."""
+    """One replica, from outside. Satisfies ``policies.base.ReplicaView``.
+
+    Requests are of the kind that the replica asks for: ``Request``, or a subclass with what its engine keeps of one.
+    """
 
     index: int
     model: str
     num_gpu_blocks: int
+    cost: StepCost
 
     # --- load, as of now ---------------------------------------------------------------------
 
@@ -69,11 +73,11 @@ class Door(Protocol):
 
     # --- operations --------------------------------------------------------------------------
 
-    def why_never(self, request: Request) -> str | None:
+    def why_never(self, request: Any) -> str | None:
         """Why ``request`` can never run to its end here, or None. Depends on the engine's settings alone."""
         ...
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Any) -> None:
         """A request arrives. ``why_never`` must have had no objection, and the replica must not be draining.
 
         From now on the replica itself cancels it, with ``Status.CANCELLED``, at its ``cancel_ns`` in
@@ -81,15 +85,16 @@ class Door(Protocol):
         """
         ...
 
-    def cancel(self, request: Request, status: Status) -> None:
-        """``request`` leaves: its seat and its blocks are free at once (vLLM's ``finish_requests``).
+    def cancel(self, request: Any, status: Status) -> None:
+        """``request`` leaves: its seat and its blocks are free at once (vLLM's ``finish_requests``), but for those of
+        a static batch, which are free when all of it has ended.
 
         Its row says ``status``, no finish, and the tokens generated so far; tokens in flight are lost. A batch in
         flight ends when it would have. Nothing happens where the request has ended or is not here any more.
         """
         ...
 
-    def crash(self) -> list[Request]:
+    def crash(self) -> Sequence[Request]:
         """Everything here is lost. Returns the requests that ran or waited, in the order of their rows.
 
         No row is written for them, and ``watch`` hears nothing: the caller decides what becomes of them. Batches in
@@ -110,7 +115,7 @@ class Door(Protocol):
     def set_cost(self, cost: StepCost) -> None:
         """Steps formed from now on cost this; batches in flight keep what they cost. The same number of stages.
 
-        Ranks that step together get it together, from the next step on that none of them has formed.
+        Ranks that step together get it together, from the next step that is launched.
         """
         ...
 

@@ -37,6 +37,7 @@ class Request:
         "cancel_ns",
         "class_index",
         "class_name",
+        "computed_spans",
         "content",
         "deadline_ns",
         "ends_at",
@@ -56,7 +57,6 @@ class Request:
         "num_draft_tokens",
         "num_dropped_blocks",
         "num_known_tokens",
-        "num_lost_tokens",
         "num_output_placeholders",
         "num_output_tokens",
         "num_preemptions",
@@ -73,6 +73,7 @@ class Request:
         "rank",
         "replica",
         "request_id",
+        "resumed_at",
         "row",
         "scheduled_ns",
         "session",
@@ -170,8 +171,10 @@ class Request:
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self.num_recomputed_tokens = 0
-        self.num_lost_tokens = 0
-        """Computed before the last preemption, and not again yet."""
+        self.computed_spans: tuple[tuple[int, int], ...] = ()
+        """Tokens computed before the last preemption: ranges [first, end), disjoint and in order."""
+        self.resumed_at = 0
+        """Tokens that the last admission after a preemption found in the cache."""
 
     def __repr__(self) -> str:
         return (

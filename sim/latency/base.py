@@ -67,6 +67,22 @@ class StepCost(Protocol):
         """Accelerator time of one stage of this step, at least 1."""
         ...
 
+    def step_ns(
+        self,
+        num_prefills: int,
+        num_prefill_tokens: int,
+        prefill_context_tokens: int,
+        prefill_attention_pairs: int,
+        num_decodes: int,
+        decode_context_tokens: int,
+        num_sampled: int,
+        num_draft_tokens: int = 0,
+        verify_attention_pairs: int = 0,
+        swap_bytes: int = 0,
+    ) -> int:
+        """``gpu_ns`` of the shape with these counts, for loops that hold them as plain numbers."""
+        ...
+
     def host_ns(self, shape: StepShape) -> int:
         """Host time of this step: scheduling, launch, sampling's copy back."""
         ...
@@ -86,6 +102,33 @@ class StepCost(Protocol):
     def describe(self) -> dict[str, object]:
         """What the summary says of this model: kind, whether it is an estimate, its parameters."""
         ...
+
+
+def shape_of(
+    num_prefills: int,
+    num_prefill_tokens: int,
+    prefill_context_tokens: int,
+    prefill_attention_pairs: int,
+    num_decodes: int,
+    decode_context_tokens: int,
+    num_sampled: int,
+    num_draft_tokens: int = 0,
+    verify_attention_pairs: int = 0,
+    swap_bytes: int = 0,
+) -> StepShape:
+    """The shape that ``StepCost.step_ns`` is told in counts."""
+    return StepShape(
+        num_prefills=num_prefills,
+        num_prefill_tokens=num_prefill_tokens,
+        prefill_context_tokens=prefill_context_tokens,
+        prefill_attention_pairs=prefill_attention_pairs,
+        num_decodes=num_decodes,
+        decode_context_tokens=decode_context_tokens,
+        num_sampled=num_sampled,
+        swap_bytes=swap_bytes,
+        num_draft_tokens=num_draft_tokens,
+        verify_attention_pairs=verify_attention_pairs,
+    )
 
 
 def decode_run_by_steps(

@@ -11,17 +11,20 @@ from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.kind import latency_kind
-from sim.latency.lockstep import LockstepCost
+from sim.latency.lockstep_cost import LockstepCost
 from sim.latency.memory import load_model_and_gpu
 from sim.latency.models import load_model
 from sim.latency.operators import Efficiency
 from sim.latency.parallel import Link
 from sim.latency.profile.library import find_profile
 from sim.latency.roofline import RooflineCost
-from sim.latency.speculative import SpeculativeCost, draft_engine
+from sim.latency.speculative_cost import SpeculativeCost, draft_engine
 from sim.latency.work import WorkModel
 
 if TYPE_CHECKING:
+    from sim.latency.gpus import GpuSpec
+    from sim.latency.memory import PlannedEngine
+    from sim.latency.model_spec import ModelSpec
     from sim.latency.profile.cost import ProfileCost
     from sim.scenario.schema import EngineConfig, LatencyConfig
 
@@ -33,16 +36,22 @@ LONGEST_STEP_S = 3600.0
 STRETCHING_KEYS = ("step_s", "time_scale", "host_overhead_ms", "link_bandwidth_gb_s", "link_latency_us", "profile")
 
 
-def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> StepCost:
-    """The latency model that the scenario asks for.
+def build_step_cost(
+    engine: EngineConfig,
+    latency: LatencyConfig,
+    base_dir: Path | None = None,
+    planned: PlannedEngine | None = None,
+) -> StepCost:
+    """Build the latency model that the scenario asks for; ``planned`` is what has been looked up already.
 
     Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM refuses, a
     profile that is not there, cannot be used, or is of another GPU, and steps of more than an hour.
     """
-    cost = _build_plain_cost(engine, latency, base_dir)
+    named = None if planned is None else (planned.model, planned.gpu)
+    cost = _build_plain_cost(engine, latency, base_dir, named)
     _check_shortest_step(cost, latency)
     if engine.data_parallel_size > 1:
-        model = load_model(engine.model, base_dir)
+        model = load_model(engine.model, base_dir) if planned is None else planned.model
         if ExpertGroup.of(engine, model).is_lockstep:
             return LockstepCost(cost, engine, model)
     speculative = engine.speculative
@@ -50,21 +59,22 @@ def build_step_cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path
         return cost
     draft = None
     if speculative.draft_model is not None:
-        draft = _build_plain_cost(draft_engine(engine), latency, base_dir)
+        named = None if planned is None or planned.draft is None else (planned.draft, planned.gpu)
+        draft = _build_plain_cost(draft_engine(engine), latency, base_dir, named)
     if isinstance(draft, ConstantCost):
         draft = None
     return SpeculativeCost(cost, draft, speculative.num_speculative_tokens)
 
 
 def _build_plain_cost(
-    engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None
+    engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None, named: tuple[ModelSpec, GpuSpec] | None
 ) -> ConstantCost | RooflineCost | ProfileCost:
     kind = latency_kind(engine.gpu, latency)
     if kind == "constant":
         if latency.step_s is None:
             raise InputError("latency.step_s: kind constant needs the time of a step, for example step_s: 0.05")
         return ConstantCost(round(latency.step_s * latency.time_scale * 1e9), time_scale=latency.time_scale)
-    model, gpu = load_model_and_gpu(engine, base_dir)
+    model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
     host_ms, link, scale = latency.host_overhead_ms, _link(latency), latency.time_scale
     uneven = latency.expert_load_imbalance
     if kind == "roofline":
@@ -118,9 +128,15 @@ def _link(latency: LatencyConfig) -> Link | None:
     return Link(latency_us * 1e3, latency.link_bandwidth_gb_s * 1e9)
 
 
-def build_work_model(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> WorkModel | None:
+def build_work_model(
+    engine: EngineConfig,
+    latency: LatencyConfig,
+    base_dir: Path | None = None,
+    planned: PlannedEngine | None = None,
+) -> WorkModel | None:
     """FLOPs and bytes of steps, for MFU and bandwidth use; None where step times say nothing of a GPU."""
     if latency_kind(engine.gpu, latency) == "constant":
         return None
-    model, gpu = load_model_and_gpu(engine, base_dir)
-    return WorkModel(model, gpu, engine)
+    if planned is None:
+        return WorkModel(*load_model_and_gpu(engine, base_dir), engine)
+    return WorkModel(planned.model, planned.gpu, engine)

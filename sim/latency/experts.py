@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sim.errors import Problem
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.precision import Precision
 
 if TYPE_CHECKING:

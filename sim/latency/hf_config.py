@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, Problem
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.stored_as import stored_format
 
 MLA = "multi-head latent attention (MLA) keeps one compressed vector per token instead of keys and values"

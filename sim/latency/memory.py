@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
-from sim.latency.models import ModelSpec, load_model
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import load_model
 from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
 from sim.latency.pipelining import pipeline_depth
 from sim.latency.precision import BYTES_PER_ELEMENT, Precision, resolve_precision
 from sim.latency.sliding_window import max_blocks_per_request
-from sim.latency.speculative import draft_engine, load_draft_model
+from sim.latency.speculative_cost import draft_engine, load_draft_model
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
@@ -92,6 +93,17 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """What an engine's settings name, looked up once a run: models, GPU and the memory they leave."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    draft: ModelSpec | None
+    """The model that drafts; None = no speculative decoding, or n-grams."""
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
 class _Stage:
     """One GPU of one pipeline stage."""
 
@@ -135,7 +147,12 @@ def load_model_and_gpu(engine: EngineConfig, base_dir: Path | None = None) -> tu
 
 
 def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPlan:
-    """The memory of one GPU of ``engine``, and its KV blocks.
+    """Plan the memory of one GPU of ``engine``, and its KV blocks: ``plan_engine`` without what it looked up."""
+    return plan_engine(engine, base_dir).memory
+
+
+def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEngine:
+    """Look up model, draft model and GPU of ``engine``, and plan the memory of one GPU and its KV blocks.
 
     ``num_gpu_blocks_override`` replaces the computed number, as in vLLM. Raises InputError for an
     unknown model or GPU, a split that vLLM refuses, or a model that does not fit (by how many GB,
@@ -152,7 +169,7 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
     blocks = stage.blocks(engine.block_size) if override is None else override
     window = kept_window(engine, model, draft)
     largest = _blocks_of_longest(engine, window)
-    return MemoryPlan(
+    memory = MemoryPlan(
         total_bytes=gpu.memory_bytes,
         requested_bytes=stage.requested,
         weights_bytes=stage.weights,
@@ -172,6 +189,7 @@ def plan_memory(engine: EngineConfig, base_dir: Path | None = None) -> MemoryPla
             *_window_notes(engine, model, window),
         ),
     )
+    return PlannedEngine(model, gpu, draft, memory)
 
 
 def _split_problems(engine: EngineConfig, model: ModelSpec) -> list[Problem]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sim.latency.experts import AG_RS, ALONE, ExpertGroup, dispatch_bytes
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import Problem
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

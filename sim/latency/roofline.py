@@ -10,7 +10,7 @@ import numpy as np
 from sim.latency.base import StepShape
 from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import Efficiency, Floats, Operators
 from sim.latency.precision import resolve_precision
 from sim.latency.sliding_window import within

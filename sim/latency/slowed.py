@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.latency.base import StepCost, StepShape
-from sim.latency.lockstep import GroupCost, GroupStep
+from sim.latency.lockstep_cost import GroupCost, GroupStep
 
 
 class SlowedCost:
@@ -23,6 +23,10 @@ class SlowedCost:
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
         return self._slowed(self.cost.gpu_ns(shape))
+
+    def step_ns(self, *counts: int, **further: int) -> int:
+        """``gpu_ns`` from the counts of a ``StepShape``."""
+        return self._slowed(self.cost.step_ns(*counts, **further))
 
     def host_ns(self, shape: StepShape) -> int:
         """Host time of this step."""

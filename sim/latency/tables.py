@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.latency.base import StepShape
-from sim.latency.sliding_window import within
 
 Floats = npt.NDArray[np.float64]
 
@@ -115,41 +114,66 @@ class TabulatedCost:
         """One stage's time that depends on the number of tokens alone, as it is charged."""
         return self._tokens.ns(tokens)
 
-    def gpu_ns(self, shape: StepShape) -> int:
-        """Accelerator time of one stage of this step, at least 1."""
-        if self._window is not None:
-            shape = within(shape, self._window)
-        num_prefill_tokens = shape.num_prefill_tokens
-        num_tokens = num_prefill_tokens + shape.num_decodes + shape.num_draft_tokens
+    def step_ns(
+        self,
+        num_prefills: int,
+        num_prefill_tokens: int,
+        prefill_context_tokens: int,
+        prefill_attention_pairs: int,
+        num_decodes: int,
+        decode_context_tokens: int,
+        num_sampled: int,
+        num_draft_tokens: int = 0,
+        verify_attention_pairs: int = 0,
+        swap_bytes: int = 0,
+    ) -> int:
+        """``gpu_ns`` from the counts of a ``StepShape``."""
+        num_tokens = num_prefill_tokens + num_decodes + num_draft_tokens
+        window = self._window
+        if window is not None:  # as ``sliding_window.within``
+            prefill_attention_pairs = min(prefill_attention_pairs, 2 * num_prefill_tokens * window)
+            prefill_context_tokens = min(prefill_context_tokens, num_prefill_tokens + num_prefills * window)
+            decode_context_tokens = min(decode_context_tokens, num_decodes * window)
+            verify_attention_pairs = min(verify_attention_pairs, (num_decodes + num_draft_tokens) * window)
         try:
-            ns = self._tokens_ns[num_tokens] + self._sampled_ns[shape.num_sampled]
+            ns = self._tokens_ns[num_tokens] + self._sampled_ns[num_sampled]
         except IndexError:
-            ns = self._tokens.ns(num_tokens) + self._sampled.ns(shape.num_sampled)
-        ns += self._decode_attention_ns(shape)
+            ns = self._tokens.ns(num_tokens) + self._sampled.ns(num_sampled)
+        decode_ns = decode_context_tokens * self._decode_multiplier >> self._decode_shift
+        if verify_attention_pairs:
+            # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
+            decode_ns = max(decode_ns, self._prefill_pairs.ns(2 * verify_attention_pairs))
+        ns += decode_ns
         if num_prefill_tokens:
-            ns += max(
-                self._prefill_pairs.ns(shape.prefill_attention_pairs),
-                self._prefill_context.ns(shape.prefill_context_tokens),
-            )
-        if shape.swap_bytes:
-            ns += self._swap.ns(shape.swap_bytes)
+            pairs_ns = self._prefill_pairs.ns(prefill_attention_pairs)
+            context_ns = self._prefill_context.ns(prefill_context_tokens)
+            ns += pairs_ns if pairs_ns > context_ns else context_ns
+        if swap_bytes:
+            ns += self._swap.ns(swap_bytes)
         return ns
 
-    def _decode_attention_ns(self, shape: StepShape) -> int:
-        ns = shape.decode_context_tokens * self._decode_multiplier >> self._decode_shift
-        if shape.verify_attention_pairs:
-            # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
-            ns = max(ns, self._prefill_pairs.ns(2 * shape.verify_attention_pairs))
-        return ns
+    def gpu_ns(self, shape: StepShape) -> int:
+        """Accelerator time of one stage of this step, at least 1."""
+        return self.step_ns(
+            shape.num_prefills,
+            shape.num_prefill_tokens,
+            shape.prefill_context_tokens,
+            shape.prefill_attention_pairs,
+            shape.num_decodes,
+            shape.decode_context_tokens,
+            shape.num_sampled,
+            shape.num_draft_tokens,
+            shape.verify_attention_pairs,
+            shape.swap_bytes,
+        )
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
         fixed = self._tokens.ns(num_decodes) + self._sampled.ns(num_decodes)
         last = decode_context_tokens + num_steps * num_decodes
         if self._window is not None and last > (most := num_decodes * self._window):
-            rate = self._decode_context
-            seen = (min(decode_context_tokens + step * num_decodes, most) for step in range(num_steps))
-            return np.array([fixed + rate.ns(tokens) for tokens in seen], dtype=np.int64)
+            seen = decode_context_tokens + np.arange(num_steps, dtype=np.int64) * num_decodes
+            return fixed + self._decode_context.many_ns(np.minimum(seen, most))
         if last * self._decode_multiplier > _LARGEST:
             rate = self._decode_context
             context = range(decode_context_tokens, last, num_decodes) if num_decodes else [last] * num_steps

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import distinct_experts
 from sim.latency.parallel import kv_heads_per_gpu
 from sim.latency.precision import resolve_precision
@@ -91,18 +91,20 @@ class WorkModel:
         """
         model, precision = self.model, self.precision
         per_step = tokens_per_step(columns)
-        sizes, place = np.unique(per_step, return_inverse=True)
-        steps_of_size = np.zeros(len(sizes), dtype=np.int64)
-        np.add.at(steps_of_size, place, _steps(columns))
+        steps_of_rows = _steps(columns)
         experts = model.num_moe_layers * model.num_experts * model.expert_parameters
-        weights = float(steps_of_size[sizes > 0].sum()) * (model.linear_parameters - experts)
+        weights = float(steps_of_rows[per_step > 0].sum()) * (model.linear_parameters - experts)
         if model.num_experts:
             if "group_tokens" in columns:
                 sizes, steps_of_size = np.unique(columns["group_tokens"], return_counts=True)
+            else:
+                sizes, place = np.unique(per_step, return_inverse=True)
+                steps_of_size = np.zeros(len(sizes), dtype=np.int64)
+                np.add.at(steps_of_size, place, steps_of_rows)
             for size, steps in zip(sizes.tolist(), steps_of_size.tolist(), strict=True):
                 touched = self._touched(np.array([float(size)]))
                 weights += steps * model.num_moe_layers * model.expert_parameters * float(touched[0])
-        heads = int(_steps(columns)[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
+        heads = int(steps_of_rows[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
         window = model.sliding_window
         summed = _summed(prefill_within(columns, window), window)
         kv = int((summed["decode_context_tokens"] + summed["prefill_context_tokens"])[0]) + int(

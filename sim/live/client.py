@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import InputError
 from sim.live.event_stream import EventStream, MalformedStream
+from sim.live.observation_file import LARGEST_COUNT, Observation
 from sim.live.prompts import PromptMaker
-from sim.live.record import LARGEST_COUNT, Observation
 
 if TYPE_CHECKING:
     import aiohttp

@@ -44,9 +44,9 @@ def vllm_args_command(
     scenario: str, overrides: tuple[str, ...], model: str | None, as_module: bool, as_json: bool
 ) -> int:
     """Print the `vllm serve` command line of a scenario."""
+    from sim.checks.all_checks import check_all
     from sim.live.vllm_args import serve_command
     from sim.run import load
-    from sim.scenario.checks import check_all
 
     if model is not None and not model.strip():
         raise InputError("--model: give the name of a repository or a folder")
@@ -120,7 +120,7 @@ def observe_command(
     import asyncio
 
     from sim.live.client import base_url, check_library
-    from sim.live.record import overwrite_problems
+    from sim.live.observation_file import overwrite_problems
 
     problems = overwrite_problems(out, force)
     if not timeout_s > 0:
@@ -181,9 +181,9 @@ def _workload(
     """The scenario, if there is one, and the requests. Raises InputError."""
     from pathlib import Path
 
+    from sim.checks.all_checks import check_all
     from sim.run import load
-    from sim.scenario.checks import check_all
-    from sim.workload.build import build_workload
+    from sim.workload.build_table import build_workload
 
     if scenario is not None:
         if limit is not None:
@@ -191,7 +191,13 @@ def _workload(
         loaded = load(scenario, overrides, seed)
         check_all(loaded)
         told = loaded.scenario
-        return loaded, build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)
+        return loaded, build_workload(
+            told.workload,
+            told.seed,
+            loaded.base_dir,
+            told.engine.max_model_len_in_effect,
+            isolates_tenants=told.engine.cache_isolation == "tenant",
+        )
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}
     # The rest of a scenario, so that the options are checked as its keys are.
     data = {"name": "trace", "workload": {"trace": section}, "engine": {"model": "llama-2-7b", "gpu": "h100-sxm"}}
@@ -237,12 +243,12 @@ def _priorities_matter(loaded: LoadedScenario | None) -> bool:
 
 
 async def _observe(name: str, table: RequestTable, options: ObserveOptions, as_json: bool) -> int:
-    from sim import __version__
     from sim.live.client import Target, ask_server, authorization, open_session, without_password
+    from sim.live.observation_file import RecordFile
     from sim.live.observe import fail_all, lateness, num_unsent, replay
     from sim.live.prompts import PromptMaker
-    from sim.live.record import RecordFile
     from sim.progress import ProgressBar
+    from sim.version import __version__
 
     for note in [*table.notes, *_replay_notes(table)]:
         click.echo(f"simrun: note: {note}", err=True)
@@ -315,9 +321,9 @@ def _report(table: RequestTable, outcome: Outcome, options: ObserveOptions, as_j
     """Print what was seen; the exit code."""
     import json
 
+    from sim.live.comparison_tables import observed_text, reason_lines
     from sim.live.measured import Measured, figures
     from sim.live.observe import lateness, num_unsent
-    from sim.live.tables import observed_text, reason_lines
 
     measured = Measured("simrun observe", outcome.observations)
     found, late, unsent = figures(measured), lateness(outcome), num_unsent(table, outcome)
@@ -381,8 +387,8 @@ def validate_command(measured: str, scenario: str, overrides: tuple[str, ...], o
 
     MEASURED is a record of `simrun observe`, or a result of `vllm bench serve --save-result --save-detailed`.
     """
+    from sim.live.comparison_tables import validation_text
     from sim.live.measured import read_measured
-    from sim.live.tables import validation_text
     from sim.live.validate import validate
     from sim.progress import ProgressBar
     from sim.run import load

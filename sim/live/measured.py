@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, Problem
-from sim.live.record import KIND, LARGEST_COUNT, NS_PER_S, Observation, read_record
+from sim.live.observation_file import KIND, LARGEST_COUNT, NS_PER_S, Observation, read_record
 from sim.results.metrics import METRICS, STATISTICS, Samples
 
 BENCH_LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sim.live.client import Clock, Target, clock, request_body, send
+from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
-from sim.live.record import Observation, RecordFile
 from sim.workload.table import NO_DEADLINE, NO_HINT, NO_PARENT, RequestTable
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.errors import InputError, OutputError
 from sim.live.measured import Measured, bundled_share, figures, reasons
-from sim.live.record import Observation
+from sim.live.observation_file import Observation
 from sim.results.metrics import METRICS, STATISTICS
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, RequestTable
 

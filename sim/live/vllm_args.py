@@ -90,8 +90,9 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
 """Settings that are ``--NAME`` or ``--no-NAME``."""
 SPECIAL = frozenset({"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative"})
 """Settings that become something else, each by its own function."""
-NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s"})
-"""Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused."""
+NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s", "cache_isolation"})
+"""Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused, and
+what its clients decide (``cache_isolation``: the prompts of two tenants have nothing in common)."""
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "preemption": ("recompute", "vLLM's V1 engine preempts by recomputation only"),
@@ -263,6 +264,7 @@ def _named(spec: str | NamedSpec) -> tuple[str, dict[str, Any]]:
 
 def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:
     from policies.base import PolicyError
+    from policies.expected import PredictingPolicy
     from policies.predictors import MaxTokens
     from policies.registry import build_policy
     from policies.vllm_settings import why_not_live
@@ -283,8 +285,22 @@ def _policy_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[
     else:
         yield ["--scheduling-policy", "priority"]
         yield ["--scheduler-cls", SCHEDULER_CLS]
+        if isinstance(policy, PredictingPolicy) and policy.output_weight is None:
+            # The server does not know what its steps cost.
+            params = {**params, "output_weight": _output_weight(loaded)}
         _policy_environment(loaded, command, name, params, policy.uses_predictor)
     yield [_switch("async-scheduling", is_asynchronous(engine))]
+
+
+def _output_weight(loaded: LoadedScenario) -> int:
+    """The weight that the simulator derives from the scenario's step costs for ``output_weight: null``."""
+    from sim.latency.build import build_step_cost
+    from sim.latency.memory import plan_memory
+    from sim.latency.token_weight import token_weight
+
+    engine = loaded.scenario.engine
+    cost = build_step_cost(engine, loaded.scenario.latency, loaded.base_dir)
+    return token_weight(engine, cost, plan_memory(engine, loaded.base_dir))
 
 
 def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:
@@ -346,7 +362,7 @@ def _policy_environment(
 
 def _class_means(loaded: LoadedScenario) -> dict[str, float]:
     """Mean output of each class of the scenario's workload, as the simulator's predictor has it."""
-    from sim.workload.build import build_workload
+    from sim.workload.build_table import build_workload
 
     told = loaded.scenario
     table = build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)

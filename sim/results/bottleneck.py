@@ -6,6 +6,8 @@ from typing import Any
 
 IDLE_BELOW = 0.6
 KV_FULL_ABOVE = 0.9
+SEATS_FULL_ABOVE = 0.9
+COMPUTE_ABOVE = 0.5
 QUEUE_SHARE_ABOVE = 0.25
 PREEMPTED_ABOVE = 0.01
 
@@ -14,9 +16,10 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     """A name and a sentence.
 
     In this order: nothing completed; KV cache (over 1 % of requests preempted and use above 90 % at its peak, because a
-    policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); host
-    time above accelerator time; load too small to fill the accelerators (busy under 60 %, queueing under a quarter of
-    E2E); otherwise the accelerator, by what bounds most of its time.
+    policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); seats
+    (over 90 % of ``max_num_seqs`` taken while requests queue as long, and neither KV nor arithmetic is what is full);
+    host time above accelerator time; load too small to fill the accelerators (busy under 60 %, queueing under a quarter
+    of E2E); otherwise the accelerator, by what bounds most of its time.
     """
     use, kv = summary["utilization"], summary["kv"]
     if not summary["completed"]:
@@ -32,11 +35,18 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
             f"{waits}; KV use peaks at {kv['max_usage'] or 0:.0%}, requests preempted: {preempted:,}. "
             "More KV memory (GPUs, FP8 KV) or fewer sequences at once would help."
         )
+    bound = use["compute_bound_fraction"]
+    seats = use["seat_usage"] or 0.0
+    has_kv = (kv["max_usage"] or 0.0) <= KV_FULL_ABOVE
+    if seats > SEATS_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE and has_kv and (bound or 0.0) <= COMPUTE_ABOVE:
+        return "seats", (
+            f"{waits}; {seats:.0%} of the seats (max_num_seqs) are taken, KV use peaks at {kv['max_usage'] or 0:.1%}. "
+            "More seats would help, at longer gaps between tokens."
+        )
     if (use["host_fraction"] or 0.0) > busy:
         return "host", f"Host time per step exceeds accelerator time; accelerators are busy {busy:.0%} of the time."
     if busy < IDLE_BELOW and queue_share < QUEUE_SHARE_ABOVE:
         return "load", f"Accelerators are busy {busy:.0%} of the time and requests hardly queue: there is headroom."
-    bound = use["compute_bound_fraction"]
-    kind = "accelerator" if bound is None else "compute" if bound > 0.5 else "memory bandwidth"
+    kind = "accelerator" if bound is None else "compute" if bound > COMPUTE_ABOVE else "memory bandwidth"
     detail = "" if bound is None else f", {bound:.0%} of it in steps bound by arithmetic"
     return kind, f"Accelerators are busy {busy:.0%} of the time{detail}. {waits}."

@@ -56,6 +56,7 @@ def request_columns(record: RunRecord) -> dict[str, AnyColumn | Named | list[str
     replica = from_record["replica"]
     return {
         "request_id": request_ids(record),
+        "parent": record.workload.prompt_numbers()[from_record["row"]],
         "class": Named(class_index, [info.name for info in classes]),
         "tenant": Named(tenant_of[class_index], tenants),
         "status": Named(from_record["status"], [each.name.lower() for each in Status]),

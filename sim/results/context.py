@@ -52,6 +52,8 @@ class RunContext:
     work: Work | None = None
     """None where the latency model knows no model or GPU (``constant``)."""
     price: Price | None = None
+    max_num_seqs: int | None = None
+    """Seats of one replica."""
     scenario_yaml: str = ""
     """The resolved scenario, every default written out."""
     report: bool = True

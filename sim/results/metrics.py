@@ -81,13 +81,17 @@ class Samples:
 
     def __init__(self, values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
         column = np.asarray(values)
-        order = np.argsort(column, kind="stable")
-        self.values: IntColumn | FloatColumn = column[order]
+        self.values: IntColumn | FloatColumn
         self._last_rank: IntColumn | None = None
         self.weights: IntColumn | None = None
         self.count: int = len(column)
         """Samples, repetitions included."""
-        if weights is not None:
+        self._total: int | float | None = None
+        if weights is None:
+            self.values = np.sort(column)
+        else:
+            order = np.argsort(column, kind="stable")
+            self.values = column[order]
             self.weights = np.asarray(weights, dtype=np.int64)[order]
             self._last_rank = np.cumsum(self.weights)
             self.count = int(self._last_rank[-1]) if len(column) else 0
@@ -111,10 +115,13 @@ class Samples:
 
     def total(self) -> int | float:
         """Sum of the samples; exact for integers, correctly rounded for floats."""
-        if self.values.dtype.kind == "f":
-            return math.fsum(self.values.tolist())
-        column = cast(IntColumn, self.values)
-        return exact_sum(column) if self.weights is None else exact_dot(column, self.weights)
+        if self._total is None:
+            column = cast(IntColumn, self.values)
+            if self.values.dtype.kind == "f":
+                self._total = math.fsum(self.values.tolist())
+            else:
+                self._total = exact_sum(column) if self.weights is None else exact_dot(column, self.weights)
+        return self._total
 
     def mean(self) -> float | None:
         """Arithmetic mean, or None without samples."""
@@ -220,6 +227,13 @@ def run_window(record: RunRecord) -> tuple[int, int]:
     return first, max(first, int(end.max()))
 
 
+def busy_window(record: RunRecord) -> tuple[int, int]:
+    """The time in which accelerators can work: as ``run_window``, up to the end of the last step. An engine that
+    schedules ahead computes a step for requests that have ended."""
+    first, last = run_window(record)
+    return first, max(last, int(record.steps["end_ns"].max(initial=last)))
+
+
 @dataclass(frozen=True, slots=True)
 class Presence:
     """How many of something were present over a window, from their comings and goings."""
@@ -252,6 +266,15 @@ class Presence:
             rate_per_s=count / (length / NS_PER_S) if length else None,
             mean_stay_s=stay_ns / count / NS_PER_S if count else None,
         )
+
+
+def arrival_rate(arrival_ns: IntColumn) -> float | None:
+    """Arrivals per second between the first and the last of them; None for fewer than two instants.
+
+    Arrivals at 0, 1, 2 and 3 s are 1 per second, however long the last one takes to be served.
+    """
+    length_ns = int(arrival_ns.max() - arrival_ns.min()) if len(arrival_ns) else 0
+    return (len(arrival_ns) - 1) / (length_ns / NS_PER_S) if length_ns else None
 
 
 class RowsByReplica:

@@ -16,6 +16,13 @@ import numpy.typing as npt
 from sim.results.columns import AnyColumn, Named, request_columns, step_columns
 from sim.results.record import ROWS_AT_ONCE, RunRecord
 
+Lengths = npt.NDArray[np.int64]
+
+INSTANTS = frozenset(("arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "end_s", "last_scheduled_s"))
+"""They rise, so that their high bytes repeat: written byte by byte they are a fifth smaller and faster to compress."""
+BY_COUNT = frozenset(("host_ms", "matrices_ms", "elementwise_ms", "lm_head_ms", "sampling_ms", "step_overhead_ms"))
+"""Times that follow from a step's tokens or requests alone, of which there are few."""
+
 
 def _numbers(column: AnyColumn, valid: npt.NDArray[np.bool_] | None = None) -> Any:
     """An Arrow array over ``column``'s own memory; null where not ``valid``."""
@@ -28,32 +35,59 @@ def _numbers(column: AnyColumn, valid: npt.NDArray[np.bool_] | None = None) -> A
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bitmap, pa.py_buffer(values)])
 
 
-def _strings(texts: Sequence[bytes], valid: npt.NDArray[np.bool_] | None = None) -> Any:
-    """UTF-8, null where not ``valid``."""
+def _strings(texts: bytes, lengths: Lengths, valid: npt.NDArray[np.bool_] | None = None) -> Any:
+    """UTF-8 texts one after the other, null where not ``valid``."""
     import pyarrow as pa
 
-    total = sum(map(len, texts))
-    kind, offset = (pa.string(), np.int32) if total < 1 << 31 else (pa.large_string(), np.int64)
-    offsets = np.zeros(len(texts) + 1, dtype=offset)
-    np.cumsum(np.fromiter(map(len, texts), dtype=offset, count=len(texts)), out=offsets[1:])
+    kind, offset = (pa.string(), np.int32) if len(texts) < 1 << 31 else (pa.large_string(), np.int64)
+    offsets = np.zeros(len(lengths) + 1, dtype=offset)
+    np.cumsum(lengths, out=offsets[1:])
     bitmap = None
     if valid is not None and not valid.all():
         bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
-    return pa.Array.from_buffers(kind, len(texts), [bitmap, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
+    return pa.Array.from_buffers(kind, len(lengths), [bitmap, pa.py_buffer(offsets), pa.py_buffer(texts)])
 
 
 def _utf8(texts: Iterable[str]) -> list[bytes]:
     return [text.encode("utf-8", "replace") for text in texts]
 
 
+def _lengths(texts: Sequence[bytes]) -> Lengths:
+    return np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+
+
+def _named(column: Named) -> Any:
+    """Few distinct texts, most often in long stretches of the same."""
+    names = [*_utf8(column.names), b""]
+    codes = column.codes
+    starts = np.flatnonzero(np.diff(codes, prepend=-2))
+    stretches = np.diff(starts, append=len(codes)).tolist()
+    texts = b"".join([names[code] * times for code, times in zip(codes[starts].tolist(), stretches, strict=True)])
+    return _strings(texts, _lengths(names)[codes], codes >= 0)
+
+
+def _decimals(numbers: npt.NDArray[np.int64]) -> Any:
+    """Ascending numbers, none below 0, as decimal digits."""
+    limits = np.searchsorted(numbers, 10 ** np.arange(1, 19)).tolist()
+    lengths = np.ones(len(numbers), dtype=np.int64)
+    texts, begin = [], 0
+    for digits, end in enumerate([*limits, len(numbers)], start=1):
+        if end > begin:
+            powers = 10 ** np.arange(digits - 1, -1, -1)
+            texts.append((numbers[begin:end, None] // powers % 10 + ord("0")).astype(np.uint8).tobytes())
+            lengths[begin:end] = digits
+            begin = end
+    return _strings(b"".join(texts), lengths)
+
+
 def _array(name: str, column: AnyColumn | Named | list[str]) -> Any:
     if isinstance(column, Named):
-        names = [*_utf8(column.names), b""]
-        return _strings([names[code] for code in column.codes.tolist()], column.codes >= 0)
+        return _named(column)
     if isinstance(column, list):
-        return _strings(_utf8(column))
+        texts = _utf8(column)
+        return _strings(b"".join(texts), _lengths(texts))
     if name == "request_id":
-        return _strings([b"%d" % number for number in column.tolist()])
+        return _decimals(column)
     if column.dtype.kind == "f":
         return _numbers(column, ~np.isnan(column))
     return _numbers(column, column >= 0 if name == "replica" else None)
@@ -72,7 +106,14 @@ def _write(path: Path, tables: Iterable[Mapping[str, AnyColumn | Named | list[st
             if writer is None:
                 # Instants and ids hardly repeat: looking for repetitions takes longer than compressing them.
                 repeated = [name for name, array in zip(columns, arrays, strict=True) if _repeats(name, array.type)]
-                writer = pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=repeated)
+                instants = [name for name in columns if name in INSTANTS]
+                writer = pq.ParquetWriter(
+                    path,
+                    table.schema,
+                    compression="zstd",
+                    use_dictionary=repeated,
+                    use_byte_stream_split=instants,
+                )
             writer.write_table(table, row_group_size=ROWS_AT_ONCE)
     finally:
         if writer is not None:
@@ -82,7 +123,9 @@ def _write(path: Path, tables: Iterable[Mapping[str, AnyColumn | Named | list[st
 def _repeats(name: str, kind: Any) -> bool:
     import pyarrow as pa
 
-    return not pa.types.is_floating(kind) and name not in ("request_id", "decode_context_tokens", "free_blocks")
+    if pa.types.is_floating(kind):
+        return name in BY_COUNT
+    return name not in ("request_id", "decode_context_tokens", "free_blocks")
 
 
 def write_requests(path: Path, record: RunRecord) -> None:

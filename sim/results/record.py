@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,12 +20,10 @@ ROWS_AT_ONCE = 1 << 19
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
-FLUSH_RUNS = 4096
-"""Runs of gaps kept before equal gaps are merged."""
 TRIM_ROWS = 8192
 """Rows of steps or requests kept as Python integers before they are packed."""
-FLUSH_GAPS = 1 << 17
-"""The same for gaps that came one by one."""
+FLUSH_GAPS = 1 << 18
+"""Gaps and weights kept before equal gaps are merged."""
 MERGE_VALUES = 1 << 20
 """Distinct gaps kept in parts before the parts are merged."""
 
@@ -69,6 +66,12 @@ class StepRow(NamedTuple):
 
 
 STEP_COLUMNS = StepRow._fields[:-1]
+
+DECODE_COLUMNS = (
+    *("replica", "scheduled_ns", "start_ns", "end_ns", "num_steps", "num_running", "num_waiting", "num_decodes"),
+    *("decode_context_tokens", "gpu_ns", "host_ns", "free_blocks", "last_scheduled_ns", "free_block_ns"),
+)
+"""What is known of a run of steps in which requests decode and nothing else happens; ``STEP_COLUMNS`` follow."""
 
 DRAFT_COLUMNS = (
     "num_draft_tokens",  # verified in the step
@@ -125,28 +128,6 @@ REQUEST_COLUMNS = (
     "attempts",  # how many there were
 )
 """A request follows from its attempts and the workload."""
-
-STEADY_STEP_COLUMNS = (
-    "replica",
-    "scheduled_ns",
-    "start_ns",
-    "gpu_ns",
-    "num_steps",
-    "num_running",
-    "num_prefills",
-    "num_prefill_tokens",
-    "prefill_attention_pairs",
-    "num_decodes",
-    "decode_context_tokens",
-    "host_ns",
-    "free_blocks",
-    "last_scheduled_ns",
-    "free_block_ns",
-)
-"""What is known of steps without waiting, preemption or gaps on the accelerator; ``STEP_COLUMNS`` follow from it."""
-
-STEADY_REQUEST_COLUMNS = ("row", "replica", "scheduled_ns", "first_token_ns", "finish_ns")
-"""What is known of a completed request, never preempted, that found nothing cached; the rest is the workload's."""
 
 
 class ColumnWriter:
@@ -218,22 +199,23 @@ class Recorder:
         self.drafts: DraftCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
+        self.decodes = ColumnWriter(DECODE_COLUMNS)
         self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
-        self.steady_steps = ColumnWriter(STEADY_STEP_COLUMNS)
-        self.steady_requests = ColumnWriter(STEADY_REQUEST_COLUMNS)
-        self._steady_starts: list[tuple[int, int]] = []
-        self._itl_ns = array("q")
-        self._itl_weight = array("q")
-        self._runs: list[IntColumn] = []
-        self._run_weights: list[int] = []
+        self._gaps: list[int] = []
+        """Gaps between tokens that are not merged yet, each followed by its weight."""
+        self.add_gap = self._gaps.extend
+        """``itl`` for a pair of gap and weight, where a call more counts."""
         self._merged: list[tuple[IntColumn, IntColumn]] = []
         self.reasons: dict[int, str] = {}
         """Why a request that was not completed was not, by row."""
 
     def trim(self) -> None:
         """To be called now and then: keeps a long run small."""
-        for writer in (self.steps, self.attempts, self.steady_steps, self.steady_requests):
-            writer.trim()
+        self.steps.trim()
+        self.decodes.trim()
+        self.attempts.trim()
+        if len(self._gaps) >= FLUSH_GAPS:
+            self._flush_gaps()
 
     def step(self, row: StepRow) -> None:
         """A step has ended. Those of one replica come in the order in which they were scheduled."""
@@ -242,32 +224,19 @@ class Recorder:
 
     def itl(self, gap_ns: int, weight: int) -> None:
         """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
-        self._itl_ns.append(gap_ns)
-        self._itl_weight.append(weight)
-        if len(self._itl_ns) >= FLUSH_GAPS:
-            self._flush_runs()
-
-    def itl_many(self, gaps_ns: IntColumn, weight: int) -> None:
-        """Each of ``gaps_ns``, ``weight`` times. The array is kept until the next flush: do not change it."""
-        self._runs.append(gaps_ns)
-        self._run_weights.append(weight)
-        if len(self._runs) >= FLUSH_RUNS:
-            self._flush_runs()
+        self._gaps.extend((gap_ns, weight))
 
     def itl_weighted(self, gaps_ns: IntColumn, weights: IntColumn) -> None:
         """Distinct gaps, each with its own weight. The arrays are kept."""
         self._merged.append((gaps_ns, weights))
 
-    def _flush_runs(self) -> None:
+    def _flush_gaps(self) -> None:
         """Equal gaps become one: the same batch takes the same time wherever and whenever it runs."""
-        if not self._runs and not self._itl_ns:
+        if not self._gaps:
             return
-        lengths = [len(run) for run in self._runs]
-        gaps = np.concatenate([*self._runs, np.array(self._itl_ns, dtype=np.int64)])
-        repeated = np.repeat(np.array(self._run_weights, dtype=np.int64), lengths)
-        self._merged.append(merge_weights(gaps, np.concatenate([repeated, np.array(self._itl_weight, dtype=np.int64)])))
-        self._runs, self._run_weights = [], []
-        self._itl_ns, self._itl_weight = array("q"), array("q")
+        pairs = np.array(self._gaps, dtype=np.int64).reshape(-1, 2)
+        self._gaps.clear()
+        self._merged.append(merge_weights(pairs[:, 0], pairs[:, 1]))
         if sum(len(values) for values, _ in self._merged) > MERGE_VALUES:
             self._merged = [self._merge()]
 
@@ -279,47 +248,21 @@ class Recorder:
 
     def itl_columns(self) -> tuple[IntColumn, IntColumn]:
         """Every distinct gap so far, ascending, and how often it came."""
-        self._flush_runs()
+        self._flush_gaps()
         return self._merge()
 
-    # --- rows of both kinds ------------------------------------------------------------------
-
-    def start_steady(self) -> None:
-        """Rows of ``steady_steps`` from now on come after the rows of ``steps`` so far, and before later ones."""
-        self._steady_starts.append((len(self.steps), len(self.steady_steps)))
-
     def step_columns(self) -> dict[str, IntColumn]:
-        """All steps, those of one replica in order; once, at the end."""
-        steady = _all_step_columns(self.steady_steps.take_columns())
-        others = self.steps.take_columns()
-        num_steady, num_others = len(steady["replica"]), len(others["replica"])
-        if not num_others:
-            return steady
-        if not num_steady:
-            return others
-        before, starts = (np.array(column) for column in zip(*self._steady_starts, strict=True))
-        place = np.concatenate([np.repeat(before, np.diff(starts, append=num_steady)), np.arange(num_others)])
-        order = np.argsort(place, kind="stable")
-        return {name: np.concatenate([steady[name], others[name]])[order] for name in STEP_COLUMNS}
+        """All steps by (instant, replica); once, at the end."""
+        steps, decodes = self.steps.take_columns(), self.decodes.take_columns()
+        if len(decodes["replica"]):
+            nothing = np.broadcast_to(np.int64(0), len(decodes["replica"]))
+            every = {**decodes, "num_sampled": decodes["num_decodes"], "num_seats": decodes["num_running"]}
+            steps = {name: np.concatenate([every.get(name, nothing), steps[name]]) for name in steps}
+        return _in_order_of_scheduling(steps)
 
-    def attempt_columns(self, workload: RequestTable, max_model_len: int) -> dict[str, IntColumn]:
+    def attempt_columns(self) -> dict[str, IntColumn]:
         """All attempts that ended, those of one request in order; once, at the end."""
-        steady, others = self.steady_requests.take_columns(), self.attempts.take_columns()
-        row = steady["row"]
-        most = np.minimum(workload.max_tokens[row], max_model_len - workload.input_tokens[row])
-        nothing = np.broadcast_to(np.int64(0), len(row))
-        all_steady = {
-            **steady,
-            "attempt": nothing + 1,
-            "status": np.broadcast_to(np.int64(Status.COMPLETED), len(row)),
-            "arrival_ns": np.maximum.accumulate(workload.arrival_ns)[row],
-            "end_ns": steady["finish_ns"],
-            "output_tokens": np.minimum(workload.output_tokens[row], most),
-            "num_preemptions": nothing,
-            "num_cached_tokens": nothing,
-            "num_recomputed_tokens": nothing,
-        }
-        columns = {name: np.concatenate([all_steady[name], others[name]]) for name in ATTEMPT_COLUMNS}
+        columns = self.attempts.take_columns()
         order = np.lexsort((columns["attempt"], columns["row"]))
         return {name: column[order] for name, column in columns.items()}
 
@@ -350,19 +293,13 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
     return {name: columns[name] for name in REQUEST_COLUMNS}
 
 
-def _all_step_columns(known: dict[str, IntColumn]) -> dict[str, IntColumn]:
-    """``STEP_COLUMNS`` from ``STEADY_STEP_COLUMNS``."""
-    nothing = np.broadcast_to(np.int64(0), len(known["replica"]))
-    every = {
-        **known,
-        "end_ns": known["start_ns"] + known["gpu_ns"],
-        "num_waiting": nothing,
-        "prefill_context_tokens": known["num_prefill_tokens"],
-        "num_sampled": known["num_prefills"] + known["num_decodes"],
-        "num_preempted": nothing,
-        "num_seats": known["num_running"],
-    }
-    return {name: every[name] for name in STEP_COLUMNS}
+def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
+    """Rows by (instant, replica); those of one replica keep their order."""
+    scheduled_ns = steps["scheduled_ns"]
+    if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
+        return steps
+    order = np.lexsort((steps["replica"], scheduled_ns))
+    return {name: column[order] for name, column in steps.items()}
 
 
 def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:

@@ -97,21 +97,29 @@ class Results:
 
     def _write_files(self, folder: Path) -> list[str]:
         from sim.results.parquet import write_requests, write_steps
-        from sim.results.report import render_report
-        from sim.results.timeline import write_trace
 
         context = self.context
 
         def text(content: Callable[[], str]) -> Callable[[Path], object]:
             return lambda path: path.write_text(content(), encoding="utf-8", newline="\n")
 
+        def report() -> str:
+            from sim.results.report import render_report
+
+            return render_report(self.record, self.summary, context)
+
+        def trace(path: Path) -> None:
+            from sim.results.timeline import write_trace
+
+            write_trace(path, self.record)
+
         writers: list[tuple[str, bool, Callable[[Path], object]]] = [
             ("summary.json", True, text(lambda: self.summary_json)),
             ("requests.parquet", context.requests, lambda path: write_requests(path, self.record)),
             ("steps.parquet", context.steps, lambda path: write_steps(path, self.record)),
             ("scenario.resolved.yaml", True, text(lambda: context.scenario_yaml)),
-            ("report.html", context.report, text(lambda: render_report(self.record, self.summary, context))),
-            ("trace.json.gz", context.trace, lambda path: write_trace(path, self.record)),
+            ("report.html", context.report, text(report)),
+            ("trace.json.gz", context.trace, trace),
         ]
         chosen = [(name, write) for name, wanted, write in writers if wanted]
         for name, write in chosen:

@@ -21,6 +21,8 @@ from sim.results.metrics import (
     RequestTimes,
     RowsByReplica,
     Samples,
+    arrival_rate,
+    busy_window,
     exact_dot,
     exact_sum,
     good_requests,
@@ -63,12 +65,12 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["queue"] = _queue(record, samples["queue"], window)
     summary["kv"] = _kv(record, use)
     summary["preemptions"] = _preemptions(record)
-    summary["utilization"] = _utilization(record, context, window)
+    summary["utilization"] = _utilization(record, context, busy_window(record))
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
-    summary["tenants"] = tenants_section(record, times, good, duration_s, classes)
-    summary["replicas"] = replicas_section(record, step_rows, use, window)
+    summary["tenants"] = tenants_section(record, times, samples, good, duration_s, classes)
+    summary["replicas"] = replicas_section(record, step_rows, use)
     summary["run"] = _run(record, context, notes)
     return summary
 
@@ -132,7 +134,7 @@ def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[s
             "max_waiting": waiting.maximum,
             "mean_in_system": system.mean,
             "max_in_system": system.maximum,
-            "arrival_rate": system.rate_per_s,
+            "arrival_rate": arrival_rate(arrival[present]),
             "mean_time_in_system_s": system.mean_stay_s,
             "mean_time_waiting_s": waiting.mean_stay_s,
             "lambda_w_in_system": _product(system.rate_per_s, system.mean_stay_s),
@@ -205,9 +207,15 @@ def _utilization(record: RunRecord, context: RunContext, window: tuple[int, int]
         "mean_num_running": per_step(steps["num_running"]),
         "mean_step_ms": _ratio(gpu_ns / NS_PER_MS, exact_sum(num_steps)),
         "seat_efficiency": _ratio(exact_dot(batch, num_steps), exact_dot(steps["num_seats"], num_steps)),
+        "seat_usage": _seat_usage(steps, context.max_num_seqs, gpu_ns),
         "step_time_s": _terms(record),
     }
     return section
+
+
+def _seat_usage(steps: Mapping[str, IntColumn], max_num_seqs: int | None, gpu_ns: int) -> float | None:
+    """Share of the seats that are taken, on average over the accelerators' time; None where their number is unknown."""
+    return _ratio(exact_dot(steps["num_seats"], steps["gpu_ns"]), max_num_seqs * gpu_ns) if max_num_seqs else None
 
 
 def _terms(record: RunRecord) -> dict[str, float] | None:
@@ -259,10 +267,10 @@ def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str
 
 
 def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, Any]:
-    from sim import __version__
+    from sim.version import __version__
 
     steps = record.steps
-    last_ns = max(run_window(record)[1], int(steps["end_ns"].max(initial=0)))
+    last_ns = busy_window(record)[1]
     return {
         "scenario": context.name,
         "seed": context.seed,

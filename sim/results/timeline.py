@@ -1,7 +1,8 @@
 """``trace.json.gz``: the run for Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-The Trace Event Format: one process per replica with its steps, one per replica with its requests' phases,
-counters for the cluster. Times are microseconds.
+The Trace Event Format: one process per replica with its steps (a lane each for the accelerator, the host and, with
+``preemption: swap``, copies), one per replica with its requests' phases, counters for the cluster. Times are in
+microseconds.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ MAX_STEPS = 20_000
 MAX_REQUESTS = 5_000
 """Requests drawn one by one, among those that arrive while steps are drawn."""
 COUNTER_BINS = 2_000
+ACCELERATOR, HOST, COPIES = 1, 2, 3
+"""Lanes of a replica's steps."""
 REQUESTS_PID = 1_000_000
 CLUSTER_PID = 2_000_000
 
 Event = dict[str, Any]
+Rows = np.ndarray[Any, np.dtype[np.intp]]
 
 
 def trace_events(
@@ -48,7 +52,8 @@ def trace_events(
         notes.append(f"requests: the first {len(rows):,} of {len(arrival):,}")
     if notes:
         notes.append("counters cover the whole run")
-    events = [*_names(record), *_steps(record, drawn), *_requests(record, rows), *_counters(record)]
+    events = [*_names(record), *_steps(record, drawn), *_host(record, drawn), *_copies(record, drawn)]
+    events += [*_requests(record, rows), *_counters(record)]
     return events, "; ".join(notes) or None
 
 
@@ -58,7 +63,8 @@ def write_trace(path: Path, record: RunRecord) -> None:
     document: dict[str, Any] = {"traceEvents": events, "displayTimeUnit": "ms"}
     if note:
         document["otherData"] = {"left_out": note}
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    # Events hold nothing but numbers and text, so that no circle has to be looked for.
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False)
     with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=5) as out:
         out.write(text.encode())
 
@@ -76,7 +82,11 @@ def _names(record: RunRecord) -> Iterator[Event]:
     yield from _name(CLUSTER_PID, "cluster", -1)
     for replica, model in enumerate(record.replica_models):
         yield from _name(replica + 1, f"replica {replica}: steps ({model})", 2 * replica)
-        yield {"ph": "M", "name": "thread_name", "pid": replica + 1, "tid": 1, "args": {"name": "accelerator"}}
+        lanes = {ACCELERATOR: "accelerator", HOST: "host"}
+        if "swap_bytes" in record.steps:
+            lanes[COPIES] = "copies between host and accelerator"
+        for lane, name in lanes.items():
+            yield {"ph": "M", "name": "thread_name", "pid": replica + 1, "tid": lane, "args": {"name": name}}
         yield from _name(REQUESTS_PID + replica, f"replica {replica}: requests", 2 * replica + 1)
 
 
@@ -86,7 +96,7 @@ def _step_name(num_steps: int, prefill_tokens: int, decodes: int) -> str:
     return (" + ".join(parts) or "empty") + (f" x{num_steps}" if num_steps > 1 else "")
 
 
-def _steps(record: RunRecord, drawn: np.ndarray[Any, np.dtype[np.intp]]) -> Iterator[Event]:
+def _steps(record: RunRecord, drawn: Rows) -> Iterator[Event]:
     names = ["num_steps", "num_prefills", "num_prefill_tokens", "num_decodes", "num_running", "num_waiting"]
     names += ["num_preempted", "free_blocks"]
     columns = {name: values[drawn].tolist() for name, values in record.steps.items()}
@@ -99,14 +109,81 @@ def _steps(record: RunRecord, drawn: np.ndarray[Any, np.dtype[np.intp]]) -> Iter
             "name": _step_name(args["num_steps"], args["num_prefill_tokens"], args["num_decodes"]),
             "cat": "step",
             "pid": columns["replica"][i] + 1,
-            "tid": 1,
+            "tid": ACCELERATOR,
             "ts": _us(start),
             "dur": _us(end - start),
             "args": args,
         }
 
 
-def _requests(record: RunRecord, rows: np.ndarray[Any, np.dtype[np.intp]]) -> Iterator[Event]:
+def exposed_host_ns(record: RunRecord, rows: Rows) -> list[int]:
+    """Host time of each row of steps (``rows``, in order of scheduling) for which the accelerator stood still.
+
+    A step scheduled at 0 with 2 ms of host time while the accelerator computes until 5 ms has none; one that is
+    scheduled when the accelerator is free has 2 ms. Within a run of equal steps it is what their span is longer than
+    their computation.
+    """
+    names = ("replica", "scheduled_ns", "start_ns", "end_ns", "num_steps", "gpu_ns", "host_ns")
+    free_ns: dict[int, int] = {}
+    found = []
+    for replica, scheduled, start, end, num_steps, gpu, host in zip(
+        *(record.steps[name][rows].tolist() for name in names), strict=True
+    ):
+        exposed = start - max(scheduled, free_ns.get(replica, 0))
+        if num_steps > 1:
+            exposed += max(0, end - start - gpu)
+        found.append(min(max(0, exposed), host))
+        free_ns[replica] = end
+    return found
+
+
+def _host(record: RunRecord, drawn: Rows) -> Iterator[Event]:
+    """Scheduling and launch of each step, named by whether the accelerator waits for it.
+
+    A run of equal steps is one slice, from its first step's scheduling to the end of its last step's launch; the host
+    works ``host_ms`` of that.
+    """
+    names = ("replica", "scheduled_ns", "last_scheduled_ns", "num_steps", "host_ns")
+    columns = [record.steps[name][drawn].tolist() for name in names]
+    for replica, scheduled, last, num_steps, host, exposed in zip(
+        *columns, exposed_host_ns(record, drawn), strict=True
+    ):
+        if not host:
+            continue
+        kind = "hidden" if not exposed else "exposed" if exposed == host else "partly hidden"
+        yield {
+            "ph": "X",
+            "name": f"schedule and launch, {kind}" + (f" x{num_steps}" if num_steps > 1 else ""),
+            "cat": "host",
+            "pid": replica + 1,
+            "tid": HOST,
+            "ts": _us(scheduled),
+            "dur": _us(last - scheduled + host // num_steps),
+            "args": {"host_ms": host / 1e6, "exposed_ms": exposed / 1e6, "num_steps": num_steps},
+        }
+
+
+def _copies(record: RunRecord, drawn: Rows) -> Iterator[Event]:
+    """Copies of swapped KV, which a step waits for, so that they overlap no computation; where a profile times them."""
+    if "swap_bytes" not in record.steps or record.terms is None:
+        return
+    rows = drawn[record.steps["swap_bytes"][drawn] > 0]
+    times = record.terms({name: column[rows] for name, column in record.steps.items()})["swap"].tolist()
+    columns = [record.steps[name][rows].tolist() for name in ("replica", "start_ns", "swap_bytes")]
+    for replica, start, num_bytes, copy_ns in zip(*columns, times, strict=True):
+        yield {
+            "ph": "X",
+            "name": f"swap {num_bytes / 1e6:,.1f} MB, before the step",
+            "cat": "copy",
+            "pid": replica + 1,
+            "tid": COPIES,
+            "ts": _us(start),
+            "dur": _us(copy_ns),
+            "args": {"bytes": num_bytes, "overlapped_ms": 0.0},
+        }
+
+
+def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
     """Each request on the first free lane of its replica; its phases nest below it."""
     columns = {name: values[rows].tolist() for name, values in record.requests.items()}
     all_ids = request_ids(record)
@@ -115,14 +192,14 @@ def _requests(record: RunRecord, rows: np.ndarray[Any, np.dtype[np.intp]]) -> It
     order = sorted(range(len(rows)), key=lambda i: (columns["arrival_ns"][i], columns["row"][i]))
     for i in order:
         replica = max(columns["replica"][i], 0)
-        arrival, finish = columns["arrival_ns"][i], columns["finish_ns"][i]
-        if finish < arrival:
+        arrival, end = columns["arrival_ns"][i], columns["end_ns"][i]
+        if end < arrival:
             continue
         free, busy = lanes.setdefault(replica, []), ends.setdefault(replica, [])
         while busy and busy[0][0] <= arrival:
             heapq.heappush(free, heapq.heappop(busy)[1])
         lane = heapq.heappop(free) if free else len(busy) + 1
-        heapq.heappush(busy, (finish, lane))
+        heapq.heappush(busy, (end, lane))
         place = {"pid": REQUESTS_PID + replica, "tid": lane}
         names = ("input_tokens", "output_tokens", "num_cached_tokens", "num_preemptions", "num_recomputed_tokens")
         args = {name: columns[name][i] for name in names}
@@ -133,17 +210,17 @@ def _requests(record: RunRecord, rows: np.ndarray[Any, np.dtype[np.intp]]) -> It
             "cat": "request",
             **place,
             "ts": _us(arrival),
-            "dur": _us(finish - arrival),
+            "dur": _us(end - arrival),
             "args": args,
         }
-        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, finish, place)
+        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, end, place)
 
 
-def _phases(scheduled: int, first_token: int, arrival: int, finish: int, place: dict[str, int]) -> Iterator[Event]:
-    instants = [arrival, scheduled if scheduled >= 0 else finish, first_token if first_token >= 0 else finish, finish]
-    for name, start, end in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
-        if end > start:
-            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(end - start)}
+def _phases(scheduled: int, first_token: int, arrival: int, end: int, place: dict[str, int]) -> Iterator[Event]:
+    instants = [arrival, scheduled if scheduled >= 0 else end, first_token if first_token >= 0 else end, end]
+    for name, start, stop in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
+        if stop > start:
+            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
 
 
 def _counters(record: RunRecord) -> Iterator[Event]:

@@ -15,6 +15,7 @@ from sim.results.metrics import (
     RequestTimes,
     RowsByReplica,
     Samples,
+    busy_window,
     exact_dot,
     exact_sum,
     step_segments,
@@ -109,9 +110,15 @@ def request_counts(record: RunRecord, mine: Mask | slice = slice(None)) -> dict[
 
 
 def tenants_section(
-    record: RunRecord, times: RequestTimes, good: Mask | None, duration_s: float, verdicts: Mapping[str, Any]
+    record: RunRecord,
+    times: RequestTimes,
+    samples: Mapping[str, Samples],
+    good: Mask | None,
+    duration_s: float,
+    verdicts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Counts, tokens, latency, goodput and SLO verdicts by tenant, in the order of the workload's classes."""
+    """Counts, tokens, latency, goodput and SLO verdicts by tenant, in the order of the workload's classes.
+    ``samples`` are those of all tenants together."""
     classes = record.workload.classes
     columns = record.requests
     result: dict[str, Any] = {}
@@ -128,10 +135,10 @@ def tenants_section(
             "request_goodput": None if good_count is None or not duration_s else good_count / duration_s,
             "goodput_share": None if good_count is None or not len(done) else _ratio(good_count, counts["submitted"]),
         }
-        samples = times.samples(done)
+        own_samples = samples if done.all() else times.samples(done)
         for metric in ("ttft", "tpot", "e2el"):
             for name in TENANT_STATISTICS:
-                entry[f"{name}_{metric}_ms"] = statistic(samples[metric], name)
+                entry[f"{name}_{metric}_ms"] = statistic(own_samples[metric], name)
         own = {info.name: verdicts[info.name] for info in classes if info.tenant == tenant and info.name in verdicts}
         entry["slo"] = own or None
         result[tenant] = entry
@@ -160,13 +167,12 @@ KvUse = list[tuple[float | None, int]]
 """``kv_use`` of every replica."""
 
 
-def replicas_section(
-    record: RunRecord, step_rows: RowsByReplica, use: KvUse, window: tuple[int, int]
-) -> list[dict[str, Any]]:
+def replicas_section(record: RunRecord, step_rows: RowsByReplica, use: KvUse) -> list[dict[str, Any]]:
     """What each replica did, by index."""
     steps, requests = record.steps, record.requests
     request_rows = RowsByReplica(requests, len(record.replica_models))
-    length = window[1] - window[0]
+    first, last = busy_window(record)
+    length = last - first
     result = []
     for index, model in enumerate(record.replica_models):
         rows, served = step_rows[index], request_rows[index]

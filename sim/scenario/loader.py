@@ -1,4 +1,4 @@
-"""Reading a scenario file: every problem at once, each with its place."""
+"""Reading a scenario file: every problem that the schema sees, each with its place (``sim.checks`` sees the rest)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sim.errors import InputError, Problem
-from sim.scenario import checks
 from sim.scenario import overrides as command_line
-from sim.scenario.document import Document, Path, Place, ordered, parse
+from sim.scenario.document import Document, Path, Place, parse
 from sim.scenario.messages import did_you_mean, translate
 from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, Scenario, WorkloadConfig
 
@@ -39,8 +38,7 @@ class LoadedScenario:
     @property
     def parts(self) -> Parts:
         """The sections, for the checks."""
-        scenario = self.scenario
-        return Parts(scenario.workload, scenario.cluster, scenario.engine, scenario.latency, self.base_dir)
+        return Parts.of(self.scenario, self.base_dir)
 
     def position(self, path: Path) -> tuple[int | None, int | None]:
         """Line and column (from 1) of the value at ``path``, or of the nearest section around it.
@@ -65,46 +63,44 @@ class Parts:
     latency: LatencyConfig | None = None
     base_dir: FilePath = FilePath(".")
 
+    @classmethod
+    def of(cls, scenario: Scenario, base_dir: FilePath) -> Parts:
+        """The sections of a scenario that is valid."""
+        return cls(scenario.workload, scenario.cluster, scenario.engine, scenario.latency, base_dir)
 
-def load_scenario(path: str | FilePath, overrides: Sequence[str] = (), seed: int | None = None) -> LoadedScenario:
-    """Read, override and check the scenario file at ``path``.
 
-    ``overrides`` are ``dotted.key=value`` texts (``--set``), put in before anything is checked;
-    ``seed`` takes the place of the scenario's. What needs model, trace and policy files to be
-    looked at is left to ``checks.check_all``, unless there are problems already: then those are
-    looked for too, so that all are told at once.
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A scenario as it was written: as far as the schema accepts it, with the problems that reading it showed."""
 
-    Raises InputError with every problem, sorted by place.
+    scenario: Scenario | None
+    """None = the schema refuses a part of it."""
+    parts: Parts
+    document: Document
+    problems: list[Problem]
+    path: FilePath | None = None
+
+    def accepted(self, scenario: Scenario, notes: list[str]) -> LoadedScenario:
+        """The scenario, once nothing is wrong with it."""
+        return LoadedScenario(scenario, self.path, self.parts.base_dir, notes, self.document)
+
+
+def read_file(path: FilePath, given: str, overrides: Sequence[str] = (), seed: int | None = None) -> Draft:
+    """Read and override the scenario file at ``path``, called ``given`` in messages.
+
+    Raises InputError where the file cannot be read at all.
     """
-    document = parse(_read(FilePath(path), str(path)), str(path))
-    return _load(document, overrides, seed, FilePath(path), FilePath(path).parent)
+    return _draft(parse(_read(path, given), given), overrides, seed, path, path.parent)
 
 
-def load_data(
-    data: Mapping[str, Any], overrides: Sequence[str] = (), seed: int | None = None, base_dir: FilePath | None = None
-) -> LoadedScenario:
-    """A scenario as plain data (what YAML would give), checked as a file is; its problems have no positions.
-
-    ``base_dir`` is where relative paths start, the current directory by default. Raises InputError.
-    """
-    return _load(Document(data=copy.deepcopy(dict(data))), overrides, seed, None, base_dir or FilePath("."))
+def read_data(data: Mapping[str, Any], base_dir: FilePath, overrides: Sequence[str], seed: int | None) -> Draft:
+    """Override a scenario given as plain data, which is left as it is."""
+    return _draft(Document(data=copy.deepcopy(dict(data))), overrides, seed, None, base_dir)
 
 
-def from_scenario(scenario: Scenario, base_dir: FilePath | None = None) -> LoadedScenario:
-    """A scenario made in Python, checked as a file is; its problems have no positions.
-
-    Raises InputError with every problem that the scenario alone shows.
-    """
-    loaded = LoadedScenario(scenario, None, base_dir or FilePath("."))
-    problems = checks.scenario_problems(loaded.parts, loaded.document, loaded.notes)
-    if problems:
-        raise InputError(ordered(problems + checks.surroundings_problems(loaded.parts, loaded.document, [])))
-    return loaded
-
-
-def _load(
+def _draft(
     document: Document, overrides: Sequence[str], seed: int | None, path: FilePath | None, base_dir: FilePath
-) -> LoadedScenario:
+) -> Draft:
     problems = [*document.problems]
     for override in overrides:
         problems += command_line.apply(document, override)
@@ -112,12 +108,7 @@ def _load(
         document.data["seed"] = seed
         document.mark(("seed",), Place(f"--seed {seed}"))
     scenario, parts, found = _validate(document, base_dir)
-    problems += found
-    notes: list[str] = []
-    problems += checks.scenario_problems(parts, document, notes)
-    if problems or scenario is None:
-        raise InputError(ordered(problems + checks.surroundings_problems(parts, document, []), document.file))
-    return LoadedScenario(scenario, path, base_dir, notes, document)
+    return Draft(scenario, parts, document, problems + found, path)
 
 
 def _read(path: FilePath, given: str) -> str:
@@ -158,7 +149,7 @@ def _validate(document: Document, base_dir: FilePath) -> tuple[Scenario | None, 
         return None, Parts(), [document.value_place(()).problem(message)]
     try:
         scenario = Scenario.model_validate(data)
-        return scenario, LoadedScenario(scenario, None, base_dir).parts, []
+        return scenario, Parts.of(scenario, base_dir), []
     except ValidationError as error:
         problems = translate(error.errors(include_url=False), document)
     parts = Parts(

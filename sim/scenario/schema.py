@@ -38,6 +38,7 @@ from sim.scenario.types import (
     Int,
     NonNegativeFloat,
     NonNegativeInt,
+    NumOutputs,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -182,6 +183,11 @@ class TrafficFields(Strict):
     """True output length: what the model would generate before it stops."""
     max_tokens: Length | None = None
     """What clients ask for at most; null = exactly the output (a benchmark with ``ignore_eos``)."""
+    n: NumOutputs = 1
+    """Outputs of each prompt, at most 16384 as in vLLM. Each is a request of its own in every figure, with the whole
+    prompt as its input; they share its full blocks and go to one replica, and ``parent`` in requests.parquet numbers
+    the prompts. ``requests`` counts prompts. With ``max_tokens`` and ``output_tokens``, each output has its own length.
+    """
     trace: TraceConfig | None = None
     """A recorded workload instead of ``arrival``, ``input_tokens`` and ``output_tokens``."""
     preset: Text | None = None
@@ -198,6 +204,10 @@ class TrafficFields(Strict):
     """The client's own priority, as in vLLM: smaller is more urgent."""
     deadline_s: PositiveFloat | None = None
     """Time allowed from arrival to end, for ``deadline``, and for ``fair`` with ``shares``."""
+    patience_s: PositiveFloat | None = None
+    """How long a client waits from its request's arrival for the last token; then it leaves: the request is cancelled
+    and its blocks are free. It sends no further turns of that conversation; a client of a closed loop goes on with its
+    next request. null = it waits for ever."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 
@@ -323,6 +333,9 @@ class EngineConfig(Strict):
     """Share of the KV blocks kept free when admitting."""
     enable_prefix_caching: Flag = True
     """Reuse the KV blocks of equal prompt beginnings."""
+    cache_isolation: Literal["none", "tenant"] = "none"
+    """``tenant``: requests of different tenants never reuse each other's blocks, as with a ``cache_salt`` per tenant
+    in vLLM."""
     async_scheduling: Flag = True
     """Form a step while the one before it runs: vLLM's default on GPUs."""
     preemption: Literal["recompute", "swap"] = "recompute"
@@ -345,6 +358,16 @@ class EngineConfig(Strict):
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"
     """Where policies that need it get the expected output length from."""
+
+    @property
+    def max_model_len_in_effect(self) -> int:
+        """Longest prompt plus output that can run: without chunked prefill, no more than one step's budget.
+
+        4,096 and a budget of 2,048 give 2,048. vLLM refuses to start with such a pair.
+        """
+        if self.enable_chunked_prefill:
+            return self.max_model_len
+        return min(self.max_model_len, self.max_num_batched_tokens)
 
 
 class LatencyConfig(Strict):

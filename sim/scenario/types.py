@@ -18,6 +18,7 @@ def _whole(value: Any) -> Any:
 Whole = BeforeValidator(_whole)
 Int = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Whole]
 PositiveInt = Annotated[int, Field(strict=True, gt=0, le=LARGEST), Whole]
+NumOutputs = Annotated[int, Field(strict=True, gt=0, le=16384), Whole]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Whole]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), Whole]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=LARGEST, allow_inf_nan=False)]
@@ -49,4 +50,4 @@ All2AllBackend = Literal[
 class Strict(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,11 @@ from sim.errors import InputError
 from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
-from sim.workload.plan import ClassPlan
 from sim.workload.presets import draw_preset_lengths
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, IntColumn
 from sim.workload.trace_fields import NOT_GIVEN
 from sim.workload.traces import Trace, read_trace
+from sim.workload.traffic_plan import ClassPlan
 
 NS_PER_S = 1_000_000_000
 
@@ -288,7 +288,7 @@ def _tenants(plan: ClassPlan, trace: Trace, only_class: bool) -> tuple[list[Clas
         if tenant not in place:
             place[tenant] = len(classes)
             name = tenant if only_class else f"{plan.name}/{tenant}"
-            classes.append(ClassInfo(name, tenant, plan.tier or tenant, plan.info.slo))
+            classes.append(replace(plan.info, name=name, tenant=tenant, tier=plan.tier or tenant))
         return place[tenant]
 
     index_of = np.array([class_of(tenant) for tenant in trace.tenant_names], dtype=np.int64)

@@ -57,11 +57,17 @@ class RequestTable:
     release_until_ns: int | None = None
     """Closed loop with a duration: nothing is released at or after this instant; rows left over then
     were never part of the run. None = every row is released."""
+    prompt: IntColumn | None = None
+    """Number of the prompt that a row is an output of: rows of one prompt follow each other. None = one row each."""
     notes: list[str] = field(default_factory=list)
     """What the reader of the results should know (for example settings that had no effect)."""
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    def prompt_numbers(self) -> IntColumn:
+        """The number of each row's prompt."""
+        return np.arange(len(self)) if self.prompt is None else self.prompt
 
     def request_id(self, row: int) -> str:
         """The id of a row, as written in every output."""
@@ -77,5 +83,7 @@ class ClassInfo:
     tier: str
     slo: dict[str, float] | None = None
     """The class's own SLO, by metric name, in ms; None = the scenario's."""
+    num_outputs: int = 1
+    """Outputs of each prompt (a class's ``n``)."""
     patience_ns: int | None = None
     """From a request's arrival until its client leaves, unless it has its last token by then; None = it waits."""

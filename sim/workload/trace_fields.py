@@ -248,7 +248,7 @@ class HashesField(Field):
         del self.counts[n:]
 
     def append(self, cell: Cell) -> None:
-        if not isinstance(cell, list) or not all(type(item) is int for item in cell):
+        if not isinstance(cell, list) or not set(map(type, cell)) <= {int}:
             raise self.wrong(cell)
         if cell and not 0 <= min(cell) <= max(cell) < 1 << 62:
             raise self.wrong(cell)

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 from fake_gpu import FakeTorch
 
-from gpu_calibrate import cli, cublas, cuda, kernel_checks, run, selftest
-from gpu_calibrate.compare import compare, predicted_rows
-from gpu_calibrate.device import DeviceError, Prepared
-from gpu_calibrate.grid import QUICK_S, plan
-from gpu_calibrate.plots import PLOTS
-from gpu_calibrate.run import Calibration, profile_of
-from gpu_calibrate.simulated import SimulatedDevice
-from gpu_calibrate.store import Store
+from gpu_calibrate import cli
+from gpu_calibrate.commands import calibration, cublas, kernel_checks, selftest
+from gpu_calibrate.commands.calibration import Calibration, profile_of
+from gpu_calibrate.commands.compare import compare, predicted_rows
+from gpu_calibrate.commands.plots import PLOTS
+from gpu_calibrate.device import cuda
+from gpu_calibrate.device.base import DeviceError, Prepared
+from gpu_calibrate.device.simulated import SimulatedDevice
+from gpu_calibrate.plan.grid import QUICK_S, plan
+from gpu_calibrate.timing.store import Store
 from sim.errors import InputError
 from sim.latency.profile.cost import HOST_STEP_NS
 from sim.latency.profile.file import Gate, Profile, load_profile, save_profile
@@ -58,7 +60,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedDevice]:
     """`gpu-calibrate run` meets this device instead of a GPU."""
     devices = [SimulatedDevice()]
     monkeypatch.setattr(cuda, "open_device", lambda gpu: devices[0])
-    monkeypatch.setattr(run, "cuda_extras", lambda *_: [("host", lambda: HOST)])
+    monkeypatch.setattr(calibration, "cuda_extras", lambda *_: [("host", lambda: HOST)])
     return devices
 
 
@@ -131,8 +133,8 @@ def test_without_a_gpu_that_is_said_before_torch_is_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("gpu_calibrate.state.subprocess.run", _missing)
-    monkeypatch.setattr("gpu_calibrate.state.count_gpus", lambda: 0)
+    monkeypatch.setattr("gpu_calibrate.device.state.subprocess.run", _missing)
+    monkeypatch.setattr("gpu_calibrate.device.state.count_gpus", lambda: 0)
     assert gpu_calibrate(*arguments) == 2
     told = capsys.readouterr().err
     assert told.startswith("gpu-calibrate: no NVIDIA GPU or no driver is on this machine; ")
@@ -348,7 +350,7 @@ def test_profiles_without_a_common_point(files: Path) -> None:
 
 
 def test_doctor_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu_calibrate.state.subprocess.run", _missing)
+    monkeypatch.setattr("gpu_calibrate.device.state.subprocess.run", _missing)
     assert gpu_calibrate("doctor") == 1
     shown = capsys.readouterr().out
     assert "BAD  driver: nvidia-smi does not answer" in shown
@@ -542,8 +544,8 @@ def test_what_is_missed_is_marked(tmp_path: Path) -> None:
 
 
 def test_kernels_to_check_are_all_there_and_planned() -> None:
-    from gpu_calibrate.kernels import FILES
-    from gpu_calibrate.plans import plan as plan_kernel
+    from gpu_calibrate.launches.kernels import FILES
+    from gpu_calibrate.launches.plans import plan as plan_kernel
 
     shapes = kernel_checks.kernel_shapes()
     assert {op for op, _ in shapes} == set(FILES)
@@ -555,7 +557,7 @@ def test_kernels_to_check_are_all_there_and_planned() -> None:
 
 
 def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpu_calibrate import launch, reference
+    from gpu_calibrate.launches import float64, launch
 
     monkeypatch.setattr(launch, "prepare", lambda op, **shape: op)
 
@@ -564,7 +566,7 @@ def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> No
             raise ValueError("wrong")
         return 0.5
 
-    monkeypatch.setattr(reference, "check", verdict)
+    monkeypatch.setattr(float64, "check", verdict)
     found = kernel_checks.check_kernels()
     assert {each["op"] for each in found["wrong"]} == {"rotary"}
     assert len(found["checked"]) > 40

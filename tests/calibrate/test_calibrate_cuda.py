@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 from fake_gpu import LAUNCH_NS, FakeTorch, fake_cupy
 
-from gpu_calibrate import cublas, cuda, kernels
-from gpu_calibrate.cuda import CudaDevice, import_cupy, import_torch, read_facts
-from gpu_calibrate.device import DeviceError, PointError
-from gpu_calibrate.grid import CORE_HEADS, Plan
-from gpu_calibrate.host import time_host
-from gpu_calibrate.ladder import ladder_table, time_ladder
-from gpu_calibrate.mixed import mixes, time_mix
-from gpu_calibrate.points import RANDOM, Point
-from gpu_calibrate.run import Calibration, cuda_extras, profile_of
-from gpu_calibrate.store import Store
-from gpu_calibrate.timing import Settings
+from gpu_calibrate.commands import cublas
+from gpu_calibrate.commands.calibration import Calibration, cuda_extras, profile_of
+from gpu_calibrate.commands.ladder import ladder_table, time_ladder
+from gpu_calibrate.device import cuda
+from gpu_calibrate.device.base import DeviceError, PointError
+from gpu_calibrate.device.cuda import CudaDevice, import_cupy, import_torch, read_facts
+from gpu_calibrate.launches import kernels
+from gpu_calibrate.plan.grid import CORE_HEADS, Plan
+from gpu_calibrate.plan.points import RANDOM, Point
+from gpu_calibrate.timing.host import time_host
+from gpu_calibrate.timing.mixed_steps import mixes, time_mix
+from gpu_calibrate.timing.replays import Settings
+from gpu_calibrate.timing.store import Store
 from sim.errors import InputError
 from sim.latency.models import MODELS
 
@@ -233,24 +235,24 @@ def test_host_time_is_of_the_host_alone(gpu: CudaDevice) -> None:
 
 
 def test_mixed_layers_are_one_graph(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpu_calibrate import mixed
+    from gpu_calibrate.timing import mixed_steps
 
     small = replace(MODELS["llama-3.1-8b"], hidden_size=512, intermediate_size=1024)
     both = next(mix for mix in mixes() if mix.chunks and mix.decodes)
-    mix = mixed.Mix(((60, 0), (20, 40)), (33, 100))
+    mix = mixed_steps.Mix(((60, 0), (20, 40)), (33, 100))
     assert (mix.num_tokens, len(both.decodes) > 0) == (82, True)
     step = time_mix(gpu, small, mix)
     # Per layer: two norms, four matrices, rotary, cache write, activation, prefill and decode attention.
-    assert step["launches"] == mixed.LAYERS * 11
-    assert step["ns"] > mixed.LAYERS * 11 * 2500
+    assert step["launches"] == mixed_steps.LAYERS * 11
+    assert step["ns"] > mixed_steps.LAYERS * 11 * 2500
     told = "4 layers of llama-3.1-8b on chunks (60 after 0, 20 after 40), 2 decodes"
-    assert gpu.torch.cuda.nvtx.seen.count(told) == mixed.REPLAYS + 2
+    assert gpu.torch.cuda.nvtx.seen.count(told) == mixed_steps.REPLAYS + 2
     assert step["decodes"] == [33, 100]
-    assert len(gpu.torch.flash_calls) >= mixed.LAYERS
+    assert len(gpu.torch.flash_calls) >= mixed_steps.LAYERS
 
 
 def test_the_ladder_has_every_rung(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu_calibrate.ladder.SHAPES", ((2, 300), (4, 64)))
+    monkeypatch.setattr("gpu_calibrate.commands.ladder.SHAPES", ((2, 300), (4, 64)))
     record = time_ladder(gpu)
     assert not record["failures"]
     assert len(record["rungs"]) == 2 * 7

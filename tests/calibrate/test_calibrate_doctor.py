@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from gpu_calibrate import doctor, state
-from gpu_calibrate.device import known_preset, preset_of
-from gpu_calibrate.doctor import QUERY, Finding, examine, parse_cards, parse_processes
-from gpu_calibrate.state import SMI_FIELDS, StateReader, count_gpus, gpu_present, parse_state, throttle_names
+from gpu_calibrate.commands import doctor
+from gpu_calibrate.commands.doctor import QUERY, Finding, examine, parse_cards, parse_processes
+from gpu_calibrate.device import state
+from gpu_calibrate.device.base import known_preset, preset_of
+from gpu_calibrate.device.state import SMI_FIELDS, StateReader, count_gpus, gpu_present, parse_state, throttle_names
 from sim.errors import InputError
 from sim.latency.gpus import GPUS
 

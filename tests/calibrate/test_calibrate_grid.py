@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gpu_calibrate.buffers import FP8_POOL_BYTES, POOL_BYTES, SCRATCH_BYTES
-from gpu_calibrate.grid import (
+from gpu_calibrate.device.buffers import FP8_POOL_BYTES, POOL_BYTES, SCRATCH_BYTES
+from gpu_calibrate.device.operations import DECODE_KERNEL
+from gpu_calibrate.launches.plans import DECODE_LADDER
+from gpu_calibrate.plan.grid import (
     CORE_MODELS,
     DEFAULT_S,
     DENSE_M,
@@ -23,9 +25,7 @@ from gpu_calibrate.grid import (
     plan,
     point_seconds,
 )
-from gpu_calibrate.operations import DECODE_KERNEL
-from gpu_calibrate.plans import DECODE_LADDER
-from gpu_calibrate.points import (
+from gpu_calibrate.plan.points import (
     CURVE,
     ELEMENT_BYTES,
     RANDOM,

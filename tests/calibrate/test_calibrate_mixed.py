@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from gpu_calibrate.fit import all_errors
-from gpu_calibrate.grid import QUICK_S, plan
-from gpu_calibrate.mixed import MODELS_TIMED, Mix, mixes, step_error, step_errors, step_shape
-from gpu_calibrate.points import Point
-from gpu_calibrate.run import Calibration, profile_of
-from gpu_calibrate.simulated import SimulatedDevice
-from gpu_calibrate.store import Store
+from gpu_calibrate.commands.calibration import Calibration, profile_of
+from gpu_calibrate.device.simulated import SimulatedDevice
+from gpu_calibrate.fit.build_profile import all_errors
+from gpu_calibrate.fit.mixed_errors import step_error, step_errors, step_shape
+from gpu_calibrate.plan.grid import QUICK_S, plan
+from gpu_calibrate.plan.points import Point
+from gpu_calibrate.timing.mixed_steps import MODELS_TIMED, Mix, mixes
+from gpu_calibrate.timing.store import Store
 from sim.latency.models import MODELS
 from sim.latency.profile.file import Profile
 

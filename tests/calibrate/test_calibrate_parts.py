@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from fake_gpu import FakeTorch
 
-from gpu_calibrate.buffers import Buffers, num_sets
-from gpu_calibrate.collectives import free_port
-from gpu_calibrate.device import PointError
-from gpu_calibrate.flash import Flash, find_flash, package_flash, torch_flash, vllm_flash
-from gpu_calibrate.host import MAX_BLOCKS, _Request, finish_step, fit_line, prepare_inputs
-from gpu_calibrate.ladder import REASONS, SHAPES, TWIN, best_share, ladder_points, read_rungs
-from gpu_calibrate.operations import Operations
-from gpu_calibrate.plans import DECODE_LADDER
-from gpu_calibrate.points import Point, work_of
-from gpu_calibrate.run import _all_reduces
-from gpu_calibrate.series import decode_heads, gemm_curves, pick, utilisation
+from gpu_calibrate.commands.calibration import _all_reduces
+from gpu_calibrate.commands.ladder import REASONS, SHAPES, TWIN, best_share, ladder_points, read_rungs
+from gpu_calibrate.commands.utilisation import decode_heads, gemm_curves, pick, utilisation
+from gpu_calibrate.device.base import PointError
+from gpu_calibrate.device.buffers import Buffers, num_sets
+from gpu_calibrate.device.flash import Flash, find_flash, package_flash, torch_flash, vllm_flash
+from gpu_calibrate.device.operations import Operations
+from gpu_calibrate.launches.plans import DECODE_LADDER
+from gpu_calibrate.plan.points import Point, work_of
+from gpu_calibrate.timing.collectives import free_port
+from gpu_calibrate.timing.host import MAX_BLOCKS, _Request, finish_step, fit_line, prepare_inputs
 from sim.latency.profile.library import BUILTIN, load_profile
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from gpu_calibrate.check import check
 from gpu_calibrate.cli import DEFAULT_LIMIT_S
-from gpu_calibrate.device import DeviceError, Prepared
-from gpu_calibrate.fit import Results, build_profile, relative_error, usable
-from gpu_calibrate.grid import DEFAULT_S, PREPARE_S, QUICK_S, Plan, plan
-from gpu_calibrate.points import CURVE, Point
-from gpu_calibrate.run import Calibration, default_name, limited, profile_of
-from gpu_calibrate.simulated import SimulatedDevice
-from gpu_calibrate.store import Store, partial_path
-from gpu_calibrate.timing import Settings
+from gpu_calibrate.commands.calibration import Calibration, default_name, limited, profile_of
+from gpu_calibrate.commands.check import check
+from gpu_calibrate.device.base import DeviceError, Prepared
+from gpu_calibrate.device.simulated import SimulatedDevice
+from gpu_calibrate.fit.build_profile import build_profile, usable
+from gpu_calibrate.fit.held_out import relative_error
+from gpu_calibrate.fit.run_results import Results
+from gpu_calibrate.plan.grid import DEFAULT_S, PREPARE_S, QUICK_S, Plan, plan
+from gpu_calibrate.plan.points import CURVE, Point
+from gpu_calibrate.timing.replays import Settings
+from gpu_calibrate.timing.store import Store, partial_path
 from sim.errors import InputError
 from sim.latency.gpus import GPUS
 from sim.latency.profile.file import Profile, load_profile, save_profile
@@ -274,7 +276,7 @@ def test_refused_times_never_reach_a_curve(tmp_path: Path) -> None:
 
 
 def test_falling_curves_fail(profile: Profile) -> None:
-    from gpu_calibrate.gates import all_gates
+    from gpu_calibrate.fit.gates import all_gates
 
     gemm = profile.operators["gemm"]
     wild = tuple(

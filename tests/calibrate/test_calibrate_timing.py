@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import pytest
 
-from gpu_calibrate.device import DeviceState, PointError, Prepared
-from gpu_calibrate.points import ANCHOR, Point, work_of
-from gpu_calibrate.run import ANCHORS
-from gpu_calibrate.simulated import SimulatedDevice
-from gpu_calibrate.timing import (
+from gpu_calibrate.commands.calibration import ANCHORS
+from gpu_calibrate.device.base import DeviceState, PointError, Prepared
+from gpu_calibrate.device.simulated import SimulatedDevice
+from gpu_calibrate.plan.points import ANCHOR, Point, work_of
+from gpu_calibrate.timing.replays import (
     Failure,
     Measurement,
     Settings,

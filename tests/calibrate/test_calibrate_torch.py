@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from fake_gpu import FakeCuda, fake_cupy
 
-from gpu_calibrate import kernels
-from gpu_calibrate.buffers import Buffers
-from gpu_calibrate.collectives import time_all_reduce
-from gpu_calibrate.cuda import CudaDevice, read_facts
-from gpu_calibrate.flash import torch_flash, vllm_flash
-from gpu_calibrate.host import time_host
-from gpu_calibrate.points import LADDER, Point
+from gpu_calibrate.device.buffers import Buffers
+from gpu_calibrate.device.cuda import CudaDevice, read_facts
+from gpu_calibrate.device.flash import torch_flash, vllm_flash
+from gpu_calibrate.launches import kernels
+from gpu_calibrate.plan.points import LADDER, Point
+from gpu_calibrate.timing.collectives import time_all_reduce
+from gpu_calibrate.timing.host import time_host
 
 torch = pytest.importorskip("torch", reason="torch is an extra")
 
@@ -70,7 +70,7 @@ def test_torch_takes_what_it_is_given(gpu: CudaDevice, point: Point) -> None:
 
 
 def test_matrices_are_multiplied_as_a_linear_layer_does() -> None:
-    from gpu_calibrate.operations import Operations
+    from gpu_calibrate.device.operations import Operations
 
     buffers = Buffers(torch, "cpu", 1e-4)
     (call, *_) = Operations(torch, "cpu", buffers, 1 << 16, None).build(Point("gemm", ("bfloat16", 32, 64), 4)).calls

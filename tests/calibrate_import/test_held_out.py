@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_calibrate.held_out import error_of, held_out_errors, shape_of, without_points, without_shapes
+from gpu_calibrate.fit.held_out import error_of, held_out_errors, shape_of, without_points, without_shapes
 from gpu_calibrate.importers.devices import device_of
 from sim.latency.profile.file import Curve, Operator, Profile, Source
 from sim.latency.profile.speed_of_light import bound_ns

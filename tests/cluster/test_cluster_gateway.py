@@ -124,17 +124,20 @@ def test_ids_of_a_trace_are_the_ids_of_the_results(tmp_path: Path) -> None:
 
 
 def test_a_leaked_block_fails_the_run_and_names_the_holder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.engine.fast.run_kv_cache import RunKVCache
+    from sim.engine.reference.kv_cache import PrefixKVCache
 
-    real = RunKVCache.free
+    real = PrefixKVCache.free
 
-    def forgetful(self: RunKVCache, request: Any) -> None:
+    def forgetful(self: PrefixKVCache, request: Any) -> None:
         if request.request_id != "1":
             real(self, request)
 
-    monkeypatch.setattr(RunKVCache, "free", forgetful)
+    monkeypatch.setattr(PrefixKVCache, "free", forgetful)
     with pytest.raises(SimulationError, match=r"leaked.*'1': 1"):
-        run(requests([8], [2], requests=3, arrival={"process": "burst"}))
+        run(
+            requests([8], [2], requests=3, arrival={"process": "burst"}),
+            engine={**ENGINE, "stepping": "reference"},
+        )
 
 
 def test_a_request_that_never_arrives_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from test_engine_fast_forward import traffic
 
 from policies.registry import POLICIES, PREDICTORS, ROUTERS
+from sim.checks.all_checks import check_all
 from sim.cluster.acts import Act, What
 from sim.cluster.simulate import simulate_cluster
 from sim.errors import InputError, SimulationError
 from sim.run import load
-from sim.scenario.checks import check_all
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 
 
 @dataclass

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sim.cluster import simulate
+from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.latency.base import StepCost
-from sim.latency.build import build_step_cost
 from sim.latency.profile import cost as profile_cost
-from sim.latency.profile import library, operators
+from sim.latency.profile import library, profiled_operators
 from sim.latency.profile.file import Device, Profile, load_profile, profile_hash
 from sim.latency.profile.predict import Predictor
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.loader import LoadedScenario
 
 PROFILED: list[tuple[dict[str, Any], list[float | None]]] = [
     ({}, [None, 0.0, 9.9, 10.2, 40.0]),
@@ -42,27 +40,18 @@ COSTLY = [
     "kv_cache_dtype",
     "enforce_eager",
     "enable_expert_parallel",
+    "speculative",
     "stepping",
 ]
-"""All that a step cost without speculative decoding takes of an engine, and the stepper: each makes tables of its own,
+"""All that a step cost takes of an engine, and the stepper: each makes tables of its own,
 which some are filled in as they are asked for."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_costs() -> Iterator[None]:
-    """Within a module a profile is read, hashed and prepared once, and its tables made once for each engine and
-    stepper, not for each run."""
-    costs: dict[str, StepCost] = {}
+    """Within a module a profile is read, hashed and prepared once, not for each run."""
     hashes: dict[str, str] = {}
     predictors: dict[str, Predictor] = {}
-
-    def cost(engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None = None) -> StepCost:
-        if latency.kind != "profile":
-            return build_step_cost(engine, latency, base_dir)
-        key = f"{[getattr(engine, name) for name in COSTLY]} {latency}"
-        if key not in costs:
-            costs[key] = build_step_cost(engine, latency, base_dir)
-        return costs[key]
 
     def hashed(profile: Profile) -> str:
         if profile.name not in hashes:
@@ -77,9 +66,24 @@ def kept_costs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_profile", cache(load_profile))
         patch.setattr(profile_cost, "profile_hash", hashed)
-        patch.setattr(operators, "Predictor", prepared)
-        patch.setattr(simulate, "build_step_cost", cost)
+        patch.setattr(profiled_operators, "Predictor", prepared)
         yield
+
+
+class Deployments:
+    """What scenarios' engines are resolved to, with the step costs of profiles kept."""
+
+    def __init__(self) -> None:
+        self._costs: dict[str, StepCost] = {}
+
+    def of(self, loaded: LoadedScenario) -> Deployment:
+        """Resolve the engine of ``loaded``."""
+        engine, latency = loaded.scenario.engine, loaded.scenario.latency
+        key = f"{[getattr(engine, name) for name in COSTLY]} {latency}"
+        deployment = resolve_deployment(engine, latency, loaded.base_dir, cost=self._costs.get(key))
+        if latency.kind == "profile":
+            self._costs[key] = deployment.cost
+        return deployment
 
 
 def profile_latency(host_overhead_ms: float | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sim.engine.fast.segments import DEAD, Hits, Holding, Run, SegmentKVCache
-from sim.engine.reference.kv_cache import PrefixKVCache, ceil_div
+from sim.engine.reference.kv_cache import Hit, PrefixKVCache, ceil_div
 from sim.engine.request import Content, Request
 
 
@@ -96,11 +96,11 @@ class Pair:
     def admit(self, member: Member, chunk: int, slack: int = 0) -> bool:
         """Admit with its hits, ``chunk`` more tokens and blocks for ``slack`` more; False if they do not fit."""
         hits, slow_hits = self.fast.lookup(member, member.num_tokens), self.lookup_slow(member)
-        num_hits = len(slow_hits)
+        num_hits = len(slow_hits.blocks)
         assert hits.num_blocks == num_hits
         computed = min(num_hits * self.block_size + chunk, member.num_tokens)
         num_blocks = ceil_div(computed + slack, self.block_size)
-        if num_blocks > self.slow.num_free_blocks - self.slow.num_evictable(slow_hits) + num_hits:
+        if num_blocks > self.slow.num_free_blocks - slow_hits.num_evictable + num_hits:
             return False
         self.slow.admit(member.twin, slow_hits, computed + slack)
         self.fast.admit(member, hits, num_blocks)
@@ -146,7 +146,7 @@ class Pair:
         if not member.content.own_is_shared:
             self.ended_ids.add(member.content.own_id)
 
-    def lookup_slow(self, member: Member) -> list[int]:
+    def lookup_slow(self, member: Member) -> Hit:
         member.twin.num_tokens = member.num_tokens
         return self.slow.lookup(member.twin)
 
@@ -161,9 +161,9 @@ class Pair:
                 member.content = Content(0, member.content.segments)
                 member.twin.content = member.content
             hits, slow_hits = fast.lookup(member, member.num_tokens), self.lookup_slow(member)
-            assert hits.num_blocks == len(slow_hits)
-            assert evictable_of(hits) == [block not in slow._references for block in slow_hits]
-            assert hits.num_evictable == slow.num_evictable(slow_hits)
+            assert hits.num_blocks == len(slow_hits.blocks)
+            assert evictable_of(hits) == [block not in slow._references for block in slow_hits.blocks]
+            assert hits.num_evictable == slow_hits.num_evictable
         free = free_keys(fast)
         keys = [slow._key_of[block] for block in slow._evictable]
         expected = [None if key >> Content.BLOCK_BITS in self.ended_ids else key for key in keys]

@@ -78,10 +78,10 @@ def test_a_preempted_request_with_stale_output_in_flight(policy: type[Any], num_
     while second.state is not State.PREEMPTED:
         driver.one_step()
     assert second.num_stale_batches == 1
-    assert driver.scheduler.free_swap_blocks == (8 if num_swap_blocks else 0)
+    assert driver.scheduler.kv.free_swap_blocks == (8 if num_swap_blocks else 0)
     had = second.num_output_tokens
     driver.scheduler.abort(second, driver.now_ns)
-    assert driver.scheduler.free_swap_blocks == num_swap_blocks
+    assert driver.scheduler.kv.free_swap_blocks == num_swap_blocks
     assert driver.one_step() == {"r0": 1}
     assert names(driver.batches[-1].finished) == ["r1"]
     check_nothing_left(driver)

@@ -53,7 +53,7 @@ def test_swapping_moves_the_blocks_of_the_victim_out_and_in_again() -> None:
     driver.run()
     moved = [(step, batch.shape.swap_bytes) for step, batch in enumerate(driver.batches) if batch.shape.swap_bytes]
     assert moved == [(1, 2_000), (6, 2_000)]  # two blocks of 1000 bytes, out when preempted, in when resumed
-    assert driver.scheduler.free_swap_blocks == 10
+    assert driver.scheduler.kv.free_swap_blocks == 10
     driver.scheduler.kv.check_empty()
 
 
@@ -63,7 +63,7 @@ def test_host_blocks_are_taken_while_a_request_is_out() -> None:
     left = []
     while driver.scheduler.has_requests():
         driver.one_step()
-        left.append(driver.scheduler.free_swap_blocks)
+        left.append(driver.scheduler.kv.free_swap_blocks)
     assert left == [10] + [8] * 5 + [10] * 5
 
 
@@ -76,7 +76,7 @@ def test_without_room_on_the_host_a_request_is_recomputed(num_swap_blocks: int, 
     assert resumed == {"r1": 1 if is_swapped else 9}
     assert (second.num_preemptions, second.num_recomputed_tokens) == (1, 0 if is_swapped else 8)
     assert any(batch.shape.swap_bytes for batch in driver.batches) is is_swapped
-    assert driver.scheduler.free_swap_blocks == num_swap_blocks
+    assert driver.scheduler.kv.free_swap_blocks == num_swap_blocks
 
 
 def test_the_host_can_hold_some_and_not_others() -> None:
@@ -87,11 +87,11 @@ def test_the_host_can_hold_some_and_not_others() -> None:
     driver.one_step()
     driver.one_step()
     assert [request.request_id for request in driver.batches[1].preempted] == ["r2", "r1"]
-    assert driver.scheduler.free_swap_blocks == 0
+    assert driver.scheduler.kv.free_swap_blocks == 0
     driver.run()
     assert [request.num_recomputed_tokens for request in requests] == [0, 4, 0]
     assert [request.num_output_tokens for request in requests] == [9, 3, 3]
-    assert driver.scheduler.free_swap_blocks == 1
+    assert driver.scheduler.kv.free_swap_blocks == 1
 
 
 def test_a_prompt_swapped_between_two_chunks_goes_on_where_it_was() -> None:

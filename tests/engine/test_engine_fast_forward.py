@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 import numpy as np
-from engine_profiled import PROFILED, kept_costs, profile_latency
+from engine_profiled import PROFILED, Deployments, kept_costs, profile_latency
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from windowed_model import windowed_model
@@ -22,6 +22,7 @@ from sim.run import load, run
 
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", "40"))
 COSTS = kept_costs
+DEPLOYMENTS = Deployments()
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 LENGTHS = st.one_of(
@@ -50,6 +51,13 @@ LATENCIES = st.sampled_from(
 )
 
 
+SHARING: list[dict[str, Any]] = [
+    {"name": "fair", "shares": True},
+    {"name": "tiered", "shares": {"premium": 0.5, "standard": 0.8, "budget": 1.0}},
+]
+"""Policies that share out a step's tokens, whose running requests are scheduled by rank."""
+
+
 @st.composite
 def traffic(draw: st.DrawFn) -> dict[str, Any]:
     """One workload class."""
@@ -66,6 +74,8 @@ def traffic(draw: st.DrawFn) -> dict[str, Any]:
         workload["max_tokens"] = {"dist": "fixed", "value": draw(st.sampled_from([30, 500]))}
     if arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
         workload["sessions"] = {"turns": draw(st.integers(2, 4)), "think_time_s": draw(st.sampled_from([0.0, 0.2]))}
+    elif arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
+        workload["n"] = draw(st.integers(2, 4))
     return workload
 
 
@@ -96,8 +106,9 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
         "max_num_batched_tokens": budget,
         "block_size": draw(st.sampled_from([8, 16])),
         "enable_prefix_caching": draw(st.booleans()),
+        "cache_isolation": draw(st.sampled_from(["none", "tenant"])),
         "async_scheduling": draw(st.booleans()),
-        "policy": draw(st.sampled_from(sorted(POLICIES))),
+        "policy": draw(st.sampled_from([*sorted(POLICIES), *SHARING])),
         "predictor": draw(st.sampled_from(sorted(PREDICTORS))),
     }
     variant = draw(st.sampled_from(["", "", "", "", "static", "wait", "swap", "contiguous", "pipeline", "cap"]))
@@ -139,7 +150,7 @@ def outcome(scenario: dict[str, Any], stepping: str) -> tuple[list[str], dict[st
     stream = io.StringIO()
     loaded = load({**scenario, "engine": {**scenario["engine"], "stepping": stepping}})
     try:
-        results = run(loaded, decisions=stream)
+        results = run(loaded, decisions=stream, deployment=DEPLOYMENTS.of(loaded))
     except SimulationError as error:
         return stream.getvalue().splitlines(), {"error": str(error)[:40]}, {}
     summary = json.loads(results.summary_json)

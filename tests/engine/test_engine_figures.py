@@ -7,6 +7,7 @@ import pytest
 from engine_driver import Driver, make_request
 
 from sim.engine.reference.kv_cache import KVCache, ceil_div, slot_of
+from sim.engine.variants.contiguous import ContiguousKVCache
 
 
 def with_decodes(num_decodes: int, **settings: object) -> Driver:
@@ -73,7 +74,7 @@ def test_block_counts_and_slots() -> None:
 
 
 def test_contiguous_reservation_wastes_what_paging_does_not() -> None:
-    paged, contiguous = KVCache(10_000, 16), KVCache(10_000, 16, reserved_tokens=2_048)
+    paged, contiguous = KVCache(10_000, 16), ContiguousKVCache(10_000, 16, reserved_tokens=2_048)
     reserved = contiguous.blocks_for(200) * 16
     assert 1 - 200 / reserved == pytest.approx(0.90, abs=0.005)
     assert 1 - 42 / (paged.blocks_for(42) * 16) == pytest.approx(0.125)
@@ -85,7 +86,7 @@ def test_contiguous_reservation_wastes_what_paging_does_not() -> None:
 
 
 def test_paging_fits_seven_to_eight_times_more_sequences_of_a_quarter_thousand_tokens() -> None:
-    paged, contiguous = KVCache(1 + 128 * 8, 16), KVCache(1 + 128 * 8, 16, reserved_tokens=2_048)
+    paged, contiguous = KVCache(1 + 128 * 8, 16), ContiguousKVCache(1 + 128 * 8, 16, reserved_tokens=2_048)
     lengths = np.random.default_rng(0).integers(200, 340, 1_000)
     per_sequence = np.mean([paged.blocks_for(int(length)) for length in lengths])
     gain = (paged.num_usable_blocks / per_sequence) / (contiguous.num_usable_blocks // contiguous.blocks_for(1))

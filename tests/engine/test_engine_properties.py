@@ -108,7 +108,7 @@ def test_invariants_of_every_run(
         assert request.arrival_ns <= request.scheduled_ns <= request.first_token_ns <= request.last_token_ns
     scheduler.kv.check_empty()
     assert scheduler.outstanding_tokens == 0
-    assert scheduler.free_swap_blocks == limits.num_swap_blocks
+    assert scheduler.kv.free_swap_blocks == limits.num_swap_blocks
 
 
 @settings(max_examples=60, deadline=None, phases=NO_SHRINK)

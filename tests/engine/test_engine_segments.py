@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import zip_longest
 from random import Random
 
 import pytest
@@ -212,24 +213,30 @@ def test_a_crash_forgets_what_is_held_and_what_was_left() -> None:
         assert kv.lookup(member, 20).num_blocks == 0
 
 
-@pytest.mark.parametrize(("second_hits", "second_until"), [(10, 12), (8, 10), (9, 11)])
-def test_copies_of_different_lengths_take_the_place_of_what_is_evicted(second_hits: int, second_until: int) -> None:
-    pair = Pair(41, 1, Counter())
-    first, second, third, filler = (Member(row, Content(100 + row, ((1, 20),)), 21) for row in range(4))
-    filler.content = filler.twin.content = Content(200)
-    pair.members = [first, second, third, filler]
+@pytest.mark.parametrize("bites", [(4,), (2, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("chunks", [((2, 2), (4,)), ((2, 2), (1, 3)), ((4,), (4,)), ((3, 1), (2, 2))])
+def test_the_oldest_copies_take_the_place_of_what_is_evicted(
+    chunks: tuple[tuple[int, ...], tuple[int, ...]], bites: tuple[int, ...]
+) -> None:
+    pair = Pair(61, 1, Counter())
+    root, first, second, third = pair.members = [Member(row, Content(100 + row, ((1, 20),)), 21) for row in range(4)]
     pair.probes = [Content(0, ((1, 20),))]
-    assert pair.admit(third, 8)
-    assert pair.admit(first, 1)
-    assert pair.grow(first, second_hits - 9) or second_hits == 8
-    assert pair.admit(second, 0)
-    assert pair.grow(first, 12 - first.num_computed)
-    # The same blocks again: first a few, in the middle or at an end, then all.
-    assert pair.grow(second, second_until - second_hits)
-    assert pair.grow(third, 4)
-    pair.compare()
+    assert pair.admit(root, 8)
+    assert all(pair.admit(member, 0) for member in (first, second, third))
+    assert pair.grow(first, 4)
+    # The same four blocks twice again, by turns.
+    for chunk, other_chunk in zip_longest(*chunks, fillvalue=0):
+        assert pair.grow(second, chunk)
+        assert pair.grow(third, other_chunk)
     pair.end(first)
-    assert pair.admit(filler, 21)
-    for _ in range(pair.slow.num_free_blocks):
-        assert pair.grow(filler, 1)
+    filler = Member(4, Content(200), 61)
+    pair.members.append(filler)
+    assert pair.admit(filler, pair.slow.num_free_blocks - 4)
+    for bite in bites:
+        assert pair.grow(filler, bite)
+        pair.compare(with_lookups=False)
+    for member in (second, third):
+        pair.end(member)
+        pair.compare()
+    while pair.grow(filler, 1):
         pair.compare()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from engine_driver import Driver, make_request
+from engine_runs import simulate
 
 from policies.base import Policy
 from policies.fair import Fair
@@ -68,3 +69,33 @@ def test_packed_passes_over_what_does_not_fit(policy: Policy, expected: dict[str
     driver = Driver(policy, num_gpu_blocks=1 + 10, block_size=16, enable_prefix_caching=False)
     driver.add(*(make_request(row, prompt, 2) for row, prompt in enumerate((64, 128, 4))))
     assert driver.one_step() == expected, "ten blocks: four are taken, eight are asked for, one is"
+
+
+@pytest.mark.parametrize("stepping", ["fast", "reference"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"name": "tiered", "tiers": ["late", "early"], "shares": {"late": 0.5, "early": 1.0}},
+        {"name": "fair", "shares": True},
+    ],
+)
+def test_decisions_hold_the_order_of_ranks_under_shares(stepping: str, policy: dict[str, Any]) -> None:
+    """The requests of ``late`` are admitted after the others, and ranked before them."""
+    classes = [
+        {
+            "name": name,
+            "tenant": name,
+            "priority": priority,
+            "requests": 3,
+            "arrival": {"process": "burst", "at_s": at_s},
+            "input_tokens": {"dist": "fixed", "value": 30},
+            "output_tokens": {"dist": "fixed", "value": 12},
+        }
+        for name, at_s, priority in (("early", 0.0, 0), ("late", 3.0, -1))
+    ]
+    settings: dict[str, Any] = {"max_num_batched_tokens": 200, "max_num_seqs": 16, "async_scheduling": False}
+    run = simulate({"classes": classes}, policy=policy, stepping=stepping, **settings)
+    orders = [list(tokens) for _, tokens in run.plan if len(tokens) == 6]
+    assert len(orders) > 5
+    assert orders[0] == ["0", "1", "2", "3", "4", "5"]  # running ones first, then admissions
+    assert orders[-1] == ["3", "4", "5", "0", "1", "2"]

@@ -171,7 +171,7 @@ def preempted_in_flight(seed: int, stages: int, policy: str, *, async_scheduling
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "srtf"])
 @pytest.mark.parametrize(
-    ("stages", "seeds"), [(1, (0, 1, 2)), (2, (3, 4, 12, 23)), (4, (4, 12, 24, 35)), (6, (4, 23, 42, 139))]
+    ("stages", "seeds"), [(1, (0, 1, 2)), (2, (3, 4, 12, 23)), (4, (4, 12, 24, 44, 77)), (6, (4, 23, 42, 139))]
 )
 def test_a_preempted_request_waits_for_its_output_in_flight(stages: int, seeds: tuple[int, ...], policy: str) -> None:
     overlaps = [preempted_in_flight(seed, stages, policy, async_scheduling=stages == 1) for seed in seeds]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from windowed_model import windowed_model
 
 from policies.priority import Priority
-from sim.engine.fast.run_kv_cache import RunKVCache
+from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.kv_cache import KVCache
-from sim.engine.reference.scheduler import build_kv_cache
 from sim.engine.request import Content
+from sim.engine.variants.choice import build_kv_cache
 from sim.engine.variants.window import NULL_BLOCK, WindowKVCache
 from sim.errors import SimulationError
 from sim.run import load, run
@@ -76,11 +76,11 @@ def test_a_prefix_is_found_by_its_last_window() -> None:
     driver.add(first)
     driver.run()
     kv = driver.scheduler.kv
-    hits = kv.lookup(second)
-    assert hits[:7] == [NULL_BLOCK] * 7
-    assert len(hits) == 9
-    assert NULL_BLOCK not in hits[7:]
-    assert kv.num_evictable(hits) == 2
+    hit = kv.lookup(second)
+    assert hit.blocks[:7] == (NULL_BLOCK,) * 7
+    assert hit.num_tokens == 4 * len(hit.blocks) == 36
+    assert NULL_BLOCK not in hit.blocks[7:]
+    assert hit.num_evictable == 2
     driver.add(second)
     assert driver.one_step() == {"r1": 4}
     assert second.num_cached_tokens == 36
@@ -113,10 +113,10 @@ def test_lookups_equal_a_scan_block_by_block(cached: set[int], prompt: int, wind
         (key,) = Content(5).block_keys(index, index + 1, block_size)
         cache._block_of[key] = index + 1
     num_blocks, needed = (prompt - 1) // block_size, -(-(window - 1) // block_size)
-    hits = cache.lookup(request)
-    assert len(hits) == scan_from_the_right(cached, num_blocks, needed)
-    num_behind = max(0, len(hits) * block_size - window + 1) // block_size
-    assert hits == [NULL_BLOCK] * num_behind + [index + 1 for index in range(num_behind, len(hits))]
+    blocks = cache.lookup(request).blocks
+    assert len(blocks) == scan_from_the_right(cached, num_blocks, needed)
+    num_behind = max(0, len(blocks) * block_size - window + 1) // block_size
+    assert blocks == (*[NULL_BLOCK] * num_behind, *[index + 1 for index in range(num_behind, len(blocks))])
 
 
 def test_it_is_used_where_lengths_exceed_the_window() -> None:
@@ -152,7 +152,7 @@ def test_swapping_moves_the_window_only() -> None:
     assert swapped_tokens == {0, 24}
     assert moved == 2 * 2
     assert victim.num_recomputed_tokens == 0
-    assert driver.scheduler.free_swap_blocks == 20
+    assert driver.scheduler.kv.free_swap_blocks == 20
     driver.scheduler.kv.check_empty()
 
 
@@ -179,7 +179,8 @@ def whole_run(inputs: list[int], stepping: str) -> tuple[Any, list[Any]]:
     }
     caches: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KVCache, "check_empty", lambda kv: caches.append(kv))
+        for cache in (KVCache, SegmentKVCache):
+            patch.setattr(cache, "check_empty", lambda kv: caches.append(kv))
         results = run(load(scenario))
     return {name: column.tolist() for name, column in results.record.requests.items()}, caches
 
@@ -190,5 +191,5 @@ def test_fast_stepping_jumps_only_where_nobody_outgrows_the_window(inputs: list[
     theirs, reference = whole_run(inputs, "reference")
     ours, fast = whole_run(inputs, "fast")
     assert isinstance(reference[0], WindowKVCache)
-    assert isinstance(fast[0], RunKVCache if is_fast else WindowKVCache)
+    assert isinstance(fast[0], SegmentKVCache if is_fast else WindowKVCache)
     assert ours == theirs

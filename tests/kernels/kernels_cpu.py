@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_calibrate import kernels
-from gpu_calibrate.launch import allocate
-from gpu_calibrate.plan_types import Plan
-from gpu_calibrate.reference import expected, worst
+from gpu_calibrate.launches import kernels
+from gpu_calibrate.launches.float64 import expected, worst
+from gpu_calibrate.launches.launch import allocate
+from gpu_calibrate.launches.plan_types import Plan
 
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function")
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")

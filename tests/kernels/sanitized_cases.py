@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kernels_cpu import Specialisation, error_of, load
 
-from gpu_calibrate.plan_types import Plan
-from gpu_calibrate.plans import DECODE_LADDER, plan
+from gpu_calibrate.launches.plan_types import Plan
+from gpu_calibrate.launches.plans import DECODE_LADDER, plan
 
 
 def cases(specialisation: Specialisation) -> list[Plan]:

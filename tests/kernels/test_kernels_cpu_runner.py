@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from kernels_cpu import Arrays, compile_text, launch, load
 
-from gpu_calibrate import kernels
-from gpu_calibrate.plan_types import KernelCall, Plan
+from gpu_calibrate.launches import kernels
+from gpu_calibrate.launches.plan_types import KernelCall, Plan
 
 SOURCE = """
 extern "C" __global__ void reversed(int* out, const int* in) {

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from gpu_calibrate import cubins
-from gpu_calibrate.cubins import Outcome, Usage, Variant, problems, table, usages_of, variants_of
-from gpu_calibrate.kernels import FILES, KernelError
+from gpu_calibrate.commands import cubins
+from gpu_calibrate.commands.cubins import Outcome, Usage, Variant, problems, table, usages_of, variants_of
+from gpu_calibrate.launches.kernels import FILES, KernelError
 
 LOG = """
 ptxas info    : 61 bytes gmem

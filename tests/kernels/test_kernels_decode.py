@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from kernels_cpu import COMMON, SPECIALISATIONS, Specialisation, error_of, fresh_arrays, launch
 
-from gpu_calibrate.plans import DECODE_LADDER, plan
+from gpu_calibrate.launches.plans import DECODE_LADDER, plan
 
 Compiled = Callable[[Specialisation], ctypes.CDLL]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from kernels_cpu import COMMON, SPECIALISATIONS, Specialisation, error_of, exact, fresh_arrays, launch
 
-from gpu_calibrate.kernels import KernelError
-from gpu_calibrate.plans import plan
-from gpu_calibrate.reference import expected, to_float64, worst
+from gpu_calibrate.launches.float64 import expected, to_float64, worst
+from gpu_calibrate.launches.kernels import KernelError
+from gpu_calibrate.launches.plans import plan
 
 Compiled = Callable[[Specialisation], ctypes.CDLL]
 

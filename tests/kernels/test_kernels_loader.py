@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_calibrate import attention_plans, kernels, launch
-from gpu_calibrate.kernels import FILES, KernelError, load_module, nvrtc_options, source
-from gpu_calibrate.plan_types import HEADS_PER_TILE
-from gpu_calibrate.plans import DECODE_LADDER, PLANNERS, plan
-from gpu_calibrate.reference import to_float64
+from gpu_calibrate.launches import attention_plans, kernels, launch
+from gpu_calibrate.launches.float64 import to_float64
+from gpu_calibrate.launches.kernels import FILES, KernelError, load_module, nvrtc_options, source
+from gpu_calibrate.launches.plan_types import HEADS_PER_TILE
+from gpu_calibrate.launches.plans import DECODE_LADDER, PLANNERS, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def test_importing_needs_neither_cupy_nor_torch() -> None:
     code = (
-        "import sys; import gpu_calibrate.launch, gpu_calibrate.reference, gpu_calibrate.cubins;"
+        "import sys; import gpu_calibrate.launches.launch, gpu_calibrate.launches.float64;"
+        "import gpu_calibrate.commands.cubins;"
         "print(sorted({'cupy', 'torch', 'cuda'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -104,7 +105,7 @@ def test_every_source_opens_with_what_it_computes_moves_and_launches() -> None:
 def test_installed_copy_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "gpu_calibrate"
     package.mkdir()
-    monkeypatch.setattr(kernels, "__file__", str(package / "kernels.py"))
+    monkeypatch.setattr(kernels, "__file__", str(package / "launches" / "kernels.py"))
     for folder in (tmp_path / "kernels", package / "kernels"):
         kernels.kernels_dir.cache_clear()
         folder.mkdir()

@@ -11,8 +11,8 @@ import test_kernels_elementwise as elementwise
 import test_kernels_prefill as prefill
 from kernels_cpu import FULL_MATRIX, SPECIALISATIONS
 
-from gpu_calibrate import kernels
-from gpu_calibrate.plans import DECODE_LADDER
+from gpu_calibrate.launches import kernels
+from gpu_calibrate.launches.plans import DECODE_LADDER
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "head_size": kernels.HEAD_SIZES,

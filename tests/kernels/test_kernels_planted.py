@@ -29,9 +29,9 @@ from kernels_cpu import (
 )
 from test_kernels_sanitized import FAR, FAR_BLOCKS, far_array
 
-from gpu_calibrate.plan_types import Plan
-from gpu_calibrate.plans import plan
-from gpu_calibrate.reference import expected, worst
+from gpu_calibrate.launches.float64 import expected, worst
+from gpu_calibrate.launches.plan_types import Plan
+from gpu_calibrate.launches.plans import plan
 
 NAIVE, UNCOALESCED = "paged_attention_naive", "paged_attention_uncoalesced"
 SHARED, VECTORISED = "paged_attention_shared", "paged_attention_vectorised"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from kernels_cpu import COMMON, SPECIALISATIONS, Specialisation, error_of
 
-from gpu_calibrate.kernels import KernelError
-from gpu_calibrate.plans import plan
+from gpu_calibrate.launches.kernels import KernelError
+from gpu_calibrate.launches.plans import plan
 
 Compiled = Callable[[Specialisation], ctypes.CDLL]
 

@@ -20,8 +20,8 @@ from kernels_cpu import (
 )
 from numpy.typing import NDArray
 
-from gpu_calibrate.plans import DECODE_LADDER, plan
-from gpu_calibrate.reference import expected, worst
+from gpu_calibrate.launches.float64 import expected, worst
+from gpu_calibrate.launches.plans import DECODE_LADDER, plan
 
 Compiled = Callable[[Specialisation], ctypes.CDLL]
 

@@ -15,12 +15,12 @@ from sim.latency.base import StepCost, StepShape
 from sim.latency.build import build_step_cost
 from sim.latency.experts import ExpertGroup, dispatch_bytes
 from sim.latency.gpus import GPUS
-from sim.latency.lockstep import LockstepCost
+from sim.latency.lockstep_cost import LockstepCost
 from sim.latency.memory import plan_memory
 from sim.latency.models import MODELS
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.cost import ProfileCost
-from sim.latency.profile.routing import table_imbalance
+from sim.latency.profile.expert_routing import table_imbalance
 from sim.scenario.schema import EngineConfig, LatencyConfig
 
 QWEN = MODELS["qwen3-30b-a3b"]

@@ -22,7 +22,7 @@ from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found, builtin_names, find_profile
 from sim.latency.profile.mixed import FLASH_ATTENTION_2, mixed_ratio, uses_flash_attention_2
-from sim.latency.profile.operators import STEP_NS
+from sim.latency.profile.profiled_operators import STEP_NS
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.scenario.schema import EngineConfig
 

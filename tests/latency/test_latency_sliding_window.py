@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sim.latency.base import StepShape
 from sim.latency.gpus import GPUS
 from sim.latency.memory import plan_memory
-from sim.latency.models import MODELS, ModelSpec
+from sim.latency.model_spec import ModelSpec
+from sim.latency.models import MODELS
 from sim.latency.roofline import RooflineCost
 from sim.latency.work import WorkModel
 from sim.scenario.schema import EngineConfig

@@ -12,7 +12,7 @@ from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost, build_work_model
 from sim.latency.memory import plan_memory
 from sim.latency.profile.graphs import graph_sizes
-from sim.latency.speculative import NGRAM_REQUEST_NS, SpeculativeCost
+from sim.latency.speculative_cost import NGRAM_REQUEST_NS, SpeculativeCost
 from sim.scenario.schema import EngineConfig, LatencyConfig
 
 KINDS = pytest.mark.parametrize("kind", ["profile", "roofline"])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from sim.checks.all_checks import check_all
 from sim.live.vllm_args import PLAIN_VALUES, SWITCHES, serve_command
 from sim.run import load
-from sim.scenario.checks import check_all
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO: dict[str, Any] = {

@@ -16,12 +16,12 @@ import sim
 from sim.cli import main
 from sim.errors import InputError
 from sim.live.measured import BENCH_LISTS, figures, read_measured
+from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
-from sim.live.record import Observation, RecordFile
 from sim.live.validate import COMPARED, error_percent, table_of, validate
 from sim.results.results import Results
 from sim.run import load
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 
 SCENARIO = """\
 name: known

@@ -50,7 +50,8 @@ def exact_for(*views: View) -> Predictor:
 def limits(
     *, seqs: int = 256, tokens: int = 2048, blocks: int = 1000, block_size: int = 16, chunked: bool = True
 ) -> EngineLimits:
-    return EngineLimits(tokens, seqs, block_size, blocks, chunked)
+    """Limits of an engine whose steps all take equally long."""
+    return EngineLimits(tokens, seqs, block_size, blocks, chunked, max(1, tokens // seqs))
 
 
 @dataclass

@@ -49,11 +49,13 @@ def test_sjf_counts_prompt_plus_expected_output() -> None:
     assert policy.rank(small, 0) == 120, "progress does not move a total"
 
 
-def test_output_weight_counts_in_steps_when_null() -> None:
+@pytest.mark.parametrize(("seqs", "weight"), [(1, 512), (64, 8)])
+def test_output_weight_is_the_engines_when_null(seqs: int, weight: int) -> None:
+    """Equal steps with a budget of 512 tokens: an output token is 1/64 of one with 64 seats, as are 8 prompt tokens."""
     view = View("a", num_prompt_tokens=100, true_output=20)
     policy = Sjf(predictor=exact_for(view), output_weight=None)
-    policy.bind(limits(tokens=512))
-    assert policy.rank(view, 0) == 100 + 512 * 20
+    policy.bind(limits(tokens=512, seqs=seqs))
+    assert policy.rank(view, 0) == 100 + weight * 20
     with pytest.raises(PolicyError, match="output_weight is 0, but it must be above 0"):
         Sjf(predictor=MaxTokens(), output_weight=0)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sim.results.bottleneck import bottleneck
+from sim.run import load, run
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "kv": 0.3,
         "kv_peak": 1.0,
         "preempted": 0,
+        "seats": 0.5,
         "compute_bound": 0.1,
         **changes,
     }
@@ -32,6 +34,7 @@ def summary(**changes: Any) -> dict[str, Any]:
             "busy_fraction": base["busy"],
             "host_fraction": base["host"],
             "compute_bound_fraction": base["compute_bound"],
+            "seat_usage": base["seats"],
         },
     }
 
@@ -45,6 +48,14 @@ def summary(**changes: Any) -> dict[str, Any]:
         ({"preempted": 5}, "memory bandwidth"),
         ({"kv": 0.95, "mean_queue_ms": 500.0}, "KV cache"),
         ({"kv": 0.95}, "memory bandwidth"),
+        ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0}, "seats"),
+        ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0, "compute_bound": None}, "seats"),
+        ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0, "busy": 0.4, "host": 0.5}, "seats"),
+        ({"seats": 0.97, "kv_peak": 0.02}, "memory bandwidth"),
+        ({"seats": 0.85, "kv_peak": 0.02, "mean_queue_ms": 500.0}, "memory bandwidth"),
+        ({"seats": 0.97, "mean_queue_ms": 500.0}, "memory bandwidth"),
+        ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0, "compute_bound": 0.9}, "compute"),
+        ({"seats": None, "mean_queue_ms": 500.0}, "memory bandwidth"),
         ({"busy": 0.4, "host": 0.5}, "host"),
         ({"busy": 0.3}, "load"),
         ({"busy": 0.5, "mean_queue_ms": 500.0}, "memory bandwidth"),
@@ -56,3 +67,25 @@ def test_rule(changes: dict[str, Any], expected: str) -> None:
     name, sentence = bottleneck(summary(**changes))
     assert name == expected
     assert sentence.endswith(".")
+
+
+def test_a_run_with_every_seat_taken_says_so_and_its_arrivals_are_those_offered() -> None:
+    """12 seats, twice the load they can serve: the run lasts longer than the arrivals, the KV cache stays empty."""
+    scenario: dict[str, Any] = {
+        "name": "full",
+        "workload": {
+            "requests": 600,
+            "arrival": {"process": "constant", "rate": 25},
+            "input_tokens": {"dist": "fixed", "value": 250},
+            "output_tokens": {"dist": "uniform", "low": 50, "high": 150},
+        },
+        "engine": {"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm", "max_num_seqs": 12},
+    }
+    found = run(load(scenario)).summary
+    name, sentence = bottleneck(found)
+    assert name == "seats"
+    assert "max_num_seqs" in sentence
+    assert 0.9 < found["utilization"]["seat_usage"] <= 1
+    assert found["queue"]["arrival_rate"] == pytest.approx(25)
+    assert 600 / found["duration"] < 13
+    assert bottleneck(run(load(scenario | {"engine": scenario["engine"] | {"max_num_seqs": 64}})).summary)[0] != "seats"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sim.checks.all_checks import check_all
+from sim.checks.loading import load_scenario
 from sim.errors import InputError
-from sim.scenario.checks import check_all
-from sim.scenario.loader import load_scenario
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 
 BROKEN = Path(__file__).parents[1] / "broken"
 CASES = sorted(path.name for path in BROKEN.glob("*.yaml"))

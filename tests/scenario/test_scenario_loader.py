@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sim.checks.all_checks import check_all
+from sim.checks.loading import from_scenario, load_data, load_scenario
 from sim.errors import InputError
-from sim.scenario.checks import check_all
-from sim.scenario.loader import from_scenario, load_data, load_scenario
 from sim.scenario.schema import NamedSpec, Scenario
 
 TEXT = """\
@@ -216,7 +216,7 @@ def test_nonsense_is_refused_in_words(changes: list[tuple[random.Random, Any]]) 
 
 def test_loading_imports_nothing_heavy(path: Path) -> None:
     code = (
-        "import sys; from sim.scenario.loader import load_scenario; load_scenario(sys.argv[1]);"
+        "import sys; from sim.checks.loading import load_scenario; load_scenario(sys.argv[1]);"
         "print(*{'numpy', 'pandas', 'pyarrow', 'matplotlib', 'simpy', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

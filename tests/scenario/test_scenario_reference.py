@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sim.scenario.checks import check_all
+from sim.checks.all_checks import check_all
+from sim.checks.loading import load_data
 from sim.scenario.document import parse
 from sim.scenario.fields import sections
-from sim.scenario.loader import load_data
 from sim.scenario.reference import scenario_reference
 from sim.scenario.schema import SloConfig
 

@@ -9,9 +9,9 @@ import jsonschema
 from hypothesis import HealthCheck, given, settings
 from scenario_strategies import SCENARIOS
 
+from sim.checks.loading import load_data, load_scenario
 from sim.scenario.document import parse
 from sim.scenario.json_schema import json_schema
-from sim.scenario.loader import load_data, load_scenario
 from sim.scenario.resolved import resolved_yaml
 from sim.scenario.schema import Scenario
 

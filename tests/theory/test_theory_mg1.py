@@ -11,7 +11,7 @@ import pytest
 from theory_runs import STEP_NS, STEP_S, interval, lindley_waits_ns, single_server, waits_ns
 
 from sim.scenario.schema import WorkloadConfig
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 
 SEEDS = range(20)
 STUDENT_T = 3.8834

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.scenario.schema import WorkloadConfig
-from sim.workload.build import build_workload
+from sim.workload.build_table import build_workload
 from sim.workload.table import NO_GROUP, NO_HINT, NO_PARENT, RequestTable
 
 NS = 1_000_000_000

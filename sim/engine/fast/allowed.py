@@ -22,6 +22,7 @@ SETTINGS: dict[str, object] = {
     "enable_prefix_caching": ANY,
     "async_scheduling": ANY,
     "block_bytes": ANY,
+    "prompt_tokens_per_output_token": ANY,
     "sliding_window": ANY,
 }
 """Settings that it follows, whatever they are; any other setting must have its default."""

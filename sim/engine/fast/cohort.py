@@ -11,9 +11,10 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any
 
-from policies.base import EngineLimits, Feedback, Policy
+from policies.base import EngineLimits, Feedback, Policy, declared
 from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.recompute import note_stopped
 from sim.engine.reference.waiting import FcfsQueue, RankedQueue
 from sim.engine.request import NEVER, Request, State
 from sim.results.record import Recorder, Status
@@ -50,6 +51,7 @@ class Cohort:
         self.index = index
         self.settings = settings
         self.recorder = recorder
+        self.add_gap = recorder.add_gap
         self.block_size = settings.block_size
         self.is_async = settings.async_scheduling
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
@@ -61,7 +63,7 @@ class Cohort:
         self.policy = policy
         self.ranked = policy.stock_mode != "fcfs"
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
-        self._feeds_members = self._wants_scheduled and vars(type(policy)).get("feedback") is not Feedback.FIRST
+        self._feeds_members = self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
         self.kv = SegmentKVCache(settings.num_gpu_blocks, settings.block_size, caches=settings.enable_prefix_caching)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.ranked else FcfsQueue()
         self.running: list[Any] = []
@@ -113,6 +115,7 @@ class Cohort:
                 block_size=settings.block_size,
                 num_gpu_blocks=self.kv.num_usable_blocks,
                 enable_chunked_prefill=settings.enable_chunked_prefill,
+                prompt_tokens_per_output_token=settings.prompt_tokens_per_output_token,
             )
         )
 
@@ -228,22 +231,8 @@ class Cohort:
     def complete(self, batch: int, now_ns: int) -> list[Member]:
         """``batch``, the older one in flight, has ended. Returns the requests that ended with it, in order."""
         if self.older_size:
-            self.recorder.itl(now_ns - self.known_ns, self.older_size)
-        ended: list[Member] = []
-        for request in self.older_ones:
-            if request.state is State.FINISHED:
-                continue
-            if request.first_token_ns == NEVER:
-                request.first_token_ns = now_ns
-            else:
-                self.recorder.itl(now_ns - request.last_token_ns, 1)
-            request.last_token_ns = now_ns
-            if request.joined_at == NOT_A_MEMBER:
-                request.num_output_tokens += 1
-                request.num_tokens += 1
-                request.num_output_placeholders = 0
-                if request.num_output_tokens >= request._stop_at_output_tokens:
-                    ended.append(request)
+            self.add_gap((now_ns - self.known_ns, self.older_size))
+        ended = self._complete_ones(now_ns) if self.older_ones else []
         self.completed, self.known_ns = batch, now_ns
         if self.stale:
             for request in self.stale:
@@ -251,12 +240,33 @@ class Cohort:
             if isinstance(self.waiting, RankedQueue):
                 self.waiting.mark_stale(frozenset(self.stale))
             self.stale = []
-        leaves = self._leaves
-        if leaves and leaves[0][0] <= self.latest + 1:
+        if self._leaves and self._leaves[0][0] <= self.latest + 1:
             self.leave_out(self.latest + 1)
         if self.leaving:
             ended += [request for request in self.leaving if request.ends_at <= batch]
-        return sorted(ended, key=admission_of) if len(ended) > 1 else ended
+            if len(ended) > 1:
+                ended.sort(key=admission_of)
+        return ended
+
+    def _complete_ones(self, now_ns: int) -> list[Member]:
+        """The tokens of requests that are not members in the batch that ended. Returns those that ended although they
+        wait again."""
+        ended: list[Member] = []
+        for request in self.older_ones:
+            if request.state is State.FINISHED:
+                continue
+            if request.first_token_ns == NEVER:
+                request.first_token_ns = now_ns
+            else:
+                self.add_gap((now_ns - request.last_token_ns, 1))
+            request.last_token_ns = now_ns
+            if request.joined_at == NOT_A_MEMBER:
+                request.num_output_tokens += 1
+                request.num_tokens += 1
+                request.num_output_placeholders = 0
+                if request.num_output_tokens >= request._stop_at_output_tokens:
+                    ended.append(request)
+        return ended
 
     def end_all(self, ended: list[Member], now_ns: int) -> None:
         """These requests have all their tokens: their seats and blocks are free."""
@@ -295,6 +305,7 @@ class Cohort:
             victim.num_stale_batches = 1
             self.stale.append(victim)
         computed = victim.num_computed_tokens
+        note_stopped(victim, computed)
         self.outstanding += computed
         num_blocks = -(-computed // self.block_size) + num_new_blocks
         if num_new_tokens:
@@ -302,7 +313,7 @@ class Cohort:
             cacheable = min(computed + num_new_tokens, victim.num_tokens)
             victim.num_cached_blocks = max(victim.num_cached_blocks, cacheable // self.block_size)
         self.give_back(victim, num_blocks, ended=False)
-        victim.num_lost_tokens = computed
+        note_stopped(victim, computed)
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
@@ -324,7 +335,9 @@ class Cohort:
                 self.part = None
             else:
                 self.skipped.remove(request)
+            note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
+            note_stopped(request, request.num_computed_tokens)
         else:
             self.waiting.remove(request)
         request.state = State.FINISHED

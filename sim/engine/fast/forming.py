@@ -7,6 +7,7 @@ from typing import Any
 
 from policies.base import EngineState, RankChanges
 from sim.engine.fast.cohort import NOT_A_MEMBER, Cohort, Member
+from sim.engine.reference.recompute import note_resumed
 from sim.engine.reference.waiting import AdmissionOrder, OnDemand
 from sim.engine.request import NEVER, State
 from sim.latency.base import StepShape
@@ -251,9 +252,8 @@ class Former(Cohort):
             if request.scheduled_ns == NEVER:
                 request.scheduled_ns = now_ns
                 request.num_cached_tokens = computed
-            if request.num_lost_tokens:
-                request.num_recomputed_tokens += max(request.num_lost_tokens - computed, 0)
-                request.num_lost_tokens = 0
+            if request.num_preemptions:
+                note_resumed(request, computed)
             if request.content.own_is_shared:
                 self.talkers.setdefault(request.content.own_id, []).append(request)
             request.num_computed_tokens = computed

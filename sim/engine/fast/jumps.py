@@ -21,11 +21,12 @@ from policies.base import Policy
 from sim.engine.clock import At, Clock, Turn
 from sim.engine.decisions import DecisionLog
 from sim.engine.door import OnEnd
-from sim.engine.fast.cohort import Member, admission_of
+from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
 from sim.engine.fast.forming import Former
 from sim.engine.fast.plan import Plan
 from sim.engine.fast.sums import DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.recompute import note_stopped
 from sim.engine.request import NEVER, State
 from sim.errors import SimulationError
 from sim.latency.base import StepCost
@@ -93,8 +94,8 @@ class FastReplica(Former):
         """The next instant at which anything but a step of the plan happens here."""
         self._plan_end_ns = 0
         """The instant at which the step after the plan can be formed."""
-        self._rows: deque[tuple[int, tuple[int, ...], Plan | None]] = deque()
-        """Steps that have not ended: their last batch, their row, and the plan that they come from."""
+        self._rows: deque[tuple[int, tuple[int, ...], Plan | None, int]] = deque()
+        """Steps that have not ended: their last batch, and their row, or the plan and how many of its steps they are."""
         self._num_fruitless_steps = 0
 
     # --- load, as of now -----------------------------------------------------------------------
@@ -174,9 +175,7 @@ class FastReplica(Former):
             heappush(self._due, (request.cancel_ns, request.row, request))
         if self._now_ns == IDLE:
             self._now_ns, self._is_settled = now_ns, False
-        self._next_ns = self._now_ns
-        if self._due and self._due[0][0] < self._next_ns:
-            self._next_ns = self._due[0][0]
+        self._note_next(self._now_ns)
 
     def cancel(self, request: Member, status: Status) -> None:
         """``request`` leaves: its seat and its blocks are free at once."""
@@ -203,10 +202,18 @@ class FastReplica(Former):
         lost = sorted((*self.running, *self.waiting), key=lambda request: request.row)
         self._due.clear()
         for request in lost:
-            request.state = State.FINISHED
+            self.lose(request)
         self._bind(self._make_policy())
         self._set_timer()
         return lost
+
+    def lose(self, request: Member) -> None:
+        """``request`` is lost: its counters count."""
+        if request.state is State.RUNNING:
+            if request.joined_at != NOT_A_MEMBER:
+                self.write(request)
+            note_stopped(request, request.num_computed_tokens)
+        request.state = State.FINISHED
 
     @property
     def is_draining(self) -> bool:
@@ -226,8 +233,9 @@ class FastReplica(Former):
         self.advance(self.env._now, is_fault=True)
         if self._plan is not None:
             self._cut(self._plan, self.env._now)
-        self._sums.record_gaps()
-        self._use(cost, DecodeSums(cost, self.recorder))
+        if cost is not self.cost:
+            self._sums.record_gaps()
+            self._use(cost, DecodeSums(cost, self.recorder))
         self._set_timer()
 
     # --- ends ----------------------------------------------------------------------------------
@@ -243,6 +251,7 @@ class FastReplica(Former):
                 self._accept(request, request.arrival_ns)
         self.advance(IDLE - 1)
         self._write_rows(self.latest)
+        self._sums.record_gaps()
         self._tell_ends()
 
     def check_empty(self) -> None:
@@ -293,8 +302,7 @@ class FastReplica(Former):
                 self._run(at_ns)
                 self._cancel(request, at_ns, Status.CANCELLED)
         self._run(until_ns)
-        if due and due[0][0] < self._next_ns:
-            self._next_ns = due[0][0]
+        self._note_next(self._next_ns)
 
     def _run(self, until_ns: int) -> None:
         while True:
@@ -330,8 +338,8 @@ class FastReplica(Former):
             if ended:
                 self.is_stuck = False
                 self.end_all(ended, now_ns)
-            if self._rows and self._rows[0][0] <= batch:
-                self._write_rows(batch)
+            while self._rows and self._rows[0][0] <= batch:
+                self._write_first_row()
         if not (self.running or self.waiting.entries):
             self._rest()
 
@@ -369,7 +377,7 @@ class FastReplica(Former):
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None))
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None, 1))
             if had_newer:
                 self._wait_for_newer()
             else:
@@ -404,7 +412,7 @@ class FastReplica(Former):
             now_ns,
             0,
         )
-        self._rows.append((batch, row, None))
+        self._rows.append((batch, row, None, 1))
         self._is_settled = False
         if self.is_async:
             self._now_ns = start_ns
@@ -478,6 +486,8 @@ class FastReplica(Former):
     def _takes(self, steps: int) -> list[int]:
         """Blocks that each of the next ``steps`` steps takes."""
         phase = (self.latest + 1) % self.block_size
+        if phase + steps <= self.block_size:
+            return self.growth[phase : phase + steps]
         takes = self.growth[phase:] + self.growth[:phase]
         if steps > self.block_size:
             takes *= -(-steps // self.block_size)
@@ -488,69 +498,73 @@ class FastReplica(Former):
         self._commit(plan, plan.num_formed(now_ns))
         if self._now_ns <= now_ns:
             self._settle(self._now_ns)
+        self._note_next(self._now_ns)
+
+    def _note_next(self, next_ns: int) -> None:
+        """The next instant at which something happens: ``next_ns``, or a client leaves before."""
+        due = self._due
+        self._next_ns = due[0][0] if due and due[0][0] < next_ns else next_ns
 
     def _commit(self, plan: Plan, steps: int) -> None:
         """The first ``steps`` of the plan have been formed, and the next one can be."""
+        size, is_async, batch = plan.size, self.is_async, self.latest
+        self._plan = None
         plan.takes = takes = self._takes(steps)
-        need = sum(takes)
         if self.decisions is not None:
             self._log_plan(plan, steps)
-        else:
+        elif self.freed:
             self.freed = []
-        self._plan = None
-        self.latest = latest = self.latest + steps
-        self._rows.append((latest, plan.row(steps), plan))
-        if need:
+        if need := sum(takes):
             self.kv.take(need)
-        size, is_async = self.size, self.is_async
+        self.latest = latest = batch + steps
         self.num_steps += steps
         self._num_fruitless_steps = 0
         self.context += steps * size
         self.outstanding -= steps * size
+        instants, place, before_ns = plan.instants, plan.place, plan.before_ns
         self._busy_ns = plan.end_ns(steps)
+        self._older = older = latest - is_async
         if is_async:
             self.older_size, self.older_ones = self.newer_size, self.newer_ones
+            self.newer_size, self.newer_ones = size, ()
         else:
             self.older_size, self.older_ones = size, ()
-        self._older = older = latest - is_async
         if steps > 1:
-            self._complete_within(plan, steps)
-            self.completed, self.known_ns = older - 1, plan.formed_ns(steps - 1)
-            self.older_size, self.older_ones = size, ()
-        if is_async:
-            self.newer_size, self.newer_ones = size, ()
-        self._now_ns, self._is_settled = plan.formed_ns(steps), False
-        if self._rows[0][0] <= self.completed:
-            self._write_rows(self.completed)
-
-    def _complete_within(self, plan: Plan, steps: int) -> None:
-        """The batches that end before the last of ``steps`` planned steps is formed."""
-        size, itl = self.size, self.recorder.itl
-        self.complete(self.latest - steps + 1 - self.is_async, plan.formed_ns(1))
-        place, instants, counts = plan.place, plan.instants, plan.stretch.counts
-        if counts is not None and plan.ends_ns is None:
+            # Batches end before the last of these steps is formed: the first one alone, then members only.
+            self.complete(batch + 1 - is_async, before_ns + instants[place])
             if steps > 2:
-                counts[place] += 1
-                counts[place + steps - 2] -= 1
-            return
-        for i in range(place, place + steps - 2):
-            itl(instants[i + 1] - instants[i], size)
+                plan.count_gaps(steps - 2, self.add_gap)
+                self.completed, self.known_ns = older - 1, before_ns + instants[place + steps - 2]
+            self.older_size, self.older_ones = size, ()
+        self._now_ns, self._is_settled = before_ns + instants[place + steps - 1], False
+        rows = self._rows
+        while rows and rows[0][0] <= self.completed:
+            self._write_first_row()
+        rows.append((latest, None, plan, steps))
 
     # --- what is written down --------------------------------------------------------------------
 
+    def _write_first_row(self) -> None:
+        """The first steps that are not written have ended."""
+        _, row, plan, steps = self._rows.popleft()
+        if plan is None:
+            self.recorder.steps.append(row)
+        else:
+            self.recorder.decodes.append(plan.row(steps))
+
     def _write_rows(self, until: int) -> None:
         """Write the steps up to batch ``until``, which have ended."""
-        rows, add = self._rows, self.recorder.steps.append
-        while rows and rows[0][0] <= until:
-            add(rows.popleft()[1])
+        while self._rows and self._rows[0][0] <= until:
+            self._write_first_row()
 
     def _write_ended(self, now_ns: int) -> None:
         """Write the steps that have ended by ``now_ns``; the others never end."""
-        for _, row, plan in self._rows:
-            if row[3] <= now_ns:
-                self.recorder.steps.append(row)
-            elif plan is not None and (steps := plan.num_ended(now_ns, row[4])):
-                self.recorder.steps.append(plan.row(steps))
+        for _, row, plan, steps in self._rows:
+            if plan is None:
+                if row[3] <= now_ns:
+                    self.recorder.steps.append(row)
+            elif steps := plan.num_ended(now_ns, steps):
+                self.recorder.decodes.append(plan.row(steps))
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:
@@ -590,33 +604,37 @@ class FastReplica(Former):
         if self._on_end is None or self._next_ns >= IDLE:
             return
         now_ns, next_ns = self.env._now, self._next_ns
-        if self._due and self._due[0][0] == next_ns < self._now_ns:
-            turn = Turn.TIMEOUT + self._due[0][1]
+        step_ends = next_ns == (self._now_ns if self._plan is None else self._plan_end_ns)
+        if step_ends and not (self._plan is None and self._is_settled):
+            turn, callback = Turn.STEP_END + self.index, self._on_step_end
+        elif self._due and self._due[0][0] == next_ns:
+            turn, callback = Turn.TIMEOUT + self._due[0][1], self._on_timeout
         else:
-            turn = (Turn.STEP_END if next_ns > now_ns else Turn.STEP_START) + self.index
+            turn, callback = Turn.STEP_START + self.index, self._on_start
         self._timer = At(self.env, next_ns - now_ns, turn)
-        self._timer.callbacks.append(self._on_timer)
+        self._timer.callbacks.append(callback)
 
-    def _on_timer(self, event: Event) -> None:
+    def _on_step_end(self, event: Event) -> None:
+        if event is self._timer:  # else a later one has taken its place
+            self.advance(self.env._now, is_fault=True)
+            self._set_timer()
+
+    def _on_timeout(self, event: Event) -> None:
+        if event is self._timer:
+            self.advance(self.env._now)
+            self._set_timer()
+
+    def _on_start(self, event: Event) -> None:
         if event is not self._timer:
-            return  # a later one has taken its place
+            return
         now_ns = self.env._now
-        if self._now_ns == now_ns and self._is_settled and self._plan is None:
-            self._form_now(now_ns)
-        else:
-            self.advance(now_ns)
-        self._set_timer()
-
-    def _form_now(self, now_ns: int) -> None:
-        """``Turn.STEP_START`` of an instant."""
         while self._plan is None and self._now_ns <= now_ns:
             if self._is_settled:
                 self._next_step(now_ns)
             else:
                 self._settle(now_ns)
-        self._next_ns = self._now_ns if self._plan is None else self._plan_end_ns
-        if self._due and self._due[0][0] < self._next_ns:
-            self._next_ns = self._due[0][0]
+        self._note_next(self._now_ns if self._plan is None else self._plan_end_ns)
+        self._set_timer()
 
 
 NO_SHAPE = (0,) * 7

@@ -8,6 +8,7 @@ accelerator never waits for the host, a step is formed when the one before it st
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from operator import mul
 
 from sim.engine.fast.sums import Stretch
@@ -97,43 +98,47 @@ class Plan:
         return self.before_ns + self.instants[self.place + steps]
 
     def row(self, steps: int) -> tuple[int, ...]:
-        """The first ``steps`` as a ``StepRow``."""
-        instants, place, before_ns, now_ns = self.instants, self.place, self.before_ns, self.now_ns
-        end_ns, takes, free = self.end_ns(steps), self.takes, self.free
-        if self.ends_ns is None:
-            gpu_ns = end_ns - self.start_ns
-        else:
+        """The first ``steps`` as a row of ``DECODE_COLUMNS``; ``takes`` is set."""
+        end_ns, last_ns, free = self.end_ns(steps), self.now_ns, self.free
+        gpu_ns, free_block_ns = end_ns - self.start_ns, 0
+        takes = self.takes
+        if self.ends_ns is not None:
             sums, first = self.stretch.sums, self.stretch_place
             gpu_ns = sums[first + steps] - sums[first]
-        last_ns, free_block_ns = now_ns, 0
         if steps > 1:
+            instants, place, before_ns = self.instants, self.place, self.before_ns
             last_ns = before_ns + instants[place + steps - 2]
             # Blocks are free from the instant at which a step is formed until the next one is.
-            free_block_ns = (free - takes[0]) * (last_ns - now_ns)
+            free_block_ns = (free - takes[0]) * (last_ns - self.now_ns)
             if steps > 2:
                 inner = takes[1 : steps - 1]
-                free_block_ns += sum(map(mul, inner, instants[place : place + steps - 2]))
-                free_block_ns -= (last_ns - before_ns) * sum(inner)
+                if any(inner):
+                    free_block_ns += sum(map(mul, inner, instants[place : place + steps - 2]))
+                    free_block_ns -= (last_ns - before_ns) * sum(inner)
         return (
             self.index,
-            now_ns,
+            self.now_ns,
             self.start_ns,
             end_ns,
             steps,
             self.num_running,
             self.num_waiting,
-            0,
-            0,
             self.size,
             self.context,
-            0,
-            0,
-            self.size,
             gpu_ns,
             self.host_ns * steps,
-            free - sum(takes[:steps]),
-            0,
-            self.num_running,
+            free - sum(takes if len(takes) == steps else takes[:steps]),
             last_ns,
             free_block_ns,
         )
+
+    def count_gaps(self, steps: int, add_gap: Callable[[tuple[int, int]], None]) -> None:
+        """Tokens of the first ``steps`` are known: each member waited as long for it as the step took."""
+        counts, place = self.stretch.counts, self.place
+        if counts is not None and self.ends_ns is None:
+            counts[place] += 1
+            counts[place + steps] -= 1
+            return
+        instants, size = self.instants, self.size
+        for i in range(place, place + steps):
+            add_gap((instants[i + 1] - instants[i], size))

@@ -127,7 +127,7 @@ class Member(Protocol):
 
 
 class Hits:
-    """The longest known prefix of a request; valid until the cache changes."""
+    """The longest known prefix of a request; valid until the next call of the cache."""
 
     __slots__ = ("num_blocks", "num_evictable", "path", "runs")
 
@@ -156,7 +156,7 @@ class SegmentKVCache:
         self.clear()
 
     def clear(self) -> None:
-        """Free every block and forget all content (a crash)."""
+        """Free every block and forget all content (a crash). Requests hold nothing then: they are not freed."""
         for member in self._members:
             member.holding = None
             member.num_cached_blocks = 0
@@ -285,17 +285,18 @@ class SegmentKVCache:
     def _promote(self, content_id: int, start: int, end: int) -> None:
         """Put the oldest later copies of blocks ``[start, end)`` in the place of the primary ones, which are gone."""
         for run in self._later.get(content_id, ()):
-            first, stop = max(start, run.start), min(end, run.end)
-            if first < stop:
+            # A request's copies of lower blocks are older: the oldest of ``start`` is the oldest of what it covers.
+            if run.start <= start < run.end:
+                stop = min(end, run.end)
                 if stop < run.end:
                     run = self._split(run, stop)
-                if first > run.start:
-                    self._split(run, first)
+                if run.start < start:
+                    self._split(run, start)
                 self._drop(run)
                 run.is_later = False
-                self._heads[content_id << BITS | first] = run
-                self._promote(content_id, start, first)
-                self._promote(content_id, stop, end)
+                self._heads[content_id << BITS | start] = run
+                if stop < end:
+                    self._promote(content_id, stop, end)
                 return
 
     def _drop(self, run: Run) -> None:

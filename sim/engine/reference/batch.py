@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from policies.base import PROMPT_TOKENS_PER_OUTPUT_TOKEN
 from sim.engine.reference.shares import StepShares
 from sim.engine.request import Request
 from sim.latency.base import StepShape
@@ -44,6 +45,8 @@ class SchedulerSettings:
     (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+    prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
+    """For policies that weigh the one against the other (``EngineLimits``)."""
 
     @property
     def max_in_flight_tokens(self) -> int:
@@ -61,9 +64,7 @@ class Batch:
     __slots__ = (
         "drafts",
         "finished",
-        "index",
         "num_free_blocks",
-        "num_in_step",
         "preempted",
         "sampled",
         "scheduled",
@@ -72,13 +73,7 @@ class Batch:
         "token_budget",
     )
 
-    def __init__(
-        self,
-        index: int = 0,
-        num_in_step: int = 0,
-        finished: list[Request] | None = None,
-        shape: StepShape | None = None,
-    ) -> None:
+    def __init__(self, finished: list[Request] | None = None) -> None:
         self.scheduled: dict[Request, int] = {}
         self.sampled: list[Request] = []
         """Those whose prefill reaches its end in this step: they get a token when it ends."""
@@ -89,18 +84,40 @@ class Batch:
         """Preempted while this batch was in flight: its token for them still counts, nothing else does."""
         self.drafts: Mapping[Request, int] = _NO_DRAFTS
         """Speculative decoding: draft tokens verified in this step, by request."""
-        self.shape = StepShape() if shape is None else shape
+        self.shape = StepShape()
         self.num_free_blocks = 0
         self.token_budget = 0
-        self.index = index
-        """Fast stepping: position among the batches that scheduled something, from 1."""
-        self.num_in_step = num_in_step
-        """Fast stepping: requests that decode in step with each other and are counted, not listed."""
 
     @property
     def is_empty(self) -> bool:
         """Whether the step schedules nothing."""
-        return not self.scheduled and not self.num_in_step
+        return not self.scheduled
+
+    def count_as_computed(self, *, is_async: bool) -> None:
+        """Count the scheduled tokens in their requests, in the step's shape, and note which requests get a token.
+
+        ``is_async``: a token that is sampled counts as known at once, with a placeholder until its step has ended.
+        """
+        shape = self.shape
+        for request, num_new in self.scheduled.items():
+            prior = request.num_computed_tokens
+            computed = prior + num_new
+            request.num_computed_tokens = computed
+            known = request.num_known_tokens
+            if num_new == 1 and computed == known and known > request.num_prompt_tokens:
+                shape.num_decodes += 1
+                shape.decode_context_tokens += computed
+            else:
+                shape.num_prefills += 1
+                shape.num_prefill_tokens += num_new
+                shape.prefill_context_tokens += computed
+                shape.prefill_attention_pairs += num_new * (prior + computed)
+            if computed == known:
+                self.sampled.append(request)
+                if is_async:
+                    request.num_output_placeholders += 1
+                    request.num_known_tokens += 1
+        shape.num_sampled += len(self.sampled)
 
 
 @dataclass(slots=True)

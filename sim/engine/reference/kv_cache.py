@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from sim.engine.request import Request
+from sim.engine.request import Content, Request
 from sim.errors import SimulationError
 
+NULL_BLOCK = 0
+"""vLLM's null block: stands for a block that is not kept."""
 NO_CACHING = 1 << 62
 """``next_cacheable_tokens`` of a request whose blocks are never looked up."""
 
@@ -30,34 +32,44 @@ def slot_of(block_table: Sequence[int], position: int, block_size: int) -> int:
     return block_table[position // block_size] * block_size + position % block_size
 
 
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The beginning of a request whose KV is there already."""
+
+    num_tokens: int = 0
+    blocks: tuple[int, ...] = ()
+    """The blocks that hold it, in order; the null block stands for one that is not needed any more."""
+    num_evictable: int = 0
+    """How many of them no running request holds: they leave the free list when they are taken."""
+
+
+NO_HIT = Hit()
+
+
 class KVCache:
     """Blocks counted, not named: enough where no content is ever found again.
 
-    ``reserved_tokens``: 0 for a paged cache; else every request takes the blocks of this many
-    tokens when it is admitted and never grows (the contiguous baseline).
+    A request takes blocks by ``admit`` and ``grow``, and gives all back by ``preempt`` or ``free``. With a prefix
+    cache, ``cache_blocks`` makes full blocks findable and ``lookup`` finds them; with a sliding window,
+    ``drop_behind`` gives back what no further token looks at.
     """
 
     has_window = False
     """Whether blocks are given back while a request runs (``drop_behind``)."""
+    free_swap_blocks = 0
+    """Blocks of host memory that preempted requests can move to."""
 
-    def __init__(self, num_gpu_blocks: int, block_size: int, reserved_tokens: int = 0) -> None:
+    def __init__(self, num_gpu_blocks: int, block_size: int) -> None:
         self.num_usable_blocks = num_gpu_blocks - 1
         self.num_free_blocks = num_gpu_blocks - 1
         self.block_size = block_size
-        self.reserved_tokens = reserved_tokens
         self.holders: dict[str, Request] = {}
 
-    def lookup(self, request: Request) -> list[Any]:
-        """Blocks already holding the longest known prefix of ``request``; none without a prefix cache."""
-        return []
-
-    def num_evictable(self, hits: Sequence[Any]) -> int:
-        """How many of ``hits`` nobody holds: they leave the free list when they are taken."""
-        return 0
+    # --- sizes -----------------------------------------------------------------------------------
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens`` of one request."""
-        return ceil_div(max(num_tokens, self.reserved_tokens), self.block_size)
+        """Blocks of a table that holds ``num_tokens`` of one request."""
+        return ceil_div(num_tokens, self.block_size)
 
     def blocks_to_reserve(self, num_tokens: int) -> int:
         """Blocks that must be free for a request of ``num_tokens`` to be computed whole, however it is cut."""
@@ -67,63 +79,53 @@ class KVCache:
         """Blocks of the first ``num_tokens`` of a request that its further tokens look at."""
         return self.blocks_for(num_tokens)
 
-    def skipped(self, num_tokens: int) -> list[Any]:
-        """What stands in a request's block table for those of its first ``num_tokens`` that are no longer kept."""
-        return []
+    # --- taking ----------------------------------------------------------------------------------
 
-    def drop_behind(self, request: Request, num_processed: int) -> None:
-        """Give back what nobody looks at once the first ``num_processed`` tokens of ``request`` are computed."""
+    def lookup(self, request: Request) -> Hit:
+        """Find the longest beginning of ``request`` whose KV is there; none without a prefix cache."""
+        return NO_HIT
 
-    def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
-        """Give a request that holds nothing its hit blocks and blocks up to ``num_tokens``; they must fit."""
+    def kept_of(self, num_tokens: int) -> Hit:
+        """What is left of the blocks of ``num_tokens`` that come back from elsewhere."""
+        return Hit(num_tokens)
+
+    def admit(self, request: Request, hit: Hit, num_tokens: int) -> None:
+        """Give a request that holds nothing the blocks of its hit, and new ones up to ``num_tokens``; they must fit."""
         self.holders[request.request_id] = request
-        request.num_blocks = len(hits)
-        request.num_cached_blocks = len(hits)
-        self._take(request, self.blocks_for(num_tokens) - len(hits))
+        request.num_blocks = request.num_cached_blocks = len(hit.blocks)
+        self._take(request, self.blocks_for(num_tokens) - len(hit.blocks))
         request.next_cacheable_tokens = NO_CACHING
 
     def grow(self, request: Request, num_tokens: int) -> bool:
-        """Blocks up to ``num_tokens`` for a request that runs, or False (and nothing) where they do not fit."""
+        """Give a running request blocks up to ``num_tokens``. False, and nothing is given, where they do not fit."""
         need = self.blocks_for(num_tokens) - request.num_blocks
         if need > self.num_free_blocks:
             return False
         self._take(request, need)
         return True
 
-    def take_unnamed(self, num_blocks: int) -> None:
-        """``num_blocks`` leave the pool; who got them is written into the requests later (fast stepping)."""
-        self.num_free_blocks -= num_blocks
-
     def cache_blocks(self, request: Request, num_tokens: int) -> None:
         """Make the full blocks among the first ``num_tokens`` of ``request`` findable."""
 
+    # --- giving back -----------------------------------------------------------------------------
+
+    def drop_behind(self, request: Request, num_processed: int) -> None:
+        """Give back what no token looks at any more, once the first ``num_processed`` of ``request`` are computed."""
+
+    def preempt(self, request: Request) -> None:
+        """Take all blocks of a running request, which comes back later."""
+        self._give_back_all(request)
+
     def free(self, request: Request) -> None:
-        """Everything ``request`` holds, back to the pool."""
-        self.num_free_blocks += request.num_blocks
-        self._forget(request)
+        """Take all blocks of a request that has ended."""
+        self._give_back_all(request)
 
-    @property
-    def longest_request_tokens(self) -> int:
-        """Most tokens that one request can ever hold here."""
-        return self.num_usable_blocks * self.block_size if self.blocks_for(0) <= self.num_usable_blocks else 0
-
-    def forget_order(self) -> bool:
-        """Whether free blocks may be taken in any order from now on, because none of them can be found again."""
-        return True
-
-    def set_free(self, num_blocks: int) -> None:
-        """So many blocks are free, after ``forget_order``."""
-        self.num_free_blocks = num_blocks
-
-    def restore(self, request: Request, num_tokens: int) -> None:
-        """``request`` holds the blocks of its first ``num_tokens``, which ``set_free`` has left out."""
-        request.num_blocks = self.blocks_for(num_tokens)
-        request.num_slots = request.num_blocks * self.block_size
-        request.next_cacheable_tokens = NO_CACHING
-        self.holders[request.request_id] = request
+    def take_moved_bytes(self) -> int:
+        """Bytes moved to and from host memory since the last call."""
+        return 0
 
     def check_empty(self) -> None:
-        """Raise SimulationError, naming the holder, unless every block is free."""
+        """Raise SimulationError, naming the holders, unless every block is free."""
         if self.holders or self.num_free_blocks != self.num_usable_blocks:
             held = {name: request.num_blocks for name, request in self.holders.items()}
             raise SimulationError(
@@ -135,6 +137,10 @@ class KVCache:
         self.num_free_blocks -= num_blocks
         request.num_blocks += num_blocks
         request.num_slots = request.num_blocks * self.block_size
+
+    def _give_back_all(self, request: Request) -> None:
+        self.num_free_blocks += request.num_blocks
+        self._forget(request)
 
     def _forget(self, request: Request) -> None:
         self.holders.pop(request.request_id, None)
@@ -158,38 +164,57 @@ class PrefixKVCache(KVCache):
         self._block_of: dict[int, int | dict[int, None]] = {}
         """Key -> the block holding that content, or several in order of insertion."""
 
-    def lookup(self, request: Request) -> list[int]:
+    def lookup(self, request: Request) -> Hit:
         if request.content is None:
-            return []
+            return NO_HIT
         # At least one token is always computed, so that there are logits to sample from.
-        max_blocks = (request.num_tokens - 1) // self.block_size
-        hits: list[int] = []
+        blocks = self._leading_blocks(request.content, (request.num_tokens - 1) // self.block_size)
+        return self._hit(blocks) if blocks else NO_HIT
+
+    def _leading_blocks(self, content: Content, max_blocks: int) -> list[int]:
+        """Blocks with the first ``max_blocks`` blocks of ``content``, up to the first that is missing."""
+        blocks: list[int] = []
         # Most prompts miss at once: ask for the first key before building them all.
         step = 1
-        while len(hits) < max_blocks:
-            stop = min(len(hits) + step, max_blocks)
-            for key in request.content.block_keys(len(hits), stop, self.block_size):
-                found = self._block_of.get(key)
-                if found is None:
-                    return hits
-                hits.append(found if isinstance(found, int) else next(iter(found)))
+        while len(blocks) < max_blocks:
+            stop = min(len(blocks) + step, max_blocks)
+            wanted = stop - len(blocks)
+            found = self._found_in_a_row(content.block_keys(len(blocks), stop, self.block_size))
+            blocks += found
+            if len(found) < wanted:
+                break
             step = max_blocks
-        return hits
+        return blocks
 
-    def num_evictable(self, hits: Sequence[Any]) -> int:
+    def _found_in_a_row(self, keys: Sequence[int]) -> list[int]:
+        """Blocks with the content of ``keys``, up to the first that is missing."""
+        blocks: list[int] = []
+        for key in keys:
+            found = self._block_of.get(key)
+            if found is None:
+                break
+            blocks.append(found if isinstance(found, int) else next(iter(found)))
+        return blocks
+
+    def _hit(self, found: Sequence[int], num_skipped: int = 0) -> Hit:
+        """``found`` blocks, behind ``num_skipped`` that no further token looks at."""
         references = self._references
-        return sum(1 for block in hits if block not in references)
+        num_evictable = sum(1 for block in found if block not in references)
+        blocks = (*[NULL_BLOCK] * num_skipped, *found)
+        return Hit(len(blocks) * self.block_size, blocks, num_evictable)
 
-    def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
-        self._touch(hits)
-        request.blocks = list(hits)
-        super().admit(request, hits, num_tokens)
-        request.next_cacheable_tokens = (len(hits) + 1) * self.block_size
+    def admit(self, request: Request, hit: Hit, num_tokens: int) -> None:
+        self._touch(hit.blocks)
+        request.blocks = list(hit.blocks)
+        super().admit(request, hit, num_tokens)
+        request.next_cacheable_tokens = (len(hit.blocks) + 1) * self.block_size
 
-    def _touch(self, hits: Sequence[Any]) -> None:
-        """One more request holds ``hits``."""
+    def _touch(self, blocks: Sequence[int]) -> None:
+        """One more request holds ``blocks``."""
         references = self._references
-        for block in hits:
+        for block in blocks:
+            if block == NULL_BLOCK:
+                continue
             if block in references:
                 references[block] += 1
             else:
@@ -241,13 +266,13 @@ class PrefixKVCache(KVCache):
         request.num_cached_blocks = num_full
         request.next_cacheable_tokens = (num_full + 1) * self.block_size
 
-    def free(self, request: Request) -> None:
+    def _give_back_all(self, request: Request) -> None:
         self._give_back(request.blocks)
         request.blocks = []
         self._forget(request)
 
     def _give_back(self, blocks: Sequence[int]) -> None:
-        """``blocks`` are held once less; those that nobody holds are evicted from the last one down."""
+        """``blocks`` are held once less; those that no request holds any more are evicted from the last one down."""
         references, key_of = self._references, self._key_of
         freed_unkeyed: list[int] = []
         for block in reversed(blocks):

@@ -137,7 +137,7 @@ class Replica:
         now_ns, scheduler = self.env.now, self.scheduler
         lost = sorted((*scheduler.running, *scheduler.waiting), key=lambda request: request.row)
         for request in lost:
-            request.state = State.FINISHED
+            scheduler.lose(request)
         self._write_ended(now_ns)
         self._unended.clear()
         self._in_flight.clear()

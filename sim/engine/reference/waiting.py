@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
-from policies.base import Policy, RankChanges
+from policies.base import Policy, RankChanges, declared
 from sim.engine.request import Request
 from sim.errors import SimulationError
 
@@ -58,7 +58,7 @@ class RankedQueue:
         self._policy = policy
         self.entries: list[Entry] = []
         """In order: kept sorted, since single entries are taken out of the middle too."""
-        changes = policy.rank_changes
+        changes = declared(policy, "rank_changes", RankChanges.ALWAYS)
         self._moves_every_step = RankChanges.OTHERS in changes
         self._moves_with_time = RankChanges.TIME in changes
         self.next_change_ns: int | None = None

@@ -65,11 +65,11 @@ class SpeculativeScheduler(Scheduler):
     # --- forming a step --------------------------------------------------------------------
 
     def _schedule_running(self, batch: Batch, step: Step, order: list[Request]) -> bool:
-        nobody_preempted = super()._schedule_running(batch, step, order)
-        # Who runs without drafts was in the middle of its prefill when it was last scheduled.
+        none_preempted = super()._schedule_running(batch, step, order)
+        # A request that runs without drafts was in the middle of its prefill when it was last scheduled.
         self._pads_resumed = all(request.num_draft_tokens for request in batch.scheduled)
         self._pads_first_in = self._pads_resumed and bool(batch.scheduled)
-        return nobody_preempted
+        return none_preempted
 
     def _padded(self, computed: int, step: Step) -> int:
         """A waiting request that needs one token only is made as long as the decodes beside it, with drafts that
@@ -109,16 +109,11 @@ class SpeculativeScheduler(Scheduler):
                     request.num_output_placeholders += 1 + num_drafts
                     request.num_known_tokens += 1 + num_drafts
                     request.num_draft_tokens = self.settings.num_speculative_tokens
-            if self._wants_scheduled:
+            if self.steering.wants_scheduled:
                 self.policy.on_scheduled(request, num_new)
         batch.drafts = drafts
-        num_tokens = shape.num_tokens
-        self.outstanding_tokens -= num_tokens
         shape.num_sampled += len(batch.sampled) + shape.num_draft_tokens
-        if num_tokens:
-            self.in_flight.append(batch)
-            if self._wants_steps:
-                self.policy.on_step(num_tokens, batch.token_budget, 1)
+        self._dispatch(batch)
 
     def _give_back(self, victim: Request, num_tokens: int, step: Step) -> None:
         num_drafts = max(victim.num_computed_tokens + num_tokens - victim.num_known_tokens, 0)
@@ -130,7 +125,9 @@ class SpeculativeScheduler(Scheduler):
     def _preempt(self, victim: Request, now_ns: int) -> None:
         super()._preempt(victim, now_ns)
         victim.num_draft_tokens = 0
-        victim.num_lost_tokens = min(victim.num_lost_tokens, victim.num_tokens)
+
+    def _num_computed_for_good(self, request: Request) -> int:
+        return min(request.num_computed_tokens, request.num_tokens)
 
     # --- the step has been computed --------------------------------------------------------
 

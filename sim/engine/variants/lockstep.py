@@ -20,7 +20,7 @@ from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Request
 from sim.latency.base import StepCost
-from sim.latency.lockstep import GroupCost, GroupStep
+from sim.latency.lockstep_cost import GroupCost, GroupStep
 from sim.results.record import Recorder, Status
 
 DP_SYNC_INTERVAL = 16

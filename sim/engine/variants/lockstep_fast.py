@@ -1,14 +1,14 @@
-"""Ranks that step together, with what changes in a step as its cost: the same instants and decisions as ``lockstep.py``.
+"""Ranks that step together at the cost of what changes: the same instants and decisions as ``lockstep.py``.
 
-A rank decides as a fast replica does (``sim.engine.fast.forming``) and has no time of its own. The group's time is that of
-``DataParallelGroup``, phase by phase, but without SimPy: it goes on when the outside looks at a rank or acts on it. A phase
-is at an instant, in ``END``, before everything that comes from outside then, or in ``START``, after it.
+A rank decides as a fast replica does (``sim.engine.fast.forming``) and has no time of its own. The group's time is
+that of ``DataParallelGroup``, phase by phase, but without SimPy: it goes on when the outside looks at a rank or acts
+on it. A phase is at an instant, in ``END``, before all that comes from outside then, or in ``START``, after it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from heapq import heappop, heappush, merge
 from typing import Any
@@ -22,7 +22,7 @@ from sim.engine.fast.jumps import IDLE, FastReplica
 from sim.engine.request import NEVER, State
 from sim.engine.variants.lockstep import DP_SYNC_INTERVAL
 from sim.latency.base import StepCost
-from sim.latency.lockstep import GroupCost
+from sim.latency.lockstep_cost import GroupCost
 from sim.results.record import Recorder, Status
 
 END, START = 0, 1
@@ -89,7 +89,7 @@ class FastRank(FastReplica):
         """Start anew; returns what ran or waited."""
         lost = [*self.running, *self.waiting]
         for request in lost:
-            request.state = State.FINISHED
+            self.lose(request)
         self._bind(self._make_policy())
         return lost
 
@@ -359,15 +359,15 @@ class FastGroup:
         if not any(rank.is_watched for rank in self.ranks):
             return
         at_ns, turn = self._at_ns, (Turn.STEP_END if self._turn == END else Turn.STEP_START) + self._index
-        go_on = self._go_on
+        self._on_time: Callable[[], None] = self._go_on
         if self._due and (self._due[0][0], Turn.TIMEOUT) < (at_ns, turn):
             at_ns, turn = self._due[0][0], Turn.TIMEOUT + self._due[0][1]
-            go_on = partial(self.advance, at_ns)
+            self._on_time = partial(self.advance, at_ns)
         if at_ns < IDLE:
-            self._timer = At(self.env, at_ns - self.env._now, turn, go_on)
+            self._timer = At(self.env, at_ns - self.env._now, turn)
             self._timer.callbacks.append(self._on_timer)
 
     def _on_timer(self, event: Event) -> None:
         if event is self._timer:  # no later one has taken its place
-            event.value()
+            self._on_time()
             self.set_timer()

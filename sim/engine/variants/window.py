@@ -7,17 +7,11 @@ back, or was never needed, it has vLLM's null block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from sim.engine.reference.batch import SchedulerSettings
-from sim.engine.reference.kv_cache import NO_CACHING, PrefixKVCache, ceil_div
+from sim.engine.reference.kv_cache import NO_CACHING, NO_HIT, NULL_BLOCK, Hit, PrefixKVCache, ceil_div
 from sim.engine.request import Request
 from sim.errors import SimulationError
 from sim.latency.sliding_window import max_blocks_per_request
-
-NULL_BLOCK = 0
-"""Stands for a block that is not kept."""
 
 
 class WindowKVCache(PrefixKVCache):
@@ -42,8 +36,8 @@ class WindowKVCache(PrefixKVCache):
         """Leading blocks that no token after the first ``num_tokens`` looks back on."""
         return max(0, num_tokens - self.sliding_window + 1) // self.block_size
 
-    def skipped(self, num_tokens: int) -> list[int]:
-        return [NULL_BLOCK] * self._num_skipped(num_tokens)
+    def kept_of(self, num_tokens: int) -> Hit:
+        return Hit(num_tokens, (NULL_BLOCK,) * self._num_skipped(num_tokens))
 
     def blocks_to_reserve(self, num_tokens: int) -> int:
         """No more than a request of any length holds at a time (vLLM's ``apply_admission_cap``)."""
@@ -52,43 +46,27 @@ class WindowKVCache(PrefixKVCache):
     def blocks_in_use(self, num_tokens: int) -> int:
         return self.blocks_for(num_tokens) - self._num_skipped(num_tokens)
 
-    def lookup(self, request: Request) -> list[int]:
+    def lookup(self, request: Request) -> Hit:
         """The longest prefix whose last window is cached; its earlier blocks need not be. Without one, the leading
         blocks that are."""
         content = request.content
         if content is None or not self.enable_prefix_caching:
-            return []
+            return NO_HIT
         needed, block_size = self._num_blocks_of_hit, self.block_size
         end = (request.num_tokens - 1) // block_size
         while end >= needed:
-            found = self._leading_hits(content.block_keys(end - needed, end, block_size))
+            found = self._found_in_a_row(content.block_keys(end - needed, end, block_size))
             if len(found) == needed:
-                return [NULL_BLOCK] * (end - needed) + found
+                return self._hit(found, end - needed)
             # No row of that many holds the missing block, so the next one to try ends before it.
             end += len(found) - needed
-        return self._leading_hits(content.block_keys(0, end, block_size))
+        return self._hit(self._found_in_a_row(content.block_keys(0, end, block_size)))
 
-    def _leading_hits(self, keys: Sequence[int]) -> list[int]:
-        """Blocks with the content of ``keys``, up to the first that is missing."""
-        hits: list[int] = []
-        for key in keys:
-            found = self._block_of.get(key)
-            if found is None:
-                break
-            hits.append(found if isinstance(found, int) else next(iter(found)))
-        return hits
-
-    def num_evictable(self, hits: Sequence[Any]) -> int:
-        return super().num_evictable(hits[hits.count(NULL_BLOCK) :])
-
-    def admit(self, request: Request, hits: Sequence[Any], num_tokens: int) -> None:
-        request.num_dropped_blocks = hits.count(NULL_BLOCK)
-        super().admit(request, hits, num_tokens)
+    def admit(self, request: Request, hit: Hit, num_tokens: int) -> None:
+        request.num_dropped_blocks = hit.blocks.count(NULL_BLOCK)
+        super().admit(request, hit, num_tokens)
         if not self.enable_prefix_caching:
             request.next_cacheable_tokens = NO_CACHING
-
-    def _touch(self, hits: Sequence[Any]) -> None:
-        super()._touch(hits[hits.count(NULL_BLOCK) :])
 
     def drop_behind(self, request: Request, num_processed: int) -> None:
         """Called before the request takes new blocks, so that fewer cached ones are evicted for them."""
@@ -107,7 +85,7 @@ class WindowKVCache(PrefixKVCache):
         request.num_cached_blocks = max(request.num_cached_blocks, request.num_dropped_blocks)
         super().cache_blocks(request, num_tokens)
 
-    def free(self, request: Request) -> None:
+    def _give_back_all(self, request: Request) -> None:
         request.blocks = request.blocks[request.num_dropped_blocks :]
         request.num_dropped_blocks = 0
-        super().free(request)
+        super()._give_back_all(request)

@@ -17,18 +17,18 @@ import numpy as np
 from sim.latency.base import StepShape
 from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
-from sim.latency.models import ModelSpec
+from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.exchange import group_terms_ns
-from sim.latency.profile.file import profile_hash
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found
-from sim.latency.profile.operators import STEP_NS, Floats, ProfiledOperators
+from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
+from sim.latency.profile.written import hash_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class ProfileCost:
         rows = Table(lambda rows: ops.head_ns(rows) * time_scale / pp / 1e9, engine.max_num_seqs, least_ns=0)
         self.row_terms = CountTerms(rows, self.row_terms_ns, without, least_ns=0)
         self._tokens_ns, self._rows_ns = self.token_terms.ns, self.row_terms.ns
+        # What is charged, as far as lists hold it; with terms left out each count is added up when it comes.
+        self._token_values, self._row_values = ([], []) if without else (tokens.values, rows.values)
         self._decode: dict[int, Segments] = {}
         self._mixed: dict[int, Segments] = {}
         self._decode_times: list[Floats] = []
@@ -96,6 +98,11 @@ class ProfileCost:
         self._context = Rate(ops.context_ns() * prefill_layers)
         self._query = Rate(ops.query_ns() * prefill_layers)
         self._launch_ns = round(LAUNCH_NS * prefill_layers)
+        self._bound = (
+            *(self._window, self._launch_ns, self._pair.multiplier, self._pair.shift),
+            *(self._context.multiplier, self._context.shift, self._query.multiplier, self._query.shift),
+        )
+        """The speed of light of prefill attention as plain numbers, which are read in one go."""
         self._swap = SwapTime(ops, gpu, 0.0 if "swap" in without else time_scale)
         if engine.preemption == "swap" and self._swap.stand_in is not None:
             ops.stand_ins["host_copy"] = self._swap.stand_in
@@ -155,7 +162,7 @@ class ProfileCost:
 
     def group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
         """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
-        return group_terms_ns(self, tokens)
+        return group_terms_ns(self.operators, self.time_scale, tokens)
 
     def launch_floor_ns(self) -> int:
         """Without CUDA graphs, what launching a step's operators one by one takes at least."""
@@ -175,9 +182,12 @@ class ProfileCost:
         return {name: int(times[0]) for name, times in terms.items()} | self._other_terms_ns(shape)
 
     def _other_terms_ns(self, shape: StepShape) -> dict[str, int]:
+        prefills, decodes = shape.num_prefills, shape.num_decodes
+        chunks = (prefills, shape.num_prefill_tokens, shape.prefill_context_tokens, shape.prefill_attention_pairs)
+        beside = (decodes, shape.decode_context_tokens, shape.verify_attention_pairs)
         return {
-            "prefill_attention": self.prefill_attention_ns(shape) if shape.num_prefills else 0,
-            "decode_attention": self._decode_attention_ns(shape) if shape.num_decodes else 0,
+            "prefill_attention": self._prefill_attention_ns(*chunks) if prefills else 0,
+            "decode_attention": self._decode_attention_ns(prefills > 0, *beside) if decodes else 0,
             "swap": self._swap.ns(shape.swap_bytes),
         }
 
@@ -208,16 +218,19 @@ class ProfileCost:
         known = self._prefill.get(batch)
         if known is None:
             knots = self._knots
-            multiples = np.array([self.operators.prefill_multiple(batch, knot) for knot in knots])
+            multiples = self.operators.prefill_multiples(batch, np.array(knots, dtype=np.float64))
             known = self._prefill[batch] = Segments([*knots, knots[-1] + 1], np.append(multiples, multiples[-1]) * ONE)
         return known
 
-    def _decode_attention_ns(self, shape: StepShape) -> int:
-        segments = self._mixed_segments if shape.num_prefills else self._decode_segments
-        ns = segments(shape.num_decodes).at(shape.decode_context_tokens)
-        if shape.verify_attention_pairs:
+    def _decode_attention_ns(self, is_mixed: bool, num: int, context_tokens: int, verify_pairs: int) -> int:
+        """All layers' attention of ``num`` decodes, as it is charged; ``is_mixed`` where chunks are beside them."""
+        segments = self._mixed.get(num) if is_mixed else self._decode.get(num)
+        if segments is None:
+            segments = self._mixed_segments(num) if is_mixed else self._decode_segments(num)
+        ns = segments.at(context_tokens)
+        if verify_pairs:
             # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
-            ns = max(ns, self._verify_pair.ns(shape.verify_attention_pairs))
+            ns = max(ns, self._verify_pair.ns(verify_pairs))
         return ns
 
     def tokens_ns(self, tokens: int) -> int:
@@ -232,17 +245,22 @@ class ProfileCost:
         """Nanoseconds by term of recorded steps, see ``terms.step_terms``."""
         return step_terms(self, columns)
 
-    def prefill_attention_ns(self, shape: StepShape) -> int:
-        """All layers' attention of the step's prefill chunks, as it is charged. No query sees more than the window."""
-        num, tokens = shape.num_prefills, shape.num_prefill_tokens
-        pairs = min(shape.prefill_attention_pairs >> 1, tokens * self._window)
-        context = min(shape.prefill_context_tokens, tokens + num * self._window)
-        size = max(1, isqrt(2 * pairs // num))
-        bound = max(self._pair.ns(pairs), self._context.ns(context) + self._query.ns(tokens))
-        return (bound + self._launch_ns) * self._prefill_segments(num).at(size) >> SLOPE_BITS
+    def _prefill_attention_ns(self, num: int, tokens: int, context: int, pairs: int) -> int:
+        """All layers' attention of ``num`` prefill chunks, as it is charged. No query sees more than the window."""
+        window, launch_ns, by_pair, pair_shift, by_context, context_shift, by_query, query_shift = self._bound
+        pairs >>= 1
+        if pairs > tokens * window:
+            pairs = tokens * window
+        if context > tokens + num * window:
+            context = tokens + num * window
+        arithmetic = pairs * by_pair >> pair_shift
+        traffic = (context * by_context >> context_shift) + (tokens * by_query >> query_shift)
+        bound = (arithmetic if arithmetic > traffic else traffic) + launch_ns
+        segments = self._prefill.get(num) or self._prefill_segments(num)
+        return bound * segments.at(isqrt(2 * pairs // num) or 1) >> SLOPE_BITS
 
     def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
-        """``prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
+        """``_prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
         pairs = np.minimum(pairs >> 1, tokens * self._window)
         context = np.minimum(context, tokens + num * self._window)
         sizes = np.maximum(whole_sqrt(2 * pairs // num), 1)
@@ -252,18 +270,53 @@ class ProfileCost:
 
     # -- the interface of StepCost ----------------------------------------------------------------
 
+    def step_ns(
+        self,
+        num_prefills: int,
+        num_prefill_tokens: int,
+        prefill_context_tokens: int,
+        prefill_attention_pairs: int,
+        num_decodes: int,
+        decode_context_tokens: int,
+        num_sampled: int,
+        num_draft_tokens: int = 0,
+        verify_attention_pairs: int = 0,
+        swap_bytes: int = 0,
+    ) -> int:
+        """``gpu_ns`` from the counts of a ``StepShape``. vLLM computes a row of logits for every request of a step,
+        sampled or not, so that ``num_sampled`` changes nothing."""
+        rows = num_decodes + num_draft_tokens
+        tokens, sampled = num_prefill_tokens + rows, num_prefills + rows
+        try:
+            ns = self._token_values[tokens] + self._row_values[sampled]
+        except IndexError:
+            ns = self._tokens_ns(tokens) + self._rows_ns(sampled)
+        if num_prefills:
+            ns += self._prefill_attention_ns(
+                num_prefills, num_prefill_tokens, prefill_context_tokens, prefill_attention_pairs
+            )
+        if num_decodes:
+            ns += self._decode_attention_ns(
+                num_prefills > 0, num_decodes, decode_context_tokens, verify_attention_pairs
+            )
+        if swap_bytes:
+            ns += self._swap.ns(swap_bytes)
+        return ns
+
     def gpu_ns(self, shape: StepShape) -> int:
         """Accelerator time of one stage of this step, at least 1."""
-        num_decodes = shape.num_decodes
-        rows = num_decodes + shape.num_draft_tokens
-        ns = self._tokens_ns(shape.num_prefill_tokens + rows) + self._rows_ns(shape.num_prefills + rows)
-        if num_decodes:
-            ns += self._decode_attention_ns(shape)
-        if shape.num_prefills:
-            ns += self.prefill_attention_ns(shape)
-        if shape.swap_bytes:
-            ns += self._swap.ns(shape.swap_bytes)
-        return ns
+        return self.step_ns(
+            shape.num_prefills,
+            shape.num_prefill_tokens,
+            shape.prefill_context_tokens,
+            shape.prefill_attention_pairs,
+            shape.num_decodes,
+            shape.decode_context_tokens,
+            shape.num_sampled,
+            shape.num_draft_tokens,
+            shape.verify_attention_pairs,
+            shape.swap_bytes,
+        )
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
@@ -287,10 +340,10 @@ class ProfileCost:
             "kind": self.kind,
             "estimate": False,
             "profile": profile.name,
-            "profile_hash": profile_hash(profile),
+            "profile_hash": hash_of(profile),
             "source": profile.source.kind,
             "origin": profile.source.origin,
-            "kernels": {name: operator.kernel for name, operator in sorted(profile.operators.items())},
+            "kernels": {name: profile.operators[name].kernel for name in sorted(profile.operators)},
             "median_errors": {
                 name: {kind: round(error.median, 4) for kind, error in sorted(kinds.items())}
                 for name, kinds in sorted(profile.errors.items())

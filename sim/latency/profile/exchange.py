@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.latency.experts import DEEPEP_HT, dispatch_bytes
+from sim.latency.profile.fill import distinct
 
 if TYPE_CHECKING:
-    from sim.latency.profile.cost import ProfileCost
-    from sim.latency.profile.operators import Floats, ProfiledOperators
+    from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
 
 MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
 """Where collectives are measured."""
 
 
-def group_terms_ns(cost: ProfileCost, tokens: Floats) -> dict[str, Floats]:
+def group_terms_ns(ops: ProfiledOperators, time_scale: float, tokens: Floats) -> dict[str, Floats]:
     """One step's time of what all ranks do together with ``tokens`` tokens of them all, padding included, by term."""
-    ops, count = cost.operators, cost.model.num_moe_layers * cost.time_scale
-    size = dispatch_bytes(cost.model, cost.precision)
-    combined = float(cost.model.hidden_size * cost.precision.activation_bytes)
+    model, count = ops.model, ops.model.num_moe_layers * time_scale
+    size = dispatch_bytes(model, ops.precision)
+    combined = float(model.hidden_size * ops.precision.activation_bytes)
     return {
         "experts": count * ops.routed_ns(tokens),
         "dispatch": count * exchange_ns(ops, "all_gather", tokens, size),
@@ -43,6 +43,7 @@ def exchange_ns(ops: ProfiledOperators, operator: str, tokens: Floats, bytes_per
     else:
         payload, gpus = tokens * bytes_per_token, group.exchange_gpus
     # No more than the time of any larger message: where a table says so, that is its noise.
-    sizes, place = np.unique(np.concatenate([np.maximum(payload, 1.0), MESSAGE_BYTES]), return_inverse=True)
+    some = np.maximum(payload, 1.0)
+    sizes = distinct(np.concatenate([some, MESSAGE_BYTES]))
     rising = np.minimum.accumulate(ops.collective_ns(operator, sizes, gpus)[::-1])[::-1]
-    return np.where(tokens > 0, rising[place[: len(tokens)]], 0.0)
+    return np.where(tokens > 0, rising[np.searchsorted(sizes, some)], 0.0)

@@ -23,6 +23,7 @@ VERSION = 1
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_PROBLEMS = 10
 PEAK_FORMAT = "bfloat16"
+HASH_DIGITS = 16
 
 Key = tuple[str | int, ...]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -193,14 +194,17 @@ def load_profile(path: Path, *, allow_failed_gates: bool = False) -> Profile:
     Raises InputError where it cannot be read, is not a profile, is of another version, breaks the format (each
     problem with its place in the document), or where one of its sanity gates failed.
     """
+    return parse_profile(read_document(path), str(path), allow_failed_gates=allow_failed_gates)
+
+
+def read_document(path: Path) -> bytes:
+    """A profile file's bytes, uncompressed. Raises InputError where they cannot be read."""
     try:
         raw = path.read_bytes()
-        if raw.startswith(GZIP_MAGIC):
-            raw = gzip.decompress(raw)
+        return gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(Problem(f"cannot read the profile: {reason}", file=str(path))) from None
-    return parse_profile(raw, str(path), allow_failed_gates=allow_failed_gates)
 
 
 def parse_profile(raw: bytes, name: str, *, allow_failed_gates: bool = False) -> Profile:
@@ -219,12 +223,18 @@ def parse_profile(raw: bytes, name: str, *, allow_failed_gates: bool = False) ->
         profile = Profile.model_validate_json(raw)
     except ValidationError as error:
         raise InputError(_problems(error, name)) from None
-    if profile.failed_gates and not allow_failed_gates:
+    if not allow_failed_gates:
+        refuse_failed_gates(profile, name)
+    return profile
+
+
+def refuse_failed_gates(profile: Profile, name: str) -> None:
+    """Raises InputError where a sanity gate failed; ``name`` is the file's."""
+    if profile.failed_gates:
         remedy = "not fit to predict from; `gpu-calibrate check` says more"
         raise InputError(
             [Problem(f"gate {gate.name} failed: {gate.detail}; {remedy}", file=name) for gate in profile.failed_gates]
         )
-    return profile
 
 
 def _problems(error: ValidationError, name: str) -> list[Problem]:
@@ -279,4 +289,4 @@ def save_profile(profile: Profile, path: Path) -> None:
 
 def profile_hash(profile: Profile) -> str:
     """What the summary tells a run's profile by: the first 16 hex digits of SHA-256 over the written document."""
-    return hashlib.sha256(profile_bytes(profile)).hexdigest()[:16]
+    return hashlib.sha256(profile_bytes(profile)).hexdigest()[:HASH_DIGITS]

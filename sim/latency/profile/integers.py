@@ -32,8 +32,8 @@ class Segments:
         self.slopes.append(self.slopes[-1] if self.slopes else 0)
 
     def at(self, count: int) -> int:
-        """The value at ``count``, not below the first knot's."""
-        place = max(0, bisect_right(self.knots, count) - 1)
+        """The value at ``count``; below the first knot the first slope goes on."""
+        place = bisect_right(self.knots, count, 1) - 1  # at least 0, since the search begins behind the first knot
         return self.values[place] + ((count - self.knots[place]) * self.slopes[place] >> SLOPE_BITS)
 
     def many(self, counts: IntColumn) -> IntColumn:
@@ -47,8 +47,8 @@ class Segments:
         """Values at ``first``, ``first + stride``, ...: element for element the same integers as ``at``."""
         counts = np.arange(first, first + stride * length, stride, dtype=np.int64)
         knots = self.knots
-        left = max(0, bisect_right(knots, first) - 1)
-        right = max(0, bisect_right(knots, first + stride * (length - 1)) - 1)
+        left = bisect_right(knots, first, 1) - 1
+        right = bisect_right(knots, first + stride * (length - 1), 1) - 1
         values = np.empty(length, dtype=np.int64)
         begin = 0
         for place in range(left, right + 1):

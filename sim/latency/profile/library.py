@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sim.errors import InputError
 from sim.latency.gpus import GpuSpec
-from sim.latency.profile.file import Device, Profile, load_profile
+
+if TYPE_CHECKING:
+    from sim.latency.profile.file import Device
+    from sim.latency.profile.written import AnyProfile
 
 BUILTIN = Path(__file__).parent / "builtin"
 SUFFIX = ".json.gz"
@@ -21,7 +25,7 @@ SAME_CHIP = {"a100-40gb-sxm": "a100-80gb-sxm"}
 class Found:
     """A profile, the GPU whose speed of light its multiples are applied to, and what has to be said about that."""
 
-    profile: Profile
+    profile: AnyProfile
     device: Device
     notes: tuple[str, ...] = ()
 
@@ -50,7 +54,12 @@ def find_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) -
             f"latency.kind: there is no built-in profile for {gpu.name} (there is: {known}); measure one with "
             "`gpu-calibrate run --out PROFILE.json` and name it in `latency.profile`, or use `kind: roofline`"
         )
-    profile = load_profile(_path(chosen, base_dir))
+    # Only here, so that a scenario can be checked without numpy.
+    from sim.latency.profile.file import load_profile, read_document
+    from sim.latency.profile.written import WrittenProfile
+
+    path = _path(chosen, base_dir)
+    profile = WrittenProfile(read_document(path), str(path)) if path.parent == BUILTIN else load_profile(path)
     if profile.device.gpu == gpu.name:
         return Found(profile, profile.device)
     if profile.device.gpu == SAME_CHIP.get(gpu.name):

@@ -11,16 +11,21 @@ kernels give each of those its own thread blocks, so that 4 requests of 32 KV he
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import mul, truediv
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
-from sim.latency.profile.file import Curve, Device, Key, Operator, Profile
-from sim.latency.profile.fill import Line, Lines
+from sim.latency.profile.file import Device, Key
+from sim.latency.profile.fill import Lines, distinct
 from sim.latency.profile.layout import OPERATORS
 from sim.latency.profile.speed_of_light import bound_ns
+from sim.latency.profile.written import AnyProfile, Curves, curves_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,19 +43,20 @@ class Predictor:
     With ``device``, the multiples measured on the profile's GPU are those of another one's speed of light.
     """
 
-    def __init__(self, profile: Profile, device: Device | None = None) -> None:
+    def __init__(self, profile: AnyProfile, device: Device | None = None) -> None:
         self.profile = profile
         self.device = device or profile.device
         self._operators: dict[str, _Curves] = {}
 
     def has(self, operator: str, key: Key) -> bool:
         """Whether ``times_ns`` has curves to go by for this key: some that share what must be shared."""
-        return self._curves(operator) is not None and self._exactly(operator, key) is not None
+        curves = self._curves(operator)
+        return curves is not None and curves.has_like(key)
 
     def has_exactly(self, operator: str, key: Key) -> bool:
         """Whether this very key was measured."""
         curves = self._curves(operator)
-        return curves is not None and key in curves.keys
+        return curves is not None and curves.has(key)
 
     def time_ns(self, operator: str, key: Key, at: int) -> float:
         """One launch at one place of the axis, nanoseconds."""
@@ -64,7 +70,7 @@ class Predictor:
         """
         followed = like or key
         curves = self._curves(operator)
-        group = None if curves is None else self._exactly(operator, followed)
+        group = None if curves is None else curves.group(followed)
         if curves is None or group is None:
             raise InputError(f"profile {self.profile.name}: no curve of {operator} like {list(followed)}")
         multiple = group.log_multiple(group.tree, curves.numbers(followed), np.log(at))
@@ -72,16 +78,12 @@ class Predictor:
         times: Floats = np.exp(multiple) * bound_ns(operator, self.device, fields, at)
         return times
 
-    def _exactly(self, operator: str, key: Key) -> _Group | None:
-        curves = self._operators[operator]
-        return curves.groups.get(curves.exact(key))
-
     def _curves(self, operator: str) -> _Curves | None:
         if operator not in self._operators:
-            measured = self.profile.operators.get(operator)
-            if measured is None or not measured.curves:
+            measured = curves_of(self.profile, operator)
+            if measured is None:
                 return None
-            self._operators[operator] = _Curves(operator, measured, self.profile)
+            self._operators[operator] = _Curves(operator, measured, self.profile.device)
         return self._operators[operator]
 
 
@@ -91,36 +93,32 @@ _Tree = dict[float, "_Tree | int"]
 
 @dataclass(slots=True)
 class _Group:
-    """Curves that share what must match."""
+    """Curves that share what must match. What is measured along a curve is read when a prediction needs it."""
 
+    lines: Lines
     tree: _Tree = field(default_factory=dict)
-    shapes: list[list[float]] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
-    filled: Lines | None = None
     order: dict[int, list[float]] = field(default_factory=dict)
 
-    def add(self, curve: Curve, numbers: list[float], line: Line) -> None:
-        """Put a curve at its numbers."""
+    def add(self, key: Key, numbers: Sequence[float], position: int) -> None:
+        """Put the curve at ``position`` of ``lines`` at its numbers."""
         tree = self.tree
         for number in numbers[:-1]:
             below = tree.setdefault(number, {})
             if isinstance(below, int):
-                raise InputError(f"curve {list(curve.key)} is not like the others")
+                raise InputError(f"curve {list(key)} is not like the others")
             tree = below
-        tree[numbers[-1]] = len(self.lines)
-        self.shapes.append(numbers)
-        self.lines.append(line)
+        tree[numbers[-1]] = position
 
-    def log_multiple(self, tree: _Tree, numbers: list[float], log_at: Floats) -> Floats:
+    def log_multiple(self, tree: _Tree, numbers: Sequence[float], log_at: Floats) -> Floats:
         """Interpolate the first number among the tree's branches, the rest within each of the two beside it."""
-        number, rest = (numbers[0], numbers[1:]) if numbers else (0.0, [])
+        number, rest = numbers[0], numbers[1:]
         branch = tree.get(number)
         if branch is not None:
             return self._follow(branch, rest, log_at)
         known = self.order.get(id(tree))
         if known is None:
             known = self.order[id(tree)] = sorted(tree)
-        above = int(np.searchsorted(known, number))
+        above = bisect_left(known, number)
         if above == 0 or above == len(known):
             return self._follow(tree[known[min(above, len(known) - 1)]], rest, log_at)
         low, high = known[above - 1], known[above]
@@ -130,42 +128,109 @@ class _Group:
         blend: Floats = left * (1.0 - share) + right * share
         return blend
 
-    def _follow(self, branch: _Tree | int, rest: list[float], log_at: Floats) -> Floats:
+    def _follow(self, branch: _Tree | int, rest: Sequence[float], log_at: Floats) -> Floats:
         if not isinstance(branch, int):
             return self.log_multiple(branch, rest, log_at)
-        if self.filled is None:
-            self.filled = Lines(self.shapes, self.lines)
-        line = self.filled.line(branch)
+        line = self.lines.line(branch)
         multiple: Floats = np.interp(log_at, line.log_at, line.log_multiple)
         return multiple
+
+
+class _MeasuredLine:
+    """One curve in logarithms, read when it is asked for."""
+
+    __slots__ = ("_curves", "_position")
+
+    def __init__(self, curves: _Curves, position: int) -> None:
+        self._curves = curves
+        self._position = position
+
+    @property
+    def log_at(self) -> Floats:
+        """The places."""
+        return self._curves.log_places(self._position)
+
+    @property
+    def log_multiple(self) -> Floats:
+        """Multiples of the bound at them."""
+        return self._curves.log_multiples(self._position)
 
 
 class _Curves:
     """All curves of one operator, grouped by what must match."""
 
-    def __init__(self, operator: str, measured: Operator, profile: Profile) -> None:
-        layout = OPERATORS[operator]
-        self._exact = [i for i, name in enumerate(layout.key) if name in EXACT_FIELDS]
-        numbers = [name for name in layout.key if name not in EXACT_FIELDS]
+    def __init__(self, operator: str, measured: Curves, device: Device) -> None:
+        self._operator = operator
+        self._measured = measured
+        self._device = device
+        self._names = OPERATORS[operator].key
+        self._exact = [i for i, name in enumerate(self._names) if name in EXACT_FIELDS]
+        numbers = [name for name in self._names if name not in EXACT_FIELDS]
         self._numbers = sorted(numbers, key=lambda name: name not in FIRST_FIELDS)
-        self._names = layout.key
-        self.groups: dict[Key, _Group] = {}
-        self.keys = {curve.key for curve in measured.curves}
-        for curve in measured.curves:
-            fields = dict(zip(layout.key, curve.key, strict=True))
-            at = np.array(curve.at, dtype=np.float64)
-            line = Line(np.log(at), np.log(np.array(curve.time_ns) / bound_ns(operator, profile.device, fields, at)))
-            group = self.groups.setdefault(self.exact(curve.key), _Group())
-            group.add(curve, self.numbers(curve.key) or [0.0], line)
+        self._log1p = cache(lambda number: float(np.log1p(number)))
+        self._log_places: dict[int, Floats] = {}
+        """By the array of places, which curves share."""
+        self._members: dict[Key, list[int]] = {}
+        """Positions of curves by what must match."""
+        for position, key in enumerate(measured.keys):
+            self._members.setdefault(self._shared(key), []).append(position)
+        self._keys = set(measured.keys)
+        self._groups: dict[Key, _Group] = {}
 
-    def exact(self, key: Key) -> Key:
-        return tuple(key[i] for i in self._exact)
+    def has(self, key: Key) -> bool:
+        """Whether this very key was measured."""
+        return key in self._keys
 
-    def numbers(self, key: Key) -> list[float]:
-        """Logarithms of the key's numbers; zeros (no prior tokens, no decodes) are counted from one."""
-        fields = {name: float(value) for name, value in zip(self._names, key, strict=True) if name in self._numbers}
-        if "num_kv_heads" in fields:
-            fields["num_heads"] /= fields["num_kv_heads"]
-            if "batch" in fields:
-                fields["batch"] *= fields["num_kv_heads"]
-        return [float(np.log1p(fields[name])) for name in self._numbers]
+    def has_like(self, key: Key) -> bool:
+        """Whether some curve shares with ``key`` what must match."""
+        return self._shared(key) in self._members
+
+    def group(self, key: Key) -> _Group | None:
+        """The curves that share with ``key`` what must match."""
+        shared = self._shared(key)
+        group = self._groups.get(shared)
+        if group is None and (members := self._members.get(shared)):
+            keys = [self._measured.keys[position] for position in members]
+            shapes = self._shapes(keys)
+            places = [self._logarithms(each) for each in self._measured.distinct_places(members)]
+            lines = [_MeasuredLine(self, position) for position in members]
+            group = self._groups[shared] = _Group(Lines(shapes, lines, distinct(np.concatenate(places))))
+            for i, (key, shape) in enumerate(zip(keys, shapes, strict=True)):
+                group.add(key, shape, i)
+        return group
+
+    def log_places(self, position: int) -> Floats:
+        """Logarithms of a curve's places."""
+        return self._logarithms(self._measured.places(position))
+
+    def _logarithms(self, places: Floats) -> Floats:
+        known = self._log_places.get(id(places))
+        if known is None:
+            known = self._log_places[id(places)] = np.log(places)
+        return known
+
+    def log_multiples(self, position: int) -> Floats:
+        """Logarithms of a curve's times over their speed of light."""
+        fields = dict(zip(self._names, self._measured.keys[position], strict=True))
+        bound = bound_ns(self._operator, self._device, fields, self._measured.places(position))
+        multiples: Floats = np.log(self._measured.times_ns(position) / bound)
+        return multiples
+
+    def _shared(self, key: Key) -> Key:
+        return tuple([key[i] for i in self._exact])
+
+    def numbers(self, key: Key) -> Sequence[float]:
+        """Logarithms of the key's numbers; zeros (no prior tokens, no decodes) are counted from one. A key without
+        numbers has one, 0."""
+        return self._shapes([key])[0]
+
+    def _shapes(self, keys: Sequence[Key]) -> list[tuple[float, ...]]:
+        """``numbers`` of each of ``keys``, column by column."""
+        columns = dict(zip(self._names, zip(*keys, strict=True), strict=True))
+        if "num_kv_heads" in columns:
+            kv_heads = columns["num_kv_heads"]
+            columns["num_heads"] = tuple(map(truediv, columns["num_heads"], kv_heads))
+            if "batch" in columns:
+                columns["batch"] = tuple(map(mul, columns["batch"], kv_heads))
+        shapes = [list(map(self._log1p, columns[name])) for name in self._numbers]
+        return list(zip(*shapes, strict=True)) if shapes else [(0.0,)] * len(keys)

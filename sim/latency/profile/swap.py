@@ -12,7 +12,7 @@ from sim.latency.profile.integers import IntColumn, Segments
 from sim.latency.tables import Rate
 
 if TYPE_CHECKING:
-    from sim.latency.profile.operators import ProfiledOperators
+    from sim.latency.profile.profiled_operators import ProfiledOperators
 
 SWAP_EFFICIENCY = 0.7
 """Share of the PCIe bandwidth that copies of KV blocks reach, where copies were not measured."""

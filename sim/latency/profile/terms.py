@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.latency.tables import Table
-
-if TYPE_CHECKING:
-    from sim.latency.profile.cost import ProfileCost
 
 IntColumn = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -80,7 +77,29 @@ def _with_rest(
     return whole
 
 
-def step_terms(cost: ProfileCost, columns: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
+class CostByTerm(Protocol):
+    """The parts of a step cost that recorded steps are divided into (``cost.ProfileCost`` has them)."""
+
+    @property
+    def token_terms(self) -> CountTerms:
+        """Terms by the tokens of a step."""
+        ...
+
+    @property
+    def row_terms(self) -> CountTerms:
+        """Terms by the rows sampled in a step."""
+        ...
+
+    def swaps_ns(self, num_bytes: IntColumn) -> IntColumn:
+        """Time of moving these bytes between host and GPU."""
+        ...
+
+    def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
+        """Attention of steps with ``num`` chunks each."""
+        ...
+
+
+def step_terms(cost: CostByTerm, columns: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
     """Nanoseconds by term of each row; the terms of a row sum to its ``gpu_ns``.
 
     ``columns`` are those of ``RunRecord.steps``: a row is ``num_steps`` steps whose decode context grows. ``swap`` is

@@ -1,0 +1,88 @@
+"""What a policy says in a step: its limits and shares, requests to preempt beforehand, and those that yield blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from policies.base import EngineState, Policy
+from sim.engine.reference.batch import SchedulerSettings, Step
+from sim.engine.reference.shares import StepShares
+from sim.engine.reference.waiting import AdmissionOrder, FcfsQueue, RankedQueue
+from sim.engine.request import Request, State
+
+
+class Steering:
+    """A policy, asked for what it overrides and for nothing else."""
+
+    def __init__(self, settings: SchedulerSettings, policy: Policy) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.is_ranked = policy.stock_mode != "fcfs"
+        self.wants_scheduled = _overrides(policy, "on_scheduled")
+        self.wants_steps = _overrides(policy, "on_step")
+        self._preempts = policy.preempts
+        self._has_step_limits = _overrides(policy, "step_limits")
+        self._has_shares = _overrides(policy, "share_budgets")
+        self._has_own_victims = _overrides(policy, "victim")
+
+    def begin_step(self, now_ns: int, num_requests: int) -> Step:
+        """What the step at ``now_ns`` has to give, with ``num_requests`` waiting and running."""
+        settings = self.settings
+        budget = settings.max_num_batched_tokens - settings.draft_slots
+        whole_prompts_only = not settings.enable_chunked_prefill
+        largest_whole_prompt = settings.max_model_len
+        if self._has_step_limits and (limits := self.policy.step_limits(now_ns)) is not None:
+            budget = largest_whole_prompt = min(budget, limits.max_num_batched_tokens)
+            whole_prompts_only = not limits.enable_chunked_prefill
+        # A threshold keeps a long prompt from starving others: alone, it starves none.
+        chunk_cap = settings.long_prefill_token_threshold
+        if num_requests <= 1:
+            chunk_cap = 0
+        elif chunk_cap and settings.long_prefill_token_threshold_adaptive:
+            chunk_cap = max(chunk_cap, settings.max_num_batched_tokens // num_requests)
+        return Step(
+            now_ns,
+            budget,
+            settings.max_prefill_tokens_per_step or budget,
+            chunk_cap,
+            whole_prompts_only,
+            largest_whole_prompt,
+            StepShares.of(self.policy, budget) if self._has_shares else None,
+        )
+
+    def preempted_first(
+        self, running: list[Request], waiting: FcfsQueue | RankedQueue, now_ns: int, num_free_blocks: int
+    ) -> list[Request]:
+        """Running requests that the policy preempts before the step is formed.
+
+        Raises TypeError where one of them does not run.
+        """
+        if not self._preempts or not running:
+            return []
+        state = EngineState(now_ns, num_free_blocks, len(running), len(waiting))
+        victims: list[Request] = []
+        for victim in self.policy.preempt(running, AdmissionOrder(waiting), state):
+            if not isinstance(victim, Request) or victim.state is not State.RUNNING or victim in victims:
+                raise TypeError(f"policy {self.policy.name} preempts {victim!r}, which does not run")
+            victims.append(victim)
+        return victims
+
+    def pick_victim(self, running: Sequence[Request], needy: Request, now_ns: int) -> Request:
+        """The request that yields its blocks to ``needy``: the last admitted, or the largest (rank, arrival)."""
+        if self._has_own_victims:
+            chosen = self.policy.victim(running, needy)
+            if isinstance(chosen, Request):
+                return chosen
+        if not self.is_ranked:
+            return running[-1]
+        rank = self.policy.rank
+        return max(running, key=lambda request: (rank(request, now_ns), request.arrival_ns))
+
+    def by_rank(self, running: list[Request], now_ns: int) -> list[Request]:
+        """Running requests in the order in which shares are given out."""
+        rank = self.policy.rank
+        return sorted(running, key=lambda request: (rank(request, now_ns), request.arrival_ns, request.order))
+
+
+def _overrides(policy: Policy, name: str) -> bool:
+    return getattr(type(policy), name) is not getattr(Policy, name)

@@ -1,0 +1,41 @@
+"""Which KV cache and which seats the engine's settings ask for: vLLM's, a variant's or a baseline's."""
+
+from __future__ import annotations
+
+from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.kv_cache import KVCache, PrefixKVCache
+from sim.engine.reference.seats import Seats
+from sim.engine.variants.contiguous import ContiguousKVCache
+from sim.engine.variants.static import StaticSeats
+from sim.engine.variants.swapping import (
+    Swapping,
+    SwappingContiguousKVCache,
+    SwappingKVCache,
+    SwappingPrefixKVCache,
+    SwappingWindowKVCache,
+)
+from sim.engine.variants.window import WindowKVCache
+
+
+def build_seats(settings: SchedulerSettings) -> Seats:
+    """The seats of one engine."""
+    return StaticSeats(settings.max_num_seqs) if settings.static_batching else Seats(settings.max_num_seqs)
+
+
+def build_kv_cache(settings: SchedulerSettings) -> KVCache:
+    """The KV cache of one engine, empty."""
+    num_blocks, block_size = settings.num_gpu_blocks, settings.block_size
+    swaps = settings.num_swap_blocks > 0
+    cache: KVCache
+    if settings.contiguous_kv:
+        contiguous = SwappingContiguousKVCache if swaps else ContiguousKVCache
+        cache = contiguous(num_blocks, block_size, settings.max_model_len)
+    elif settings.sliding_window is not None and settings.sliding_window < settings.max_model_len:
+        cache = (SwappingWindowKVCache if swaps else WindowKVCache)(settings)
+    elif settings.enable_prefix_caching:
+        cache = (SwappingPrefixKVCache if swaps else PrefixKVCache)(num_blocks, block_size)
+    else:
+        cache = (SwappingKVCache if swaps else KVCache)(num_blocks, block_size)
+    if isinstance(cache, Swapping):
+        cache.use_host_memory(settings.num_swap_blocks, settings.block_bytes)
+    return cache

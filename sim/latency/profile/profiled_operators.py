@@ -1,0 +1,401 @@
+"""What each part of a step takes on one GPU, from a profile: which operators a model's layers are made of.
+
+Token counts are arrays, answers nanoseconds of one launch or one layer as said. Where a profile lacks a number format,
+the curves of a near one are used as multiples of this one's own speed of light; where it lacks an operator, a bound
+with a stated efficiency stands in. ``stand_ins`` says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.errors import InputError
+from sim.latency.experts import ALONE, ExpertGroup
+from sim.latency.model_spec import ModelSpec
+from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
+from sim.latency.precision import Precision
+from sim.latency.profile.expert_routing import table_imbalance
+from sim.latency.profile.file import Device, Key
+from sim.latency.profile.fill import distinct
+from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
+from sim.latency.profile.predict import Predictor
+from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
+from sim.latency.profile.written import AnyProfile
+
+Floats = npt.NDArray[np.float64]
+
+NEAR_DTYPES = {
+    "float16": ("bfloat16",),
+    "float32": ("bfloat16",),
+    "fp8": ("fp8_block", "int8", "bfloat16"),
+    "fp8_block": ("fp8", "bfloat16"),
+    "int8": ("fp8", "bfloat16"),
+    "int4": ("bfloat16",),
+}
+"""Whose curves stand in for a number format that was not measured, nearest first."""
+
+ELEMENTWISE_EFFICIENCY = 0.7
+"""Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
+ELEMENTWISE_START_NS = 1000.0
+"""Of their time beyond ``LAUNCH_NS``: the smallest take 2-3 us in published traces."""
+SAMPLER_NS = 50_000.0
+"""The sampler's dozen small kernels, where it was not measured."""
+SAMPLER_BYTES_PER_LOGIT = 24.0
+STEP_NS = 250_000.0
+"""Kernels of a step outside its layers that no table holds: copies of the inputs, slot mapping, attention's plan, cast
+and copy of logits, the tokens' way back. Some thirty that do little but start, one by one; an engineer's figure."""
+GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float64)
+"""Numbers of tokens that a smaller number's time is held against."""
+EXPERT_SIZES = distinct(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
+"""Numbers of tokens between which experts under a stated imbalance are interpolated."""
+CUSTOM_LIMITS = {
+    "9.0": {6: 512 << 10, 8: 256 << 10},
+    "10.0": {2: 2 << 20, 4: 2 << 20, 6: 1 << 20, 8: 1 << 20},
+}
+"""Bytes up to which vLLM reduces by its own kernel, by compute capability and GPUs
+(``CUSTOM_ALL_REDUCE_MAX_SIZES``, ``vllm/distributed/device_communicators/all_reduce_utils.py``), where below 8 MiB."""
+L2_SHARE = 1.2
+"""KV of this many times the L2 cache's size comes from memory however often a benchmark repeats."""
+MIXED_CHUNK = 512
+"""Size of the prefill chunk beside which decodes are looked up."""
+LEAST_MIXED = 0.05
+"""Of their time alone, that decodes cost in a mixed batch at least."""
+EAGER_OPERATOR_NS = 25_000
+"""Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
+LAYER_OPERATORS = 10
+MOE_OPERATORS = 4
+"""Operators of a layer, and those that experts add."""
+ROUTER_KERNELS = 2
+"""Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
+
+
+@dataclass(slots=True)
+class ProfiledOperators:
+    """One model on one of ``tp`` * ``pp`` GPUs ``device``, of the chip that ``profile`` was measured on."""
+
+    profile: AnyProfile
+    device: Device
+    model: ModelSpec
+    precision: Precision
+    tp: int
+    pp: int
+    link: Link | None = None
+    """What replaces the measured collectives, where the machine's GPUs are linked another way."""
+    experts: ExpertGroup = ALONE
+    """The GPUs that hold the experts of an MoE model."""
+    stand_ins: dict[str, str] = field(default_factory=dict)
+    """Operator -> what was used in place of a measurement, as far as anything asked for it."""
+    predictor: Predictor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.predictor = Predictor(self.profile, self.device)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads on one GPU."""
+        return kv_heads_per_gpu(self.model.num_kv_heads, self.tp)
+
+    @property
+    def heads(self) -> int:
+        """Query heads on one GPU."""
+        return self.model.num_attention_heads // self.tp
+
+    def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
+        """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
+        candidates = _near_keys(key, dtype_places)
+        if operator == "moe":  # kernels tuned for a shape differ from others by a multiple: the shape comes first
+            candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
+        for candidate in candidates:
+            if self.predictor.has(operator, candidate):
+                if candidate != key:
+                    used = "/".join(str(candidate[place]) for place in dtype_places)
+                    asked = "/".join(str(key[place]) for place in dtype_places)
+                    self.stand_ins[operator] = f"{asked}: curves of {used}, scaled by the speed of light"
+                return self.predictor.times_ns(operator, key, at, like=candidate)
+        return None
+
+    def _lacks(self, operator: str) -> InputError:
+        return InputError(
+            f"latency.profile: {self.profile.name} has no {operator} in any number format, and no step is without; "
+            "measure or import a whole profile, or use `kind: roofline`"
+        )
+
+    # -- matrices ---------------------------------------------------------------------------------
+
+    def linear_ns(self, tokens: Floats, n: int, k: int, dtype: str | None = None) -> Floats:
+        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens.
+
+        No more than the time of any larger number of tokens: where a table says so, it is its noise, or a choice of
+        kernel that differs from release to release.
+        """
+        key = (dtype or self.precision.weights, n, k)
+        some = np.maximum(tokens, 1.0)
+        sizes = distinct(np.concatenate([some, GEMM_SIZES]))
+        times = self._times("gemm", key, (0,), sizes)
+        if times is None:
+            raise self._lacks("gemm")
+        padded = np.minimum.accumulate(times[::-1])[::-1]
+        return np.where(tokens > 0, padded[np.searchsorted(sizes, some)], 0.0)
+
+    def attention_projections_ns(self, tokens: Floats) -> Floats:
+        """QKV and output projection of one layer."""
+        model = self.model
+        qkv = (self.heads + 2 * self.kv_heads) * model.head_size
+        return self.linear_ns(tokens, qkv, model.hidden_size) + self.linear_ns(
+            tokens, model.hidden_size, self.heads * model.head_size
+        )
+
+    def mlp_ns(self, tokens: Floats, width: int) -> Floats:
+        """Gate and up, and down, of an MLP ``width`` wide over all GPUs."""
+        hidden, share = self.model.hidden_size, width // self.tp
+        ups = self.model.mlp_matrices - 1
+        return self.linear_ns(tokens, ups * share, hidden) + self.linear_ns(tokens, hidden, share)
+
+    def experts_ns(self, tokens: Floats) -> Floats:
+        """Router, routed and shared experts of one layer."""
+        return self.router_and_shared_ns(tokens, self.routed_ns(tokens))
+
+    def router_and_shared_ns(self, tokens: Floats, routed: Floats | float = 0.0) -> Floats:
+        """What of a layer's experts every rank computes for its own tokens, added to ``routed``."""
+        model = self.model
+        router = self.linear_ns(tokens, model.num_experts, model.hidden_size, self.precision.activations)
+        shared = model.shared_expert_intermediate_size
+        total = routed + router + self.small_kernels_ns(tokens, ROUTER_KERNELS)
+        return total + self.mlp_ns(tokens, shared) if shared else total
+
+    def routed_ns(self, tokens: Floats) -> Floats:
+        """Routed experts of one layer on one of the GPUs that hold them, for that many tokens of them all."""
+        imbalance = self.experts.imbalance
+        if imbalance is None:
+            return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
+        model = self.model
+        measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
+        rising = np.maximum.accumulate(self._measured_routed_ns(EXPERT_SIZES))
+        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
+
+    def _measured_routed_ns(self, tokens: Floats) -> Floats:
+        model = self.model
+        shape = (model.hidden_size, model.moe_intermediate_size, model.num_experts, model.experts_per_token)
+        key = (self.precision.weights, *shape, *self.experts.split)
+        routed = self._times("moe", key, (0,), np.maximum(tokens, 1.0))
+        if routed is None:
+            self.stand_ins["moe"] = "two linear layers over the rows of the experts that are touched"
+            routed = self._experts_as_linear_ns(tokens)
+        return routed
+
+    def _experts_as_linear_ns(self, tokens: Floats) -> Floats:
+        model, (tp, ep) = self.model, self.experts.split
+        local, width = model.num_experts / ep, model.moe_intermediate_size // tp
+        touched = local * (1.0 - (1.0 - model.experts_per_token / model.num_experts) ** np.maximum(tokens, 1.0))
+        rows = np.maximum(tokens, 1.0) * model.experts_per_token / ep / touched
+        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size)
+        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width)
+        return touched * (up + down - 2.0 * LAUNCH_NS) + 2.0 * LAUNCH_NS
+
+    # -- element-wise -----------------------------------------------------------------------------
+
+    def _elementwise_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
+        key: Key = (name, width)
+        at = np.maximum(tokens, 1.0)
+        if self.predictor.has("elementwise", key):
+            times = self.predictor.times_ns("elementwise", key, at)
+        else:
+            least_us = (LAUNCH_NS + ELEMENTWISE_START_NS) / 1e3
+            self.stand_ins["elementwise"] = f"{ELEMENTWISE_EFFICIENCY:.0%} of the bandwidth, {least_us:g} us at least"
+            bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
+            times = LAUNCH_NS + ELEMENTWISE_START_NS + at * width * bytes_per_element / bandwidth * 1e9
+        return np.where(tokens > 0, times, 0.0)
+
+    def small_kernels_ns(self, tokens: Floats, count: int) -> Floats:
+        """Kernels that do next to nothing but start."""
+        return np.where(tokens > 0, count * (LAUNCH_NS + ELEMENTWISE_START_NS), 0.0)
+
+    def elementwise_ns(self, tokens: Floats, width: int) -> Floats:
+        """Two norms with residual, rotary embedding, KV write, activation of one layer ``width`` wide over all GPUs."""
+        model, size = self.model, self.precision.activation_bytes
+        rotary = (self.heads + self.kv_heads) * model.head_size
+        total = 2.0 * self._elementwise_ns("rms_norm", model.hidden_size, tokens, 4.0 * size)
+        total += self._elementwise_ns("rotary", rotary, tokens, 2.0 * size)
+        total += self._elementwise_ns("reshape_and_cache", 2 * self.kv_heads * model.head_size, tokens, 2.0 * size)
+        total += self._elementwise_ns("silu_and_mul", max(1, width // self.tp), tokens, model.mlp_matrices * size)
+        if model.qk_norm:
+            total += self._elementwise_ns("rms_norm", rotary, tokens, 2.0 * size)
+        return total
+
+    # -- between GPUs -----------------------------------------------------------------------------
+
+    def all_reduce_ns(self, tokens: Floats) -> Floats:
+        """One all-reduce of the hidden state over the ``tp`` GPUs."""
+        if self.tp == 1:
+            return np.zeros_like(tokens)
+        payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
+        return np.where(tokens > 0, self.collective_ns("all_reduce", payload), 0.0)
+
+    def hidden_gather_ns(self, tokens: Floats) -> Floats:
+        """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
+        payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
+        return np.where(tokens > 0, self.collective_ns("all_gather", payload), 0.0)
+
+    def collective_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
+        """A collective over ``num_gpus`` (None = the ``tp`` GPUs): vLLM's own where it was measured, else NCCL, else
+        the link's bandwidth."""
+        gpus = num_gpus or self.tp
+        passes = 2.0 if operator == "all_reduce" else 1.0
+        if self.link is not None:
+            share = passes * (gpus - 1) / gpus
+            return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
+        known = {
+            implementation: self.predictor.times_ns(operator, (implementation, gpus), payload)
+            for implementation in ("custom", "nccl")
+            if self.predictor.has(operator, (implementation, gpus))
+        }
+        if operator == "all_reduce" and len(known) == 2:
+            return self._dispatched(payload, known["custom"], known["nccl"])
+        if known:
+            return known.get("custom", known.get("nccl", payload))
+        self.stand_ins[operator] = "70% of the link's bandwidth, 10 us at least"
+        link = self.device.link_bandwidth_bytes_per_s or 32e9
+        return passes / 2.0 * ring_all_reduce_s(1.0, gpus, 0.7 * link) * payload * 1e9 + 10_000.0
+
+    def _dispatched(self, payload: Floats, custom: Floats, nccl: Floats) -> Floats:
+        """vLLM leaves its own all-reduce above a size, for torch's symmetric memory, which no table holds: taken to lie
+        halfway between its own and NCCL, which it replaced. Tables of vLLM's own go on to any size."""
+        limit = CUSTOM_LIMITS.get(self.device.compute_capability or "", {}).get(self.tp)
+        if limit is None:
+            return custom
+        self.stand_ins["all_reduce"] = f"halfway between vLLM's own and NCCL from {limit >> 10} KiB on"
+        return np.where(payload < limit, custom, np.sqrt(custom * nccl))
+
+    def send_receive_ns(self, tokens: Floats) -> Floats:
+        """Hidden state and residual from one pipeline stage to the next; each GPU sends its share."""
+        if self.pp == 1:
+            return np.zeros_like(tokens)
+        payload = 2.0 * tokens * (self.model.hidden_size * self.precision.activation_bytes) / self.tp
+        link = self.device.link_bandwidth_bytes_per_s or 32e9
+        self.stand_ins["send_receive"] = "70% of the link's bandwidth, 20 us at least"
+        return np.where(tokens > 0, payload / (0.7 * link) * 1e9 + 20_000.0, 0.0)
+
+    # -- outside the layers -----------------------------------------------------------------------
+
+    def lookup_ns(self, tokens: Floats) -> Floats:
+        """Rows of the embedding."""
+        return self._elementwise_ns("embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes)
+
+    def launches_ns(self, tokens: Floats) -> Floats:
+        """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
+        model, host = self.model, self.profile.host
+        each = host.eager_launch_ns if host is not None and host.eager_launch_ns is not None else EAGER_OPERATOR_NS
+        collectives = 2 if self.tp > 1 else 0
+        operators = model.num_layers * (LAYER_OPERATORS + collectives) + model.num_moe_layers * MOE_OPERATORS
+        return np.where(tokens > 0, float(operators * each), 0.0)
+
+    def head_ns(self, rows: Floats) -> Floats:
+        """Final norm, LM head, gathering of logits and sampler for that many rows."""
+        model = self.model
+        head = self.linear_ns(rows, model.vocab_size // self.tp, model.hidden_size, self.precision.activations)
+        norm = self._elementwise_ns("rms_norm", model.hidden_size, rows, 4.0 * self.precision.activation_bytes)
+        return np.where(rows > 0, STEP_NS + head + norm + self.sampler_ns(rows) + self._gather_ns(rows), 0.0)
+
+    def sampler_ns(self, rows: Floats) -> Floats:
+        """The sampler alone, of one row at least."""
+        key: Key = (self.model.vocab_size,)
+        at = np.maximum(rows, 1.0)
+        if self.predictor.has("sampling", key):
+            return self.predictor.times_ns("sampling", key, at)
+        self.stand_ins["sampling"] = f"{SAMPLER_NS / 1e3:g} us and six passes over 32-bit logits"
+        bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
+        return SAMPLER_NS + at * (self.model.vocab_size * SAMPLER_BYTES_PER_LOGIT) / bandwidth * 1e9
+
+    def _gather_ns(self, rows: Floats) -> Floats:
+        if self.tp == 1:
+            return np.zeros_like(rows)
+        payload = np.maximum(rows, 1.0) * (self.model.vocab_size * self.precision.activation_bytes)
+        if any(self.predictor.has("all_gather", (each, self.tp)) for each in ("custom", "nccl")):
+            return self.collective_ns("all_gather", payload)
+        return 0.5 * self.collective_ns("all_reduce", payload)
+
+    # -- attention --------------------------------------------------------------------------------
+
+    def _attention_key(self) -> Key:
+        model, precision = self.model, self.precision
+        activations = "bfloat16" if precision.activations == "float16" else precision.activations
+        kv = "bfloat16" if precision.kv == "float16" else precision.kv
+        return (activations, kv, self.heads, self.kv_heads, model.head_size, 0)
+
+    def decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
+        """One layer's attention of ``batch`` decodes of this many tokens of KV each; ``contexts`` rise.
+
+        Times are of a KV cache that comes from memory. Benchmarks that repeat one launch find a small one in the L2
+        cache, where no engine finds it after a layer's weights went through; so times below the L2's size are at least
+        those of the straight line from the shortest context to the first that is well beyond it.
+        """
+        times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
+        if times is None:
+            raise self._lacks("decode_attention")
+        cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
+        beyond = int(np.argmin(cached)) if not cached.all() else len(contexts) - 1
+        if cached[0] and beyond > 0:
+            share = (contexts - contexts[0]) / (contexts[beyond] - contexts[0])
+            cold = times[0] + share * (times[beyond] - times[0])
+            times = np.where(np.arange(len(contexts)) < beyond, np.maximum(times, cold), times)
+        return times
+
+    def mixed_decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
+        """What these decodes add to one layer's attention of a batch that holds chunks too; ``contexts`` rise."""
+        alone = self.decode_attention_ns(batch, contexts)
+        key = self._attention_key()
+        mixed = self._times("mixed_attention", (*key, MIXED_CHUNK, 0, batch), (0, 1), np.maximum(contexts, 1.0))
+        if mixed is not None:
+            chunk = self._times("prefill_attention", (*key, 1, 0), (0, 1), np.array([float(MIXED_CHUNK)]))
+            if chunk is not None:
+                return np.maximum(mixed - chunk, LEAST_MIXED * alone)
+        if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
+            self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
+            return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+        self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
+        return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
+
+    def prefill_multiples(self, batch: int, chunks: Floats) -> Floats:
+        """How much longer than its speed of light the attention of ``batch`` prompts of each number of tokens takes."""
+        times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
+        if times is None:
+            raise self._lacks("prefill_attention")
+        context = batch * chunks
+        return times / self.prefill_bound_ns(causal_pairs(chunks, 0.0) * batch, context, context)
+
+    def pair_ns(self) -> float:
+        """Speed of light of one query-key pair of one layer."""
+        return 4.0 * self.heads * self.model.head_size / self.precision.plain_flops * 1e9
+
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token in one layer, on one GPU."""
+        return 2.0 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
+
+    def context_ns(self) -> float:
+        """Speed of light of reading one token's keys and values in one layer."""
+        return self.kv_bytes_per_token() / self.device.memory_bandwidth_bytes_per_s * 1e9
+
+    def query_ns(self) -> float:
+        """Speed of light of reading one token's query and writing its result in one layer."""
+        traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
+        return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
+
+    def prefill_bound_ns(self, pairs: Floats, context_tokens: Floats, tokens: Floats) -> Floats:
+        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from sums of steps."""
+        traffic = context_tokens * self.context_ns() + tokens * self.query_ns()
+        return np.maximum(pairs * self.pair_ns(), traffic) + LAUNCH_NS
+
+
+def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:
+    """The key itself, then with nearer and farther number formats at ``places``."""
+    keys = [key]
+    for place in places:
+        keys += [
+            (*near[:place], dtype, *near[place + 1 :])
+            for near in list(keys)
+            for dtype in NEAR_DTYPES.get(str(near[place]), ())
+        ]
+    return keys
