@@ -26,6 +26,7 @@ from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
+from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.errors import InputError, SimulationError
 from sim.latency.lockstep_cost import GroupCost
 from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of
@@ -76,7 +77,7 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = group_cost is not None or takes_every_step(engine, workload, settings, scenario.seed)
+    every_step = takes_every_step(engine, workload, settings, scenario.seed)
     sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
         gateway.request_type = WindowMember if outgrows(workload, settings) else Member
@@ -180,15 +181,17 @@ def _build_replica(
         return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
 
     try:
-        if (group_cost := deployment.group_cost) is not None:
-            return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
+        group_cost = deployment.group_cost
         if sums is None:
+            if group_cost is not None:
+                return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
         if gateway.request_type is WindowMember:
             return WindowReplica(gateway.env, index, engine.model, settings, new_policy, *of_cost)
         unbounded = replace(settings, sliding_window=None)
-        return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
+        kind = FastReplica if group_cost is None else FastRank
+        return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
@@ -196,10 +199,14 @@ def _build_replica(
 
 def _group(gateway: Gateway, cost: GroupCost, deployment: Deployment) -> None:
     """Make ranks that follow each other in number step together."""
-    ranks = [replica for replica in gateway.replicas if isinstance(replica, Rank)]
     size = deployment.engine.data_parallel_size
-    for first in range(0, len(ranks), size):
-        DataParallelGroup(gateway.env, ranks[first : first + size], cost, deployment.depth)
+    for first in range(0, len(gateway.replicas), size):
+        group = gateway.replicas[first : first + size]
+        if fast := [replica for replica in group if isinstance(replica, FastRank)]:
+            FastGroup(gateway.env, fast, cost, deployment.depth, gateway.recorder)
+        else:
+            ranks = [replica for replica in group if isinstance(replica, Rank)]
+            DataParallelGroup(gateway.env, ranks, cost, deployment.depth)
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:

@@ -207,14 +207,18 @@ class FastReplica(Former):
         lost = sorted((*self.running, *self.waiting), key=lambda request: request.row)
         self._due.clear()
         for request in lost:
-            if request.state is State.RUNNING:
-                if request.joined_at != NOT_A_MEMBER:
-                    self.write(request)
-                note_stopped(request, request.num_computed_tokens)
-            request.state = State.FINISHED
+            self.lose(request)
         self._bind(self._make_policy())
         self._set_timer()
         return lost
+
+    def lose(self, request: Member) -> None:
+        """``request`` is lost: its counters count."""
+        if request.state is State.RUNNING:
+            if request.joined_at != NOT_A_MEMBER:
+                self.write(request)
+            note_stopped(request, request.num_computed_tokens)
+        request.state = State.FINISHED
 
     @property
     def is_draining(self) -> bool:

@@ -44,6 +44,7 @@ class WindowReplica(FastReplica):
 
     def _bind(self, policy: Any) -> None:
         super()._bind(policy)
+        self._may_cruise = False
         settings, block_size = self.settings, self.block_size
         self._window = window = settings.sliding_window or 0
         self.most_blocks = max_blocks_per_request(
