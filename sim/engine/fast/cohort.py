@@ -353,6 +353,7 @@ class Cohort:
             victim.num_stale_batches = 1
             self.stale.append(victim)
         computed = victim.num_computed_tokens
+        note_stopped(victim, computed)
         self.outstanding += computed
         num_blocks = -(-computed // self.block_size) + num_new_blocks
         if num_new_tokens:
@@ -380,6 +381,7 @@ class Cohort:
                 self.part = None
             else:
                 self.skipped.remove(request)
+            note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
         else:
             self.waiting.remove(request)

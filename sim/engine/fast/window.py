@@ -31,6 +31,7 @@ class WindowMember(Member):
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
+        self.num_dropped_blocks = 0
         self.newest_tokens = 0
         """Tokens that its newest batch computes, unless it is a member."""
         self.turn = 0
