@@ -126,8 +126,7 @@ def block_ns(
     """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more: the first is formed at ``now_ns``,
     the others at ``before_ns + instants[place]`` and so on."""
     blocks_ns = takes[0] * (last_ns - now_ns)
-    num_blocks = sum(takes) - takes[0]
-    if num_blocks:
-        blocks_ns += (last_ns - before_ns) * num_blocks
-        blocks_ns -= sum(map(mul, takes[1:], instants[place : place + len(takes) - 1]))
+    inner = takes[1:]
+    if any(inner):
+        blocks_ns += (last_ns - before_ns) * sum(inner) - sum(map(mul, inner, instants[place : place + len(inner)]))
     return blocks_ns
