@@ -112,8 +112,8 @@ class Plan:
         """Tokens of the first ``steps`` are known: each member waited as long for it as the step took."""
         counts, place = self.stretch.counts, self.place
         if counts is not None and self.ends_ns is None:
-            counts[place] += 1
-            counts[place + steps] -= 1
+            counts[place] = counts.get(place, 0) + 1
+            counts[place + steps] = counts.get(place + steps, 0) - 1
             return
         instants, size = self.instants, self.size
         for i in range(place, place + steps):
