@@ -294,6 +294,7 @@ class Gateway:
         info = table.classes[class_index]
         request_id = str(row) if table.request_ids is None else table.request_ids[row]
         in_session = session != NO_GROUP
+        patience_ns = info.patience_ns
         # Own content is numbered after all shared content: conversations first, then single requests.
         own_id = self._first_own_id + (session if in_session else len(table) + row)
         segments: tuple[tuple[int, int], ...] = ()
@@ -322,7 +323,7 @@ class Gateway:
             class_name=info.name,
             class_index=class_index,
             deadline_ns=None if deadline_ns == NO_DEADLINE else arrival_ns + deadline_ns,
-            cancel_ns=NEVER if info.patience_ns is None else arrival_ns + self._patience_ns(info.patience_ns),
+            cancel_ns=NEVER if patience_ns is None else arrival_ns + self._patience_ns(patience_ns),
             expected_output_tokens=None if hint == NO_HINT else hint,
             session=str(session) if in_session else None,
             prefix_key=prefix_key,

@@ -16,22 +16,24 @@ from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.allowed import why_not
+from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import Member
 from sim.engine.fast.jumps import FastReplica
 from sim.engine.fast.sums import DecodeSums
+from sim.engine.fast.window import WindowMember, WindowReplica
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
+from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.errors import InputError, SimulationError
 from sim.latency.lockstep_cost import GroupCost
 from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build_table import build_workload
-from sim.workload.table import RequestTable
+from sim.workload.table import NO_GROUP, RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
@@ -75,10 +77,10 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = group_cost is not None or takes_every_step(engine, workload, settings, scenario.seed)
+    every_step = takes_every_step(engine, workload, settings, scenario.seed)
     sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
-        gateway.request_type = Member
+        gateway.request_type = WindowMember if outgrows(workload, settings) else Member
     gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
     if group_cost is not None:
         _group(gateway, group_cost, deployment)
@@ -95,6 +97,18 @@ def simulate_cluster(
             replica.finish()
         if sums is not None:
             sums.record_gaps()
+    except NotFollowed:
+        if log is not None:
+            log.forget()
+        again = simulate_cluster(
+            _step_by_step(loaded),
+            decisions=decisions,
+            progress=progress,
+            workload=workload,
+            deployment=deployment,
+            acts=acts,
+        )
+        return replace(again, cpu_s=time.process_time() - started_s)
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -106,9 +120,22 @@ def simulate_cluster(
 
 def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
     """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
-    if engine.stepping == "reference" or engine.speculative is not None or outgrows(workload, settings):
+    if engine.stepping == "reference" or engine.speculative is not None:
         return True
+    if settings.enable_prefix_caching and has_shared_content(workload) and outgrows(workload, settings):
+        return True  # a prefix behind a window may be found by its end alone
     return why_not(settings, _build_policy(engine, workload, seed)) is not None
+
+
+def has_shared_content(workload: RequestTable) -> bool:
+    """Whether some request may have tokens that another one has too."""
+    return len(workload.segment_content_id) > 0 or bool((workload.session != NO_GROUP).any())
+
+
+def _step_by_step(loaded: LoadedScenario) -> LoadedScenario:
+    """The same for the reference engine."""
+    engine = loaded.scenario.engine.model_copy(update={"stepping": "reference"})
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -154,13 +181,17 @@ def _build_replica(
         return SpeculativeScheduler(settings, new_policy(), acceptance, recorder)
 
     try:
-        if (group_cost := deployment.group_cost) is not None:
-            return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
+        group_cost = deployment.group_cost
         if sums is None:
+            if group_cost is not None:
+                return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
-        unbounded = replace(settings, sliding_window=None)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
-        return FastReplica(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
+        if gateway.request_type is WindowMember:
+            return WindowReplica(gateway.env, index, engine.model, settings, new_policy, *of_cost)
+        unbounded = replace(settings, sliding_window=None)
+        kind = FastReplica if group_cost is None else FastRank
+        return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
         # The policy parts with the engine's limits, which it only learns now.
         raise InputError(loaded.problem(("engine", "policy"), str(error))) from None
@@ -168,10 +199,14 @@ def _build_replica(
 
 def _group(gateway: Gateway, cost: GroupCost, deployment: Deployment) -> None:
     """Make ranks that follow each other in number step together."""
-    ranks = [replica for replica in gateway.replicas if isinstance(replica, Rank)]
     size = deployment.engine.data_parallel_size
-    for first in range(0, len(ranks), size):
-        DataParallelGroup(gateway.env, ranks[first : first + size], cost, deployment.depth)
+    for first in range(0, len(gateway.replicas), size):
+        group = gateway.replicas[first : first + size]
+        if fast := [replica for replica in group if isinstance(replica, FastRank)]:
+            FastGroup(gateway.env, fast, cost, deployment.depth, gateway.recorder)
+        else:
+            ranks = [replica for replica in group if isinstance(replica, Rank)]
+            DataParallelGroup(gateway.env, ranks, cost, deployment.depth)
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:

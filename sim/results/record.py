@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 1 << 19
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
-TRIM_ROWS = 8192
+TRIM_ROWS = 1024
 """Rows of steps or requests kept as Python integers before they are packed."""
 FLUSH_GAPS = 1 << 18
 """Gaps and weights kept before equal gaps are merged."""

@@ -16,7 +16,7 @@ from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.recompute import note_stopped
 from sim.engine.reference.waiting import FcfsQueue, RankedQueue
-from sim.engine.request import NEVER, Request, State
+from sim.engine.request import NEVER, Content, Request, State
 from sim.results.record import Recorder, Status
 
 NOT_A_MEMBER = -1
@@ -36,12 +36,58 @@ class Member(Request):
         "last_batch",
     )
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
+    def __init__(
+        self,
+        *,
+        row: int,
+        request_id: str,
+        arrival_ns: int,
+        num_prompt_tokens: int,
+        output_tokens: int,
+        max_tokens: int,
+        max_model_len: int,
+        order: int | str,
+        priority: int,
+        content: Content,
+        tenant: str,
+        tier: str,
+        class_name: str,
+        class_index: int,
+        deadline_ns: int | None,
+        cancel_ns: int,
+        expected_output_tokens: int | None,
+        session: str | None,
+        prefix_key: str | None,
+    ) -> None:
+        # As ``Request`` has it, without what only the reference's scheduler and cache keep in a request.
+        self.row, self.request_id, self.order = row, request_id, order
+        self.arrival_ns = arrival_ns
+        self.priority, self.tenant, self.tier = priority, tenant, tier
+        self.class_name, self.class_index = class_name, class_index
+        self.deadline_ns, self.cancel_ns = deadline_ns, cancel_ns
+        self.replica = NEVER
+        self.expected_output_tokens = expected_output_tokens
+        self.session, self.prefix_key, self.content = session, prefix_key, content
+        self.num_prompt_tokens = self.num_tokens = num_prompt_tokens
+        self.max_tokens = max_tokens
+        room = max_model_len - num_prompt_tokens
+        stop = output_tokens if output_tokens < max_tokens else max_tokens
+        self._stop_at_output_tokens = stop if stop < room else room
+        self.num_computed_tokens = self.num_output_tokens = self.num_output_placeholders = 0
+        self.num_stale_batches = self.num_cached_blocks = 0
+        self.state = State.WAITING
+        self.scheduled_ns = self.first_token_ns = self.last_token_ns = NEVER
+        self.num_preemptions = self.num_cached_tokens = self.num_recomputed_tokens = 0
+        self.computed_spans = ()
         self.joined_at = NOT_A_MEMBER
         self.is_counted = False
         """It is in the sums: the next batch computes a token of it."""
         self.holding: Any = None
+
+    @property
+    def arrival_time(self) -> float:  # type: ignore[override]
+        """Seconds, as in vLLM."""
+        return self.arrival_ns / 1e9
 
 
 class Cohort:
@@ -63,7 +109,9 @@ class Cohort:
         self.policy = policy
         self.ranked = policy.stock_mode != "fcfs"
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
-        self._feeds_members = self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
+        self._feeds_members = (
+            self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
+        )
         self.kv = SegmentKVCache(settings.num_gpu_blocks, settings.block_size, caches=settings.enable_prefix_caching)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.ranked else FcfsQueue()
         self.running: list[Any] = []
@@ -316,7 +364,6 @@ class Cohort:
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
-        victim.num_known_tokens = victim.num_tokens
         victim.num_preemptions += 1
         self.waiting.put_back(victim, now_ns)
 

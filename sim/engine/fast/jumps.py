@@ -10,10 +10,12 @@ that leaves a member out; it becomes history (``_commit``) as far as it is when 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from itertools import accumulate
+from typing import Any
 
 from simpy import Event
 
@@ -23,8 +25,8 @@ from sim.engine.decisions import DecisionLog
 from sim.engine.door import OnEnd
 from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
 from sim.engine.fast.forming import Former
-from sim.engine.fast.plan import Plan
-from sim.engine.fast.sums import DecodeSums
+from sim.engine.fast.plan import Plan, block_ns
+from sim.engine.fast.sums import LENGTH, DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.recompute import note_stopped
 from sim.engine.request import NEVER, State
@@ -94,9 +96,10 @@ class FastReplica(Former):
         """The next instant at which anything but a step of the plan happens here."""
         self._plan_end_ns = 0
         """The instant at which the step after the plan can be formed."""
-        self._rows: deque[tuple[int, tuple[int, ...], Plan | None, int]] = deque()
-        """Steps that have not ended: their last batch, and their row, or the plan and how many of its steps they are."""
+        self._rows: deque[tuple[int, tuple[int, ...], Any]] = deque()
+        """Steps that have not ended: their last batch, their row, and the plan they are of (or what makes it)."""
         self._num_fruitless_steps = 0
+        self._may_cruise = self.is_async and self.decisions is None
 
     # --- load, as of now -----------------------------------------------------------------------
 
@@ -147,6 +150,8 @@ class FastReplica(Former):
         if request.num_prompt_tokens >= limit:
             return f"prompt of {request.num_prompt_tokens} tokens does not leave room under max_model_len {limit}"
         need = -(-(request.num_prompt_tokens + request._stop_at_output_tokens - 1) // self.block_size)
+        if self.most_blocks:
+            need = min(need, self.most_blocks)
         if need > self.num_gpu_blocks:
             return f"needs {need} KV blocks at its longest, the pool has {self.num_gpu_blocks}"
         return None
@@ -162,7 +167,7 @@ class FastReplica(Former):
 
     def _accept(self, request: Member, now_ns: int) -> None:
         if self._next_ns <= now_ns:
-            self.advance(now_ns)
+            self.advance(now_ns, is_cut=True)
         if self._plan is not None:
             self._cut(self._plan, now_ns)
         self.outstanding += request.num_prompt_tokens + request.max_tokens
@@ -202,14 +207,18 @@ class FastReplica(Former):
         lost = sorted((*self.running, *self.waiting), key=lambda request: request.row)
         self._due.clear()
         for request in lost:
-            if request.state is State.RUNNING:
-                if request.joined_at != NOT_A_MEMBER:
-                    self.write(request)
-                note_stopped(request, request.num_computed_tokens)
-            request.state = State.FINISHED
+            self.lose(request)
         self._bind(self._make_policy())
         self._set_timer()
         return lost
+
+    def lose(self, request: Member) -> None:
+        """``request`` is lost: its counters count."""
+        if request.state is State.RUNNING:
+            if request.joined_at != NOT_A_MEMBER:
+                self.write(request)
+            note_stopped(request, request.num_computed_tokens)
+        request.state = State.FINISHED
 
     @property
     def is_draining(self) -> bool:
@@ -289,7 +298,7 @@ class FastReplica(Former):
 
     # --- time ----------------------------------------------------------------------------------
 
-    def advance(self, until_ns: int, *, is_fault: bool = False) -> None:
+    def advance(self, until_ns: int, *, is_fault: bool = False, is_cut: bool = False) -> None:
         """Everything that happens here before ``Turn.ARRIVAL`` of ``until_ns``, or before ``Turn.FAULT`` of it."""
         due = self._due
         while due and due[0][0] <= until_ns - is_fault:
@@ -297,10 +306,10 @@ class FastReplica(Former):
             if request.state is not State.FINISHED:
                 self._run(at_ns)
                 self._cancel(request, at_ns, Status.CANCELLED)
-        self._run(until_ns)
+        self._run(until_ns, is_cut=is_cut)
         self._note_next(self._next_ns)
 
-    def _run(self, until_ns: int) -> None:
+    def _run(self, until_ns: int, *, is_cut: bool = False) -> None:
         while True:
             plan = self._plan
             if plan is not None:
@@ -314,8 +323,107 @@ class FastReplica(Former):
                 return
             if not self._is_settled:
                 self._settle(now_ns)
+                continue
+            if (
+                self._may_cruise
+                and self.has_newer
+                and not (self.waiting.entries or self.part or self.talkers or self.skipped)
+            ):
+                self._cruise(until_ns, is_cut=is_cut)
+                now_ns = self._now_ns
+                if now_ns >= until_ns or not self._is_settled:
+                    continue
+            self._next_step(now_ns)
+
+    def _cruise(self, until_ns: int, *, is_cut: bool) -> None:
+        """The usual rounds before ``until_ns``, while all that runs decodes and nothing waits.
+
+        It is ``_make_plan``, ``_commit`` and ``_settle`` in turn as one loop over local variables, and stops before a
+        round of any other kind. ``is_cut``: something comes from outside at ``until_ns``, so steps are taken up to it.
+        """
+        rows, running, growth, block_size = self._rows, self.running, self.growth, self.block_size
+        stretches, leaves, leaving, kv = self._sums.stretches, self._leaves, self.leaving, self.kv
+        add_gap, index, first = self.add_gap, self.index, self.latest
+        now_ns, busy_ns, latest, size, context = self._now_ns, self._busy_ns, self.latest, self.size, self.context
+        is_settled = True
+        while size and now_ns < until_ns:
+            most = 1 if leaving else leaves[0][0] - latest - 1
+            place = context // size & LENGTH - 1
+            stretch = stretches.get((size, context - place * size))
+            if stretch is None:
+                place, stretch = self._sums.get(size, context, most)
+            sums, host_ns = stretch.sums, self._sums.host_ns(size)
+            if most <= 0 or host_ns > stretch.least_ns or now_ns + host_ns > busy_ns:
+                break
+            steps = min(most, len(sums) - 1 - place)
+            before_ns = busy_ns - sums[place]
+            if before_ns + sums[place + steps - 1] > until_ns:
+                if not is_cut:
+                    break
+                steps = 1 + bisect_left(sums, until_ns - before_ns, place, place + steps - 1) - place
+            phase = (latest + 1) % block_size
+            takes = (growth[phase:] + growth[:phase]) * (steps // block_size + 1)
+            del takes[steps:]
+            need, free, start_ns = sum(takes), kv.num_free_blocks, busy_ns
+            if need > free:
+                break
+            if need:
+                kv.take(need)
+            next_ns, last_ns = before_ns + sums[place + steps - 1], now_ns
+            busy_ns = before_ns + sums[place + steps]
+            is_settled = next_ns <= until_ns
+            used_ns = 0
+            if steps > 1:
+                last_ns = before_ns + sums[place + steps - 2]
+                used_ns = block_ns(takes[:-1], now_ns, last_ns, sums, place, before_ns)
+            if is_settled or steps > 1:
+                # The batch in flight ends when the first of these steps starts, the others one after the other.
+                if self.newer_size:
+                    add_gap((start_ns - self.known_ns, self.newer_size))
+                if self.newer_ones:
+                    self.older_ones = self.newer_ones
+                    self._complete_ones(start_ns)
+                    self.newer_ones = ()
+                num_gaps = steps - 2 + is_settled
+                if num_gaps and stretch.counts is not None:
+                    stretch.counts[place] += 1
+                    stretch.counts[place + num_gaps] -= 1
+                else:
+                    for i in range(place, place + num_gaps):
+                        add_gap((sums[i + 1] - sums[i], size))
+                self.known_ns = next_ns if is_settled else last_ns
+                self.older_size, self.older_ones = size, ()
             else:
-                self._next_step(now_ns)
+                self.older_size, self.older_ones = self.newer_size, self.newer_ones
+            self.newer_size, self.newer_ones = size, ()
+            times = (index, now_ns, start_ns, busy_ns, steps, len(running), 0, size, context, busy_ns - start_ns)
+            row = (*times, host_ns * steps, free - need, last_ns, free * (last_ns - now_ns) - used_ns)
+            latest += steps
+            context += steps * size
+            self.outstanding -= steps * size
+            self.completed = completed = latest - 2 + is_settled
+            while rows and rows[0][0] <= completed:
+                self._write_first_row()
+            rows.append((latest, row, (now_ns, start_ns, host_ns, stretch, place, steps, takes)))
+            now_ns = next_ns
+            if not is_settled:
+                break
+            self.older_size = 0
+            if leaves[0][0] <= latest + 1:
+                self.latest, self.context = latest, context
+                self.leave_out(latest + 1)
+                size, context = self.size, self.context
+            if leaving and (ended := [request for request in leaving if request.ends_at <= completed]):
+                self.latest = latest
+                self.end_all(sorted(ended, key=admission_of), now_ns)
+        if latest > first:
+            self.num_steps += latest - first
+            self._num_fruitless_steps = 0
+            self.freed = []
+            self._now_ns, self._busy_ns, self.latest, self.context = now_ns, busy_ns, latest, context
+            self._is_settled, self._older = is_settled, 0 if is_settled else latest - 1
+            if not running:
+                self._rest()
 
     def _next_step(self, now_ns: int) -> None:
         """The turn at which a batch is formed."""
@@ -369,18 +477,21 @@ class FastReplica(Former):
             self.freed = []
         self.num_steps += 1
         if not batch:
-            self._check_progress(now_ns, 0)
+            self._check_progress(now_ns)
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None, 1))
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None))
             if had_newer:
                 self._wait_for_newer()
             else:
                 self._now_ns, self._is_settled = now_ns + empty_ns, False
                 self._write_rows(older)
             return
-        self._check_progress(now_ns, shape.num_sampled)
+        if shape.num_sampled:
+            self._num_fruitless_steps = 0
+        else:
+            self._check_progress(now_ns)
         host_ns, gpu_ns = cost.host_ns(shape), cost.gpu_ns(shape)
         start_ns = now_ns + host_ns
         if start_ns < self._busy_ns:
@@ -408,7 +519,7 @@ class FastReplica(Former):
             now_ns,
             0,
         )
-        self._rows.append((batch, row, None, 1))
+        self._rows.append((batch, row, None))
         self._is_settled = False
         if self.is_async:
             self._now_ns = start_ns
@@ -420,10 +531,8 @@ class FastReplica(Former):
             self.older_size, self.older_ones = self.newer_size, self.newer_ones
             self.newer_size, self.newer_ones = 0, ()
 
-    def _check_progress(self, now_ns: int, num_sampled: int) -> None:
-        if num_sampled:
-            self._num_fruitless_steps = 0
-            return
+    def _check_progress(self, now_ns: int) -> None:
+        """One more step in which no request gets a token."""
         self._num_fruitless_steps += 1
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.waiting.peek() if len(self.waiting) else self.running[0]
@@ -536,17 +645,14 @@ class FastReplica(Former):
         rows = self._rows
         while rows and rows[0][0] <= self.completed:
             self._write_first_row()
-        rows.append((latest, None, plan, steps))
+        rows.append((latest, plan.row(steps), plan))
 
     # --- what is written down --------------------------------------------------------------------
 
     def _write_first_row(self) -> None:
         """The first steps that are not written have ended."""
-        _, row, plan, steps = self._rows.popleft()
-        if plan is None:
-            self.recorder.steps.append(row)
-        else:
-            self.recorder.decodes.append(plan.row(steps))
+        _, row, plan = self._rows.popleft()
+        (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
 
     def _write_rows(self, until: int) -> None:
         """Write the steps up to batch ``until``, which have ended."""
@@ -555,12 +661,16 @@ class FastReplica(Former):
 
     def _write_ended(self, now_ns: int) -> None:
         """Write the steps that have ended by ``now_ns``; the others never end."""
-        for _, row, plan, steps in self._rows:
-            if plan is None:
-                if row[3] <= now_ns:
-                    self.recorder.steps.append(row)
-            elif steps := plan.num_ended(now_ns, steps):
-                self.recorder.decodes.append(plan.row(steps))
+        for _, row, plan in self._rows:
+            if row[3] <= now_ns:
+                (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
+            elif plan is not None:
+                if not isinstance(plan, Plan):
+                    *args, takes = plan
+                    plan = Plan(*args, is_async=True)
+                    plan.describe(row, takes)
+                if steps := plan.num_ended(now_ns, row[4]):
+                    self.recorder.decodes.append(plan.row(steps))
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:

@@ -8,7 +8,7 @@ accelerator never waits for the host, a step is formed when the one before it st
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import mul
 
 from sim.engine.fast.sums import Stretch
@@ -78,6 +78,11 @@ class Plan:
             ends.append(busy_ns)
         self.instants, self.place, self.before_ns, self.ends_ns = formed, 0, 0, ends
 
+    def describe(self, row: Sequence[int], takes: list[int]) -> None:
+        """Take over what ``row``, made of all its steps, says of the replica; ``takes``: blocks of each step."""
+        self.index, self.num_running, self.num_waiting, self.size, self.context = row[0], *row[5:9]
+        self.takes, self.free = takes, row[11] + sum(takes)
+
     def num_formed(self, now_ns: int) -> int:
         """Steps formed before ``now_ns``; the first one always is."""
         place = self.place
@@ -99,22 +104,15 @@ class Plan:
 
     def row(self, steps: int) -> tuple[int, ...]:
         """The first ``steps`` as a row of ``DECODE_COLUMNS``; ``takes`` is set."""
-        end_ns, last_ns, free = self.end_ns(steps), self.now_ns, self.free
-        gpu_ns, free_block_ns = end_ns - self.start_ns, 0
-        takes = self.takes
+        end_ns = self.end_ns(steps)
+        gpu_ns = end_ns - self.start_ns
         if self.ends_ns is not None:
             sums, first = self.stretch.sums, self.stretch_place
             gpu_ns = sums[first + steps] - sums[first]
+        free, used_ns = self.free, 0
+        last_ns = self.formed_ns(steps - 1)
         if steps > 1:
-            instants, place, before_ns = self.instants, self.place, self.before_ns
-            last_ns = before_ns + instants[place + steps - 2]
-            # Blocks are free from the instant at which a step is formed until the next one is.
-            free_block_ns = (free - takes[0]) * (last_ns - self.now_ns)
-            if steps > 2:
-                inner = takes[1 : steps - 1]
-                if any(inner):
-                    free_block_ns += sum(map(mul, inner, instants[place : place + steps - 2]))
-                    free_block_ns -= (last_ns - before_ns) * sum(inner)
+            used_ns = block_ns(self.takes[: steps - 1], self.now_ns, last_ns, self.instants, self.place, self.before_ns)
         return (
             self.index,
             self.now_ns,
@@ -127,9 +125,9 @@ class Plan:
             self.context,
             gpu_ns,
             self.host_ns * steps,
-            free - sum(takes if len(takes) == steps else takes[:steps]),
+            free - sum(self.takes[:steps]),
             last_ns,
-            free_block_ns,
+            free * (last_ns - self.now_ns) - used_ns,
         )
 
     def count_gaps(self, steps: int, add_gap: Callable[[tuple[int, int]], None]) -> None:
@@ -142,3 +140,16 @@ class Plan:
         instants, size = self.instants, self.size
         for i in range(place, place + steps):
             add_gap((instants[i + 1] - instants[i], size))
+
+
+def block_ns(
+    takes: Sequence[int], now_ns: int, last_ns: int, instants: Sequence[int], place: int, before_ns: int
+) -> int:
+    """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more: the first is formed at ``now_ns``,
+    the others at ``before_ns + instants[place]`` and so on."""
+    blocks_ns = takes[0] * (last_ns - now_ns)
+    num_blocks = sum(takes) - takes[0]
+    if num_blocks:
+        blocks_ns += (last_ns - before_ns) * num_blocks
+        blocks_ns -= sum(map(mul, takes[1:], instants[place : place + len(takes) - 1]))
+    return blocks_ns
