@@ -35,6 +35,11 @@ class Member(Request):
         "joined_at",
         "last_batch",
     )
+    base_computed: int
+    base_output: int
+    ends_at: int
+    fed_until: int
+    last_batch: int
 
     def __init__(
         self,
