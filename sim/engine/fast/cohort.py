@@ -41,6 +41,18 @@ class Member(Request):
     fed_until: int
     last_batch: int
 
+    base_computed: int
+    """Tokens that it had computed with the batch at which it joined, ..."""
+    base_output: int
+    """... and its output tokens before that batch's."""
+    ends_at: int
+    """The batch of its last token."""
+    last_batch: int
+    """The last batch that computes it: one more where the end is not known beforehand."""
+    fed_until: int
+    """The last batch whose tokens its policy was told of."""
+    content: Content
+
     def __init__(
         self,
         *,
@@ -66,7 +78,7 @@ class Member(Request):
     ) -> None:
         # As ``Request`` has it, without what only the reference's scheduler and cache keep in a request.
         self.row, self.request_id, self.order = row, request_id, order
-        self.arrival_ns = arrival_ns
+        self.arrival_ns, self.arrival_time = arrival_ns, arrival_ns / 1e9
         self.priority, self.tenant, self.tier = priority, tenant, tier
         self.class_name, self.class_index = class_name, class_index
         self.deadline_ns, self.cancel_ns = deadline_ns, cancel_ns
@@ -88,11 +100,6 @@ class Member(Request):
         self.is_counted = False
         """It is in the sums: the next batch computes a token of it."""
         self.holding: Any = None
-
-    @property
-    def arrival_time(self) -> float:  # type: ignore[override]
-        """Seconds, as in vLLM."""
-        return self.arrival_ns / 1e9
 
 
 class Cohort:

@@ -167,7 +167,10 @@ class FastReplica(Former):
 
     def _accept(self, request: Member, now_ns: int) -> None:
         if self._next_ns <= now_ns:
-            self.advance(now_ns, is_cut=True)
+            if self._due:
+                self.advance(now_ns)
+            else:
+                self._run(now_ns, is_cut=True)
         if self._plan is not None:
             self._cut(self._plan, now_ns)
         self.outstanding += request.num_prompt_tokens + request.max_tokens
@@ -298,7 +301,7 @@ class FastReplica(Former):
 
     # --- time ----------------------------------------------------------------------------------
 
-    def advance(self, until_ns: int, *, is_fault: bool = False, is_cut: bool = False) -> None:
+    def advance(self, until_ns: int, *, is_fault: bool = False) -> None:
         """Everything that happens here before ``Turn.ARRIVAL`` of ``until_ns``, or before ``Turn.FAULT`` of it."""
         due = self._due
         while due and due[0][0] <= until_ns - is_fault:
@@ -306,7 +309,7 @@ class FastReplica(Former):
             if request.state is not State.FINISHED:
                 self._run(at_ns)
                 self._cancel(request, at_ns, Status.CANCELLED)
-        self._run(until_ns, is_cut=is_cut)
+        self._run(until_ns)
         self._note_next(self._next_ns)
 
     def _run(self, until_ns: int, *, is_cut: bool = False) -> None:
@@ -477,7 +480,7 @@ class FastReplica(Former):
             self.freed = []
         self.num_steps += 1
         if not batch:
-            self._check_progress(now_ns)
+            self._check_progress(now_ns, 0)
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
@@ -488,10 +491,8 @@ class FastReplica(Former):
                 self._now_ns, self._is_settled = now_ns + empty_ns, False
                 self._write_rows(older)
             return
-        if shape.num_sampled:
-            self._num_fruitless_steps = 0
-        else:
-            self._check_progress(now_ns)
+        if not shape.num_sampled or self._num_fruitless_steps:
+            self._check_progress(now_ns, shape.num_sampled)
         host_ns, gpu_ns = cost.host_ns(shape), cost.gpu_ns(shape)
         start_ns = now_ns + host_ns
         if start_ns < self._busy_ns:
@@ -531,8 +532,10 @@ class FastReplica(Former):
             self.older_size, self.older_ones = self.newer_size, self.newer_ones
             self.newer_size, self.newer_ones = 0, ()
 
-    def _check_progress(self, now_ns: int) -> None:
-        """One more step in which no request gets a token."""
+    def _check_progress(self, now_ns: int, num_sampled: int) -> None:
+        if num_sampled:
+            self._num_fruitless_steps = 0
+            return
         self._num_fruitless_steps += 1
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.waiting.peek() if len(self.waiting) else self.running[0]
