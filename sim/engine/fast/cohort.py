@@ -1,9 +1,9 @@
 """The requests of one engine, kept so that a step in which all decode costs the same for 2 requests and for 200.
 
-A *member* is a running request that gets one token in every batch from the one after it joined. Batches are numbered, so
-its computed tokens, its blocks and the batch of its last token follow from the batch at which it joined. Kept up to date
-are sums over the members: how many they are, their context, and how many need a block for each batch. A member that joins at
-batch 7 with 100 computed tokens attends to 101 tokens in batch 8 and to 105 in batch 12.
+A *member* is a running request that gets one token in every batch from the one after it joined. Batches are numbered,
+so its computed tokens, its blocks and the batch of its last token follow from the batch at which it joined. Kept up to
+date are sums over the members: how many they are, their context, and how many need a block for each batch. A member
+that joins at batch 7 with 100 computed tokens attends to 101 tokens in batch 8 and to 105 in batch 12.
 """
 
 from __future__ import annotations
@@ -35,11 +35,6 @@ class Member(Request):
         "joined_at",
         "last_batch",
     )
-    base_computed: int
-    base_output: int
-    ends_at: int
-    fed_until: int
-    last_batch: int
 
     base_computed: int
     """Tokens that it had computed with the batch at which it joined, ..."""
@@ -129,8 +124,8 @@ class Cohort:
         self.running: list[Any] = []
         """In the order of admission."""
         self.part: Member | None = None
-        """The request whose prompt is done in part: one at most, the last of ``running``, since it used up the budget of
-        its step and no request is admitted before it is done."""
+        """The request whose prompt is done in part: one at most, the last of ``running``, since it used up the budget
+        of its step and no request is admitted before it is done."""
         self.part_batch = 0
         """The batch of its last chunk."""
         self.skipped: list[Member] = []
@@ -163,7 +158,7 @@ class Cohort:
         """Ended since the last step, for its line of decisions."""
         self.has_newer = False
         """Whether the batch ``latest`` is in flight behind an older one, or alone under asynchronous scheduling."""
-        # Of a batch in flight: how many members it computes, and the requests that are looked at one by one when it ends.
+        # Of a batch in flight: how many members it computes, and the requests looked at one by one when it ends.
         self.older_size = 0
         self.older_ones: tuple[Member, ...] | list[Member] = ()
         self.newer_size = 0
@@ -238,7 +233,7 @@ class Cohort:
             request.num_output_tokens += min(completed, request.ends_at) - joined + 1
             request.last_token_ns = self.known_ns
         request.num_tokens = request.num_prompt_tokens + request.num_output_tokens
-        # Full blocks are found by content once their tokens are known: the newest one is not, under asynchronous scheduling.
+        # Full blocks are found by content once their tokens are known: under asynchronous scheduling the newest is not.
         request.num_output_placeholders = int(self.is_async and scheduled > completed)
         if request.is_counted:
             self._uncount(request)
