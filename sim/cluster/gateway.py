@@ -13,7 +13,8 @@ from simpy import Event
 from policies.base import Router
 from sim.engine.clock import At, Clock, Turn
 from sim.engine.door import Door
-from sim.engine.fast.jumps import IDLE, FastReplica
+from sim.engine.fast.fast_replica import FastReplica
+from sim.engine.fast.jumps import IDLE
 from sim.engine.reference.replica import attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
