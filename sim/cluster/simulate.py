@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
+from sim.engine.variants.drafts_fast import DraftMember, FastDrafts, NeedsReference, why_not_drafts
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.errors import InputError, SimulationError
@@ -36,6 +39,10 @@ from sim.workload.table import RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
+
+
+MOST_SPOOLED = 1 << 24
+"""Bytes of decisions that are kept in memory while it is not known whether they stand."""
 
 
 def simulate_cluster(
@@ -53,17 +60,48 @@ def simulate_cluster(
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
-    scenario, engine = loaded.scenario, loaded.scenario.engine
+    engine = loaded.scenario.engine
     if workload is None:
         workload = build_workload(
-            scenario.workload,
-            scenario.seed,
+            loaded.scenario.workload,
+            loaded.scenario.seed,
             loaded.base_dir,
             engine.max_model_len_in_effect,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
-        deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
+        deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
+    parts = (loaded, progress, workload, deployment, acts)
+    every_step = takes_every_step(deployment, workload, loaded.scenario.seed)
+    if every_step or engine.speculative is None:
+        return _simulate(*parts, decisions, every_step=every_step)
+    is_known = True
+    with tempfile.SpooledTemporaryFile(MOST_SPOOLED, "w+", encoding="utf-8") as lines:
+        try:
+            return _simulate(*parts, None if decisions is None else cast(TextIO, lines), every_step=False)
+        except NeedsReference:
+            is_known = False
+        finally:
+            if is_known and decisions is not None:
+                lines.seek(0)
+                shutil.copyfileobj(lines, decisions)
+    record = _simulate(*parts, decisions, every_step=True)
+    record.num_restarts = 1
+    return record
+
+
+def _simulate(
+    loaded: LoadedScenario,
+    progress: Progress | None,
+    workload: RequestTable,
+    deployment: Deployment,
+    acts: Sequence[Act],
+    decisions: TextIO | None,
+    *,
+    every_step: bool,
+) -> RunRecord:
+    """Simulate from the first arrival to the last end; ``every_step``: the reference takes each."""
+    scenario, engine = loaded.scenario, loaded.scenario.engine
     settings, group_cost = deployment.settings, deployment.group_cost
     recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
     env = Clock()
@@ -76,10 +114,9 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = takes_every_step(engine, workload, settings, scenario.seed)
     sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
-        gateway.request_type = Member
+        gateway.request_type = Member if engine.speculative is None else DraftMember
     gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
     if group_cost is not None:
         _group(gateway, group_cost, deployment)
@@ -105,11 +142,15 @@ def simulate_cluster(
     return _record(loaded, gateway, deployment, cpu_s)
 
 
-def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
+def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) -> bool:
     """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
-    if engine.stepping == "reference" or engine.speculative is not None or outgrows(workload, settings):
+    engine, settings = deployment.engine, deployment.settings
+    if engine.stepping == "reference" or outgrows(workload, settings):
         return True
-    return why_not(settings, _build_policy(engine, workload, seed)) is not None
+    policy = _build_policy(engine, workload, seed)
+    if engine.speculative is None:
+        return why_not(settings, policy) is not None
+    return deployment.group_cost is not None or why_not_drafts(settings, policy) is not None
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -162,6 +203,9 @@ def _build_replica(
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
         unbounded = replace(settings, sliding_window=None)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
+        if (speculative := engine.speculative) is not None:
+            common_to_fast = (gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
+            return FastDrafts(speculative.rates, loaded.scenario.seed, *common_to_fast)
         kind = FastReplica if group_cost is None else FastRank
         return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:

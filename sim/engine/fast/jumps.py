@@ -377,7 +377,8 @@ class FastReplica(Former):
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None, 1))
+            further = (0,) * len(self.recorder.shape_columns)
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest, *further), None, 1))
             if had_newer:
                 self._wait_for_newer()
             else:
@@ -412,6 +413,8 @@ class FastReplica(Former):
             now_ns,
             0,
         )
+        if names := self.recorder.shape_columns:
+            row += tuple(getattr(shape, name) for name in names)
         self._rows.append((batch, row, None, 1))
         self._is_settled = False
         if self.is_async:
