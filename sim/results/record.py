@@ -157,7 +157,7 @@ class ColumnWriter:
         """One column of all rows, in parts."""
         self.trim(0)
         place = self.names.index(name)
-        return [chunk[place] for chunk in self._chunks]
+        return [np.empty(0, dtype=np.int64), *(chunk[place] for chunk in self._chunks)]
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -362,6 +362,8 @@ class RunRecord:
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
     drafts: DraftCounts | None = None
     """Speculative decoding: what became of the drafts."""
+    num_restarts: int = 0
+    """How often a fast run met a state that only the reference knows, and was done anew."""
     data_parallel_size: int = 1
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     reserved_tokens_per_request: int = 0
