@@ -74,6 +74,13 @@ class FastReplica(Jumper):
         return len(self.waiting.entries)
 
     @property
+    def num_requests(self) -> int:
+        """Requests that run or wait."""
+        if self.env._now >= self._next_ns:
+            self.advance(self.env._now)
+        return len(self.running) + len(self.waiting.entries)
+
+    @property
     def outstanding_tokens(self) -> int:
         """Tokens still to compute, over all requests, if each used all of its ``max_tokens``."""
         now_ns = self.env._now

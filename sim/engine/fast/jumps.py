@@ -151,8 +151,9 @@ class Jumper(Former):
                     self.newer_ones = ()
                 num_gaps = steps - 2 + is_settled
                 if num_gaps and stretch.counts is not None:
-                    stretch.counts[place] += 1
-                    stretch.counts[place + num_gaps] -= 1
+                    counts, end = stretch.counts, place + num_gaps
+                    counts[place] = counts.get(place, 0) + 1
+                    counts[end] = counts.get(end, 0) - 1
                 else:
                     for i in range(place, place + num_gaps):
                         add_gap((sums[i + 1] - sums[i], size))

@@ -112,8 +112,8 @@ class Plan:
         """Tokens of the first ``steps`` are known: each member waited as long for it as the step took."""
         counts, place = self.stretch.counts, self.place
         if counts is not None and self.ends_ns is None:
-            counts[place] += 1
-            counts[place + steps] -= 1
+            counts[place] = counts.get(place, 0) + 1
+            counts[place + steps] = counts.get(place + steps, 0) - 1
             return
         instants, size = self.instants, self.size
         for i in range(place, place + steps):
@@ -126,8 +126,7 @@ def block_ns(
     """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more: the first is formed at ``now_ns``,
     the others at ``before_ns + instants[place]`` and so on."""
     blocks_ns = takes[0] * (last_ns - now_ns)
-    num_blocks = sum(takes) - takes[0]
-    if num_blocks:
-        blocks_ns += (last_ns - before_ns) * num_blocks
-        blocks_ns -= sum(map(mul, takes[1:], instants[place : place + len(takes) - 1]))
+    inner = takes[1:]
+    if any(inner):
+        blocks_ns += (last_ns - before_ns) * sum(inner) - sum(map(mul, inner, instants[place : place + len(inner)]))
     return blocks_ns
