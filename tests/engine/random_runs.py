@@ -21,9 +21,14 @@ from sim.cluster.acts import Act, What
 
 Document = dict[str, Any]
 
-RANKED = ["priority", "sjf", "srtf", "throughput", "hybrid", "tiered", "fair", "deadline"]
+TIMED: list[Any] = [
+    {"name": "deadline", "ttft_slo_ms": 100.0, "e2el_slo_ms": 400.0, "give_up_after_ms": 150.0},
+    {"name": "tiered", "age_promote_s": 0.2, "ttft_slo_ms": {}},
+]
+"""Policies whose ranks move with the clock, and that evict no running request for a waiting one."""
+RANKED: list[Any] = ["priority", "sjf", "srtf", "throughput", "hybrid", "tiered", "fair", "deadline", *TIMED]
 """Policies whose steps the fast engine takes, ``fcfs`` aside."""
-TAKEN = ["fcfs", "fcfs", "fcfs", *RANKED]
+TAKEN = [*["fcfs"] * 5, *RANKED]
 SHARING: list[Document] = [
     {"name": "fair", "shares": True},
     {"name": "tiered", "shares": {"premium": 0.5, "standard": 0.8, "budget": 1.0}},
@@ -238,6 +243,8 @@ def tight(rng: Random, name: str) -> Document:
         "max_num_batched_tokens": rng.choice([64, 128, 2048]),
     }
     workload = traffic(rng, 100, 120, [20.0, 60.0])
+    if chance(rng, 0.3):  # whole prompts that must fit: heads that wait for blocks while ranks move
+        engine |= {"policy": rng.choice(TIMED), "scheduler_reserve_full_isl": True, "max_num_seqs": 8}
     if chance(rng, 0.3):
         workload["prefix"] = {"groups": 2, "tokens": rng.choice([16, 40, 64])}
     return scenario(rng, classes(rng, workload), engine, latencies(rng), ["round_robin", "least_kv"])
@@ -266,6 +273,22 @@ def shared(rng: Random, name: str) -> Document:
     return scenario(rng, workload, engine, latencies(rng), [*LIVE_ROUTERS, "round_robin", "prefix_affinity"])
 
 
+def evicting(rng: Random, name: str) -> Document:
+    """Requests that evict running ones for themselves, few seats, short ones behind long ones."""
+    policies = [{"name": "srtf", "output_weight": 1}, {"name": "tiered", "ttft_slo_ms": {"premium": 40, "budget": 90}}]
+    engine = engines(rng, [50, 120, 4000], policies)
+    engine |= {"max_num_seqs": rng.choice([2, 3, 6]), "predictor": rng.choice(["exact", "noisy"])}
+    outputs = values(rng.choice([1, 3, 20, 150, 250]) for _ in range(7))
+    workload = traffic(rng, 100, 60, [10.0, 30.0]) | {"output_tokens": outputs}
+    if chance(rng, 0.4):
+        workload["prefix"] = {"groups": 2, "tokens": 48}
+    if workload["arrival"]["process"] != "closed_loop":
+        tiers = ["premium", "standard", "budget"]
+        each = {**workload, "requests": max(workload["requests"] // 2, 1)}
+        workload = {"classes": [{**each, "name": tier, "tenant": tier} for tier in tiers]}
+    return scenario(rng, workload, engine, latencies(rng), ["round_robin", "least_outstanding"])
+
+
 def windows(rng: Random, name: str) -> Document:
     """Windows and prompts around multiples of a block."""
     block_size = rng.choice([4, 8, 16])
@@ -280,6 +303,10 @@ def windows(rng: Random, name: str) -> Document:
         "watermark": rng.choice([0.0, 0.1]),
     }
     workload = traffic(rng, 350, 150, [20.0, 200.0])
+    if chance(rng, 0.3):  # few blocks
+        engine |= {"num_gpu_blocks_override": rng.choice([40, 60]), "max_model_len": 300, "max_num_seqs": 31}
+        engine |= {"max_num_batched_tokens": 65, "scheduler_reserve_full_isl": False, "watermark": 0.0}
+        workload["input_tokens"] = lengths(rng, 40)
     if chance(rng, 0.4):
         near = [window, window + 1, window + block_size - 1, window + block_size, 3 * window + 2]
         workload["input_tokens"] = values(rng.choice(near) for _ in range(3))
@@ -294,6 +321,11 @@ def ranks(rng: Random, name: str) -> Document:
     size = rng.choice([2, 2, 4])
     engine |= {"model": "qwen3-30b-a3b", "gpu": "h100-sxm", "data_parallel_size": size, "enable_expert_parallel": True}
     workload = traffic(rng, 150, 80, [5.0, 20.0])
+    if chance(rng, 0.4):  # few blocks, and a crowd
+        engine |= {"num_gpu_blocks_override": 34, "block_size": 16, "max_model_len": 480, "max_num_seqs": 31}
+        engine |= {"max_num_batched_tokens": rng.choice([64, 2048]), "scheduler_reserve_full_isl": False}
+        workload |= {"input_tokens": lengths(rng, 60), "output_tokens": lengths(rng, 120)}
+        workload["arrival"] = arrivals(rng, [100.0, 300.0])
     if chance(rng, 0.3):
         workload["prefix"] = {"groups": 2, "tokens": 40}
     elif workload["arrival"]["process"] != "closed_loop" and chance(rng, 0.3):
@@ -330,7 +362,7 @@ def variants(rng: Random, name: str) -> Document:
 
 Family = Callable[[Random, str], Document]
 FAMILIES: dict[str, Family] = {
-    each.__name__: each for each in (usual, bounds, tight, shared, windows, ranks, variants)
+    each.__name__: each for each in (usual, bounds, tight, evicting, shared, windows, ranks, variants)
 }
 
 
@@ -339,17 +371,19 @@ FAMILIES: dict[str, Family] = {
 KINDS = [What.CANCEL, What.CANCEL, What.CANCEL, What.CRASH, What.DRAIN, What.UNDRAIN, What.SLOW]
 
 
-def some_acts(rng: Random, instants: Sequence[int], num_requests: int, num_replicas: int) -> list[Act]:
-    """A few acts at random instants, most of them at or next to ``instants``, at which steps begin and end."""
+def some_acts(rng: Random, instants: Sequence[int], columns: dict[str, list[int]], num_replicas: int) -> list[Act]:
+    """A few acts, most of them at or next to ``instants``; ``columns`` says which requests are there then."""
     acts = []
     last_ns = max(instants, default=1)
     for _ in range(rng.randint(1, 6)):
         at_ns = rng.randint(0, last_ns)
         if chance(rng, 0.7) and instants:
-            at_ns = max(rng.choice(instants) + rng.choice([0, 0, 0, -1, 1]), 0)
+            at_ns = max(rng.choice(instants) + rng.choice([0, 0, -1, 1]), 0)
         what = rng.choice(KINDS)
         if what is What.CANCEL:
-            acts += [Act(at_ns, what, rng.randrange(num_requests)) for _ in range(rng.randint(1, 5))]
+            spans = zip(columns["row"], columns["arrival_ns"], columns["end_ns"], strict=True)
+            here = [row for row, start_ns, end_ns in spans if start_ns <= at_ns <= end_ns] or columns["row"]
+            acts += [Act(at_ns, what, rng.choice(here)) for _ in range(rng.randint(1, 4))]
         else:
             acts.append(Act(at_ns, what, rng.randrange(num_replicas), rng.choice([0.5, 1.0, 1.7])))
     return acts

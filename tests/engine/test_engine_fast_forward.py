@@ -1,6 +1,7 @@
 """Whole runs, fast and reference: the same decisions at the same instants, the same requests, the same summary.
 
-``FAST_FORWARD_EXAMPLES`` sets the number of random scenarios; the default is a short version.
+``FAST_FORWARD_EXAMPLES`` sets the number of random scenarios of each family; the default is a short version. Each
+family counts how often it came through each shortcut, and fails where that is too seldom.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_profiled import Deployments, kept_costs
+from least_shortcuts import LEAST
 from random_runs import FAMILIES, some_acts
 from shortcuts import Shortcuts
 
@@ -28,13 +30,10 @@ from sim.results.context import RunContext
 from sim.results.summary import build_summary
 from sim.run import load, run
 
-SHORT = 140
+SHORT = 60
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", SHORT))
-PER_FAMILY = max(EXAMPLES // len(FAMILIES), 1)
 COSTS = kept_costs
 DEPLOYMENTS = Deployments()
-
-LEAST: dict[str, dict[str, int]] = {name: {} for name in FAMILIES}
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Outcome:
     columns: dict[str, list[int]]
     summary: dict[str, Any]
     instants: list[int]
-    """At which something began or ended."""
+    """At which something began or ended; those of steps that preempt a request ten times."""
 
 
 def outcome(
@@ -62,7 +61,9 @@ def outcome(
         return None
     except SimulationError as error:
         return Outcome(stream.getvalue().splitlines(), {}, {"error": str(error)}, [])
-    context = RunContext(slo=scenario.get("slo"), work=deployment.work, max_num_seqs=loaded.scenario.engine.max_num_seqs)
+    context = RunContext(
+        slo=scenario.get("slo"), work=deployment.work, max_num_seqs=loaded.scenario.engine.max_num_seqs
+    )
     summary = build_summary(record, context)
     del summary["run"]["cpu_s"], summary["run"]["wall_s"]
     columns = {name: column.tolist() for name, column in record.requests.items()}
@@ -71,7 +72,9 @@ def outcome(
     instants = [*columns["arrival_ns"], *columns["end_ns"]]
     for name in ("scheduled_ns", "start_ns", "end_ns"):
         instants += record.steps[name].tolist()
-    return Outcome(stream.getvalue().splitlines(), columns | gaps, summary | more, sorted({*instants} - {-1}))
+    instants = sorted({*instants} - {-1})
+    instants += record.steps["scheduled_ns"][record.steps["num_preempted"] > 0].tolist() * 10
+    return Outcome(stream.getvalue().splitlines(), columns | gaps, summary | more, instants)
 
 
 def compare(scenario: dict[str, Any], acts: Sequence[Act], reference: Outcome) -> None:
@@ -105,7 +108,7 @@ def draw(family: str, seed: int) -> tuple[dict[str, Any], list[Act], Outcome] | 
     if reference is None or rng.random() < 0.5 or not reference.columns:
         return None if reference is None else (scenario, [], reference)
     num_replicas = scenario["cluster"]["replicas"] * scenario["engine"].get("data_parallel_size", 1)
-    acts = some_acts(rng, reference.instants, len(reference.columns["row"]), num_replicas)
+    acts = some_acts(rng, reference.instants, reference.columns, num_replicas)
     reference = outcome(scenario, "reference", acts)
     assert reference is not None
     return scenario, acts, reference
@@ -114,7 +117,7 @@ def draw(family: str, seed: int) -> tuple[dict[str, Any], list[Act], Outcome] | 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_fast_equals_the_reference(family: str, taken: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     most = sums.MOST_STRETCHES
-    for seed in range(PER_FAMILY):
+    for seed in range(EXAMPLES):
         # Few stretches are kept now and then, so that they are dropped while plans have them.
         monkeypatch.setattr(sums, "MOST_STRETCHES", 3 if seed % 4 == 3 else most)
         drawn = draw(family, seed)
@@ -127,10 +130,10 @@ def test_fast_equals_the_reference(family: str, taken: Counter[str], monkeypatch
         except Exception as error:
             error.add_note(f"{family}, seed {seed}: {scenario}\n{acts}")
             raise
-    if PER_FAMILY >= SHORT // len(FAMILIES):
-        scale = max(PER_FAMILY * len(FAMILIES) // SHORT // 2, 1)
-        few = {key: (taken[key], least * scale) for key, least in LEAST[family].items() if taken[key] < least * scale}
-        assert not few, "shortcuts taken too seldom: (how often, how often at least)"
+    times = 1 if EXAMPLES < 2 * SHORT else EXAMPLES / (2 * SHORT)
+    least = {key: number * times for key, number in LEAST[family].items() if EXAMPLES >= SHORT}
+    few = {key: (taken[key], number) for key, number in least.items() if taken[key] < number}
+    assert not few, "shortcuts taken too seldom: (how often, how often at least)"
 
 
 def test_jumps_are_taken() -> None:
