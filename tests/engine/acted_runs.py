@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from test_engine_fast_forward import traffic
 
 from policies.registry import POLICIES, PREDICTORS, ROUTERS
 from sim.checks.all_checks import check_all
@@ -18,6 +17,43 @@ from sim.cluster.simulate import simulate_cluster
 from sim.errors import InputError, SimulationError
 from sim.run import load
 from sim.workload.build_table import build_workload
+
+LENGTHS = st.one_of(
+    st.builds(lambda value: {"dist": "fixed", "value": value}, st.integers(1, 120)),
+    st.builds(lambda mean: {"dist": "exponential", "mean": mean, "max": 400}, st.integers(2, 80)),
+    st.builds(lambda mean: {"dist": "lognormal", "mean": mean, "cv": 1.0, "max": 400}, st.integers(2, 80)),
+)
+ARRIVALS = st.one_of(
+    st.builds(lambda rate: {"process": "poisson", "rate": rate}, st.sampled_from([2.0, 20.0, 200.0])),
+    st.builds(lambda rate: {"process": "constant", "rate": rate}, st.sampled_from([1.0, 10.0])),
+    st.just({"process": "burst"}),
+    st.builds(
+        lambda clients, think: {"process": "closed_loop", "concurrency": clients, "think_time_s": think},
+        st.integers(1, 12),
+        st.sampled_from([0.0, 0.03]),
+    ),
+)
+
+
+@st.composite
+def traffic(draw: st.DrawFn) -> dict[str, Any]:
+    """One workload class."""
+    arrival = draw(ARRIVALS)
+    workload: dict[str, Any] = {
+        "requests": draw(st.integers(1, 60)),
+        "arrival": arrival,
+        "input_tokens": draw(LENGTHS),
+        "output_tokens": draw(LENGTHS),
+    }
+    if draw(st.booleans()):
+        workload["prefix"] = {"groups": draw(st.integers(1, 3)), "tokens": draw(st.integers(1, 80))}
+    if draw(st.integers(0, 3)) == 0:
+        workload["max_tokens"] = {"dist": "fixed", "value": draw(st.sampled_from([30, 500]))}
+    if arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
+        workload["sessions"] = {"turns": draw(st.integers(2, 4)), "think_time_s": draw(st.sampled_from([0.0, 0.2]))}
+    elif arrival["process"] != "closed_loop" and draw(st.integers(0, 3)) == 0:
+        workload["n"] = draw(st.integers(2, 4))
+    return workload
 
 
 @dataclass

@@ -219,9 +219,9 @@ class Shortcuts:
         self._count(FastGroup, "crash", "crash of a group")
         real = simulate._step_by_step
 
-        def not_followed(loaded: Any) -> Any:
+        def not_followed(*args: Any) -> Any:
             self.counts["not followed"] += 1
-            return real(loaded)
+            return real(*args)
 
         self._patch.setattr(simulate, "_step_by_step", not_followed)
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from acted_runs import assert_same, classes, clusters, latencies, outcome, patiences, pressed, some_acts
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_engine_fast_forward import NO_SHRINK
 
 from sim.cluster.simulate import simulate_cluster
 from sim.engine.variants.drafts_fast import FastDrafts
 from sim.run import load
 
+NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 EXAMPLES = int(os.environ.get("FAST_FORWARD_EXAMPLES", "40"))
 LARGE: dict[str, Any] = {"model": "llama-3.1-70b", "gpu": "h100-sxm", "tensor_parallel_size": 4}
 
