@@ -157,7 +157,7 @@ class ColumnWriter:
         """One column of all rows, in parts."""
         self.trim(0)
         place = self.names.index(name)
-        return [chunk[place] for chunk in self._chunks]
+        return [np.empty(0, dtype=np.int64), *(chunk[place] for chunk in self._chunks)]
 
     def clear(self) -> None:
         """Forget all rows."""
