@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -132,7 +132,7 @@ TIGHT: dict[str, Any] = {"num_gpu_blocks_override": 45, "scheduler_reserve_full_
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each way was taken."""
     counts: Counter[str] = Counter()
 
@@ -152,7 +152,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     count(WindowReplica, "_serve_one_by_one", "one by one")
     count(WindowReplica, "preempt", "preempted")
     count(simulate, "_step_by_step", "by the reference")
-    yield counts
+    return counts
 
 
 def crowd(inputs: Sequence[int] = (200, 63, 300, 64, 40), **engine: Any) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def test_shared_content_behind_a_window_is_left_to_the_reference(taken: Counter[
 
 
 def test_the_fewest_free_blocks_within_a_plan_are_written_down(taken: Counter[str]) -> None:
-    """Blocks are taken at one phase and given back at another, and a row has those free at its end: so it ends early."""
+    """Blocks are taken at one phase and given back at another, and a row tells of its end: so it ends early."""
     few = crowd((137,), model=windowed_model(130), block_size=8)
     few["workload"] |= {"requests": 10, "arrival": {"process": "poisson", "rate": 2.0}}
     few["workload"]["output_tokens"] = {"dist": "values", "values": [307, 271, 155, 190, 270]}

@@ -145,11 +145,11 @@ class Plan:
 def block_ns(
     takes: Sequence[int], now_ns: int, last_ns: int, instants: Sequence[int], place: int, before_ns: int
 ) -> int:
-    """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more: the first is formed at ``now_ns``,
-    the others at ``before_ns + instants[place]`` and so on."""
+    """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more (less than 0: they give back): the
+    first is formed at ``now_ns``, the others at ``before_ns + instants[place]`` and so on."""
     blocks_ns = takes[0] * (last_ns - now_ns)
-    num_blocks = sum(takes) - takes[0]
-    if num_blocks:
-        blocks_ns += (last_ns - before_ns) * num_blocks
-        blocks_ns -= sum(map(mul, takes[1:], instants[place : place + len(takes) - 1]))
+    later = takes[1:]
+    if any(later):
+        blocks_ns += (last_ns - before_ns) * sum(later)
+        blocks_ns -= sum(map(mul, later, instants[place : place + len(later)]))
     return blocks_ns
