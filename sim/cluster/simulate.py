@@ -18,15 +18,15 @@ from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import Member
-from sim.engine.fast.jumps import FastReplica
+from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.sums import DecodeSums
-from sim.engine.fast.window import WindowMember, WindowReplica
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
+from sim.engine.variants.window_fast import WindowMember, WindowReplica
 from sim.errors import InputError, SimulationError
 from sim.latency.lockstep_cost import GroupCost
 from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of

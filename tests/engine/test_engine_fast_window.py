@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,8 +19,8 @@ from windowed_model import windowed_model
 from policies.registry import POLICIES
 from sim.cluster import simulate
 from sim.cluster.acts import Act, What
-from sim.engine.fast.jumps import FastReplica
-from sim.engine.fast.window import WindowReplica
+from sim.engine.fast.fast_replica import FastReplica
+from sim.engine.variants.window_fast import WindowReplica
 from sim.errors import InputError, SimulationError
 from sim.results.context import RunContext
 from sim.results.summary import build_summary
@@ -132,7 +132,7 @@ TIGHT: dict[str, Any] = {"num_gpu_blocks_override": 45, "scheduler_reserve_full_
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each way was taken."""
     counts: Counter[str] = Counter()
 
@@ -200,7 +200,7 @@ def test_shared_content_behind_a_window_is_left_to_the_reference(taken: Counter[
 
 
 def test_the_fewest_free_blocks_within_a_plan_are_written_down(taken: Counter[str]) -> None:
-    """Blocks are taken at one phase and given back at another, and a row tells of its end: so it ends early."""
+    """Blocks are taken at one phase and given back at another; a row has those free at its end, so it ends early."""
     few = crowd((137,), model=windowed_model(130), block_size=8)
     few["workload"] |= {"requests": 10, "arrival": {"process": "poisson", "rate": 2.0}}
     few["workload"]["output_tokens"] = {"dist": "values", "values": [307, 271, 155, 190, 270]}

@@ -1,9 +1,9 @@
 """The requests of one engine, kept so that a step in which all decode costs the same for 2 requests and for 200.
 
-A *member* is a running request that gets one token in every batch from the one after it joined. Batches are numbered, so
-its computed tokens, its blocks and the batch of its last token follow from the batch at which it joined. Kept up to date
-are sums over the members: how many they are, their context, and how many need a block for each batch. A member that joins at
-batch 7 with 100 computed tokens attends to 101 tokens in batch 8 and to 105 in batch 12.
+A *member* is a running request that gets one token in every batch from the one after it joined. Batches are numbered,
+so its computed tokens, its blocks and the batch of its last token follow from the batch at which it joined. Kept up to
+date are sums over the members: how many they are, their context, and how many need a block for each batch. A member
+that joins at batch 7 with 100 computed tokens attends to 101 tokens in batch 8 and to 105 in batch 12.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ class Member(Request):
         "last_batch",
     )
 
+    base_computed: int
+    """Tokens that it had computed with the batch at which it joined, ..."""
+    base_output: int
+    """... and its output tokens before that batch's."""
+    ends_at: int
+    """The batch of its last token."""
+    last_batch: int
+    """The last batch that computes it: one more where the end is not known beforehand."""
+    fed_until: int
+    """The last batch whose tokens its policy was told of."""
+    content: Content
+
     def __init__(
         self,
         *,
@@ -61,7 +73,7 @@ class Member(Request):
     ) -> None:
         # As ``Request`` has it, without what only the reference's scheduler and cache keep in a request.
         self.row, self.request_id, self.order = row, request_id, order
-        self.arrival_ns = arrival_ns
+        self.arrival_ns, self.arrival_time = arrival_ns, arrival_ns / 1e9
         self.priority, self.tenant, self.tier = priority, tenant, tier
         self.class_name, self.class_index = class_name, class_index
         self.deadline_ns, self.cancel_ns = deadline_ns, cancel_ns
@@ -83,11 +95,6 @@ class Member(Request):
         self.is_counted = False
         """It is in the sums: the next batch computes a token of it."""
         self.holding: Any = None
-
-    @property
-    def arrival_time(self) -> float:  # type: ignore[override]
-        """Seconds, as in vLLM."""
-        return self.arrival_ns / 1e9
 
 
 class Cohort:
@@ -117,8 +124,8 @@ class Cohort:
         self.running: list[Any] = []
         """In the order of admission."""
         self.part: Member | None = None
-        """The request whose prompt is done in part: one at most, the last of ``running``, since it used up the budget of
-        its step and no request is admitted before it is done."""
+        """The request whose prompt is done in part: one at most, the last of ``running``, since it used up the budget
+        of its step and no request is admitted before it is done."""
         self.part_batch = 0
         """The batch of its last chunk."""
         self.skipped: list[Member] = []
@@ -151,7 +158,7 @@ class Cohort:
         """Ended since the last step, for its line of decisions."""
         self.has_newer = False
         """Whether the batch ``latest`` is in flight behind an older one, or alone under asynchronous scheduling."""
-        # Of a batch in flight: how many members it computes, and the requests that are looked at one by one when it ends.
+        # Of a batch in flight: how many members it computes, and the requests looked at one by one when it ends.
         self.older_size = 0
         self.older_ones: tuple[Member, ...] | list[Member] = ()
         self.newer_size = 0
@@ -226,7 +233,7 @@ class Cohort:
             request.num_output_tokens += min(completed, request.ends_at) - joined + 1
             request.last_token_ns = self.known_ns
         request.num_tokens = request.num_prompt_tokens + request.num_output_tokens
-        # Full blocks are found by content once their tokens are known: the newest one is not, under asynchronous scheduling.
+        # Full blocks are found by content once their tokens are known: under asynchronous scheduling the newest is not.
         request.num_output_placeholders = int(self.is_async and scheduled > completed)
         if request.is_counted:
             self._uncount(request)

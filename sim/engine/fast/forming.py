@@ -164,7 +164,7 @@ class Former(Cohort):
         return [] if served is None else [request for request in self.skipped if request in served]
 
     def _evict_for(self, needy: Member, now_ns: int) -> Member:
-        """Preempt the request that yields its blocks to ``needy``: the last admitted, or the largest (rank, arrival)."""
+        """Preempt the request that yields its blocks to ``needy``: the last one, or the largest (rank, arrival)."""
         victim = self._largest_rank(now_ns) if self.ranked else self.running[-1]
         num_new_blocks = num_new_tokens = 0
         if victim.is_counted if self._served is None else victim in self._served:

@@ -1,8 +1,9 @@
 """Steps in which the same members decode and nothing else happens: when each is formed and ends, and its row.
 
-Step 0 is formed at ``now_ns``, step i > 0 at ``before_ns + instants[place + i - 1]``. Under asynchronous scheduling, while the
-accelerator never waits for the host, a step is formed when the one before it starts, which is when the one before that ends:
-``instants`` are then running sums of step times (``sums.py``). Otherwise they are worked out one by one (``one_by_one``).
+Step 0 is formed at ``now_ns``, step i > 0 at ``before_ns + instants[place + i - 1]``. Under asynchronous scheduling,
+while the accelerator never waits for the host, a step is formed when the one before it starts, which is when the one
+before that ends: ``instants`` are then running sums of step times (``sums.py``). Otherwise they are worked out one by
+one.
 """
 
 from __future__ import annotations
@@ -20,25 +21,15 @@ MOST_ONE_BY_ONE = 128
 class Plan:
     """See the module."""
 
-    __slots__ = (
-        "before_ns",
-        "context",
-        "ends_ns",
-        "free",
-        "host_ns",
-        "index",
-        "instants",
-        "now_ns",
-        "num_running",
-        "num_waiting",
-        "place",
-        "size",
-        "start_ns",
-        "steps",
-        "stretch",
-        "stretch_place",
-        "takes",
-    )
+    takes: list[int]
+    """Blocks that each of its steps takes, once they are history."""
+    index: int
+    size: int
+    context: int
+    free: int
+    num_running: int
+    num_waiting: int
+    """The replica before the first step."""
 
     def __init__(
         self,
@@ -113,29 +104,16 @@ class Plan:
         last_ns = self.formed_ns(steps - 1)
         if steps > 1:
             used_ns = block_ns(self.takes[: steps - 1], self.now_ns, last_ns, self.instants, self.place, self.before_ns)
-        return (
-            self.index,
-            self.now_ns,
-            self.start_ns,
-            end_ns,
-            steps,
-            self.num_running,
-            self.num_waiting,
-            self.size,
-            self.context,
-            gpu_ns,
-            self.host_ns * steps,
-            free - sum(self.takes[:steps]),
-            last_ns,
-            free * (last_ns - self.now_ns) - used_ns,
-        )
+        times = (self.index, self.now_ns, self.start_ns, end_ns, steps, self.num_running, self.num_waiting)
+        rest = (free - sum(self.takes[:steps]), last_ns, free * (last_ns - self.now_ns) - used_ns)
+        return (*times, self.size, self.context, gpu_ns, self.host_ns * steps, *rest)
 
     def count_gaps(self, steps: int, add_gap: Callable[[tuple[int, int]], None]) -> None:
         """Tokens of the first ``steps`` are known: each member waited as long for it as the step took."""
         counts, place = self.stretch.counts, self.place
         if counts is not None and self.ends_ns is None:
-            counts[place] += 1
-            counts[place + steps] -= 1
+            counts[place] = counts.get(place, 0) + 1
+            counts[place + steps] = counts.get(place + steps, 0) - 1
             return
         instants, size = self.instants, self.size
         for i in range(place, place + steps):
@@ -145,11 +123,10 @@ class Plan:
 def block_ns(
     takes: Sequence[int], now_ns: int, last_ns: int, instants: Sequence[int], place: int, before_ns: int
 ) -> int:
-    """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more (less than 0: they give back): the
-    first is formed at ``now_ns``, the others at ``before_ns + instants[place]`` and so on."""
+    """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more: the first is formed at ``now_ns``,
+    the others at ``before_ns + instants[place]`` and so on."""
     blocks_ns = takes[0] * (last_ns - now_ns)
-    later = takes[1:]
-    if any(later):
-        blocks_ns += (last_ns - before_ns) * sum(later)
-        blocks_ns -= sum(map(mul, later, instants[place : place + len(later)]))
+    inner = takes[1:]
+    if any(inner):
+        blocks_ns += (last_ns - before_ns) * sum(inner) - sum(map(mul, inner, instants[place : place + len(inner)]))
     return blocks_ns

@@ -80,6 +80,11 @@ class Replica:
         return len(self.scheduler.waiting)
 
     @property
+    def num_requests(self) -> int:
+        """Requests that run or wait."""
+        return len(self.scheduler.running) + len(self.scheduler.waiting)
+
+    @property
     def free_blocks(self) -> int:
         """KV blocks that can be allocated now."""
         return self.scheduler.kv.num_free_blocks

@@ -18,7 +18,8 @@ from typing import Any
 
 from sim.engine.fast.allowed import NotFollowed
 from sim.engine.fast.cohort import NOT_A_MEMBER, Member
-from sim.engine.fast.jumps import IDLE, FastReplica
+from sim.engine.fast.fast_replica import FastReplica
+from sim.engine.fast.jumps import IDLE
 from sim.engine.fast.plan import Plan
 from sim.engine.fast.segments import SegmentKVCache
 from sim.latency.sliding_window import max_blocks_per_request
