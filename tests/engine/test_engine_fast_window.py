@@ -184,6 +184,15 @@ def test_under_pressure_requests_are_served_one_by_one_and_preempted(taken: Coun
     assert not taken["by the reference"]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_last_token_of_a_prompt_done_again_takes_nothing_of_the_budget_for_prompts(is_async: bool) -> None:
+    """A resumed request gets its last chunk of one token, and the next prompt begins in the same step."""
+    engine = {"async_scheduling": is_async, "enable_prefix_caching": False, "max_prefill_tokens_per_step": 9}
+    resumed = crowd(SHORT, **engine, **TIGHT)
+    for seed in range(4):
+        assert_equal({**resumed, "seed": seed})
+
+
 def test_a_preempted_request_that_may_find_its_blocks_is_left_to_the_reference(taken: Counter[str]) -> None:
     assert_equal(crowd(SHORT, **TIGHT))
     assert taken["preempted"] == taken["by the reference"] == 1

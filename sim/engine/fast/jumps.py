@@ -407,17 +407,19 @@ class Jumper(Former):
             self._write_first_row()
 
     def _write_ended(self, now_ns: int) -> None:
-        """Write the steps that have ended by ``now_ns``; the others never end."""
+        """Write the steps that have ended by ``now_ns``, up to the first that has not; the others never end."""
         for _, row, plan in self._rows:
             if row[3] <= now_ns:
                 (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
-            elif plan is not None:
+                continue
+            if plan is not None:
                 if not isinstance(plan, Plan):
                     *args, takes = plan
                     plan = Plan(*args, is_async=True)
                     plan.describe(row, takes)
                 if steps := plan.num_ended(now_ns, row[4]):
                     self.recorder.decodes.append(plan.row(steps))
+            break  # an empty step behind a batch in flight ends with it
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:
