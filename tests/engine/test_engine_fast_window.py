@@ -193,6 +193,16 @@ def test_the_last_token_of_a_prompt_done_again_takes_nothing_of_the_budget_for_p
         assert_equal({**resumed, "seed": seed})
 
 
+def test_a_crash_loses_the_empty_step_behind_the_last_batch_in_flight() -> None:
+    """With the last token in flight an asynchronous engine forms a step of nothing, at once."""
+    alone = crowd([100], async_scheduling=True)
+    one = {"requests": 1, "arrival": {"process": "burst"}, "output_tokens": {"dist": "fixed", "value": 5}}
+    alone["workload"] |= one
+    alone["latency"] = {"kind": "constant", "step_s": 1.0}
+    for half_seconds in range(1, 12):
+        assert_equal(alone, [Act(half_seconds * 10**9 // 2, What.CRASH, 0)])
+
+
 def test_a_preempted_request_that_may_find_its_blocks_is_left_to_the_reference(taken: Counter[str]) -> None:
     assert_equal(crowd(SHORT, **TIGHT))
     assert taken["preempted"] == taken["by the reference"] == 1
