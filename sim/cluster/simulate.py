@@ -24,6 +24,7 @@ from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
+from sim.engine.variants.drafts_fast import DraftMember, FastDrafts, why_not_drafts
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.engine.variants.window_fast import WindowMember, WindowReplica
@@ -54,17 +55,42 @@ def simulate_cluster(
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
-    scenario, engine = loaded.scenario, loaded.scenario.engine
+    engine = loaded.scenario.engine
     if workload is None:
         workload = build_workload(
-            scenario.workload,
-            scenario.seed,
+            loaded.scenario.workload,
+            loaded.scenario.seed,
             loaded.base_dir,
             engine.max_model_len_in_effect,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
-        deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
+        deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
+    parts = (loaded, progress, workload, deployment, acts)
+    started_s = time.process_time()
+    num_restarts = 0
+    every_step = takes_every_step(deployment, workload, loaded.scenario.seed)
+    if not every_step:
+        try:
+            return _simulate(*parts, decisions, every_step=False)
+        except NotFollowed:
+            num_restarts = 1
+    record = _simulate(*parts, decisions, every_step=True)
+    return replace(record, cpu_s=time.process_time() - started_s, num_restarts=num_restarts)
+
+
+def _simulate(
+    loaded: LoadedScenario,
+    progress: Progress | None,
+    workload: RequestTable,
+    deployment: Deployment,
+    acts: Sequence[Act],
+    decisions: TextIO | None,
+    *,
+    every_step: bool,
+) -> RunRecord:
+    """Simulate from the first arrival to the last end; ``every_step``: the reference takes each."""
+    scenario, engine = loaded.scenario, loaded.scenario.engine
     settings, group_cost = deployment.settings, deployment.group_cost
     recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
     env = Clock()
@@ -77,10 +103,9 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = takes_every_step(engine, workload, settings, scenario.seed)
     sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
-        gateway.request_type = WindowMember if outgrows(workload, settings) else Member
+        gateway.request_type = _request_type(engine, workload, settings)
     gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
     if group_cost is not None:
         _group(gateway, group_cost, deployment)
@@ -100,15 +125,7 @@ def simulate_cluster(
     except NotFollowed:
         if log is not None:
             log.forget()
-        again = simulate_cluster(
-            _step_by_step(loaded),
-            decisions=decisions,
-            progress=progress,
-            workload=workload,
-            deployment=deployment,
-            acts=acts,
-        )
-        return replace(again, cpu_s=time.process_time() - started_s)
+        raise
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -118,13 +135,18 @@ def simulate_cluster(
     return _record(loaded, gateway, deployment, cpu_s)
 
 
-def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
+def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) -> bool:
     """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
-    if engine.stepping == "reference" or engine.speculative is not None:
+    engine, settings = deployment.engine, deployment.settings
+    if engine.stepping == "reference":
         return True
-    if settings.enable_prefix_caching and has_shared_content(workload) and outgrows(workload, settings):
+    is_behind = outgrows(workload, settings)
+    if settings.enable_prefix_caching and is_behind and has_shared_content(workload):
         return True  # a prefix behind a window may be found by its end alone
-    return why_not(settings, _build_policy(engine, workload, seed)) is not None
+    policy = _build_policy(engine, workload, seed)
+    if engine.speculative is None:
+        return why_not(settings, policy) is not None
+    return is_behind or deployment.group_cost is not None or why_not_drafts(settings, policy) is not None
 
 
 def has_shared_content(workload: RequestTable) -> bool:
@@ -132,10 +154,11 @@ def has_shared_content(workload: RequestTable) -> bool:
     return len(workload.segment_content_id) > 0 or bool((workload.session != NO_GROUP).any())
 
 
-def _step_by_step(loaded: LoadedScenario) -> LoadedScenario:
-    """The same for the reference engine."""
-    engine = loaded.scenario.engine.model_copy(update={"stepping": "reference"})
-    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
+def _request_type(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> type[Member]:
+    """What a request is to the fast engine."""
+    if engine.speculative is not None:
+        return DraftMember
+    return WindowMember if outgrows(workload, settings) else Member
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -190,6 +213,9 @@ def _build_replica(
         if gateway.request_type is WindowMember:
             return WindowReplica(gateway.env, index, engine.model, settings, new_policy, *of_cost)
         unbounded = replace(settings, sliding_window=None)
+        if (speculative := engine.speculative) is not None:
+            common_to_fast = (gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
+            return FastDrafts(speculative.rates, loaded.scenario.seed, *common_to_fast)
         kind = FastReplica if group_cost is None else FastRank
         return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:

@@ -362,6 +362,8 @@ class RunRecord:
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
     drafts: DraftCounts | None = None
     """Speculative decoding: what became of the drafts."""
+    num_restarts: int = 0
+    """How often a fast run met a state that only the reference knows, and was done anew."""
     data_parallel_size: int = 1
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     reserved_tokens_per_request: int = 0

@@ -151,7 +151,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     count(WindowReplica, "_step", "single steps")
     count(WindowReplica, "_serve_one_by_one", "one by one")
     count(WindowReplica, "preempt", "preempted")
-    count(simulate, "_step_by_step", "by the reference")
+    count(simulate, "Scheduler", "by the reference")
     return counts
 
 

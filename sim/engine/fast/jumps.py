@@ -247,7 +247,8 @@ class Jumper(Former):
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None))
+            further = (0,) * len(self.recorder.shape_columns)
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest, *further), None))
             if had_newer:
                 self._wait_for_newer()
             else:
@@ -265,7 +266,10 @@ class Jumper(Former):
         tokens = (shape.num_prefills, shape.num_prefill_tokens, shape.num_decodes, shape.decode_context_tokens)
         prompts = (shape.prefill_context_tokens, shape.prefill_attention_pairs, shape.num_sampled)
         rest = (gpu_ns, host_ns, free, num_preempted, num_running, now_ns, 0)
-        self._rows.append((batch, (*times, *counts, *tokens, *prompts, *rest), None))
+        row: tuple[int, ...] = (*times, *counts, *tokens, *prompts, *rest)
+        if names := self.recorder.shape_columns:
+            row += tuple(getattr(shape, name) for name in names)
+        self._rows.append((batch, row, None))
         self._is_settled = False
         if self.is_async:
             self._now_ns = start_ns
