@@ -203,6 +203,21 @@ def test_a_crash_loses_the_empty_step_behind_the_last_batch_in_flight() -> None:
         assert_equal(alone, [Act(half_seconds * 10**9 // 2, What.CRASH, 0)])
 
 
+@pytest.mark.parametrize("seed", [5, 8, 11])
+def test_a_request_that_ends_with_the_token_in_flight_when_it_lost_a_step_gives_back_what_it_has(seed: int) -> None:
+    """The first in line gives up its own blocks, and none behind it gets a step; one of them is at its end (EOS)."""
+    engine = {"num_gpu_blocks_override": 60, "max_prefill_tokens_per_step": 50, "max_num_seqs": 31}
+    lost = crowd(model="llama-2-7b", policy="throughput", async_scheduling=True, **{**TIGHT, **engine})
+    lost["engine"]["enable_prefix_caching"] = False
+    lost["workload"] |= {
+        "arrival": {"process": "burst"},
+        "input_tokens": {"dist": "exponential", "mean": 62, "max": 400},
+        "output_tokens": {"dist": "values", "values": [212, 262, 44, 242, 116]},
+        "max_tokens": {"dist": "fixed", "value": 300},
+    }
+    assert_equal({**lost, "seed": seed})
+
+
 def test_a_preempted_request_that_may_find_its_blocks_is_left_to_the_reference(taken: Counter[str]) -> None:
     assert_equal(crowd(SHORT, **TIGHT))
     assert taken["preempted"] == taken["by the reference"] == 1
