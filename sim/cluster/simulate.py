@@ -236,7 +236,7 @@ def _group(gateway: Gateway, cost: GroupCost, deployment: Deployment) -> None:
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
-    """A policy of its own for each replica, as in live engines."""
+    """Build the policy of one replica: each has its own, as in live engines."""
     name, params = _named(engine.predictor)
     rows = {request_id: row for row, request_id in enumerate(workload.request_ids or ())}
 
@@ -255,7 +255,7 @@ def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Po
 
 
 def _class_means(workload: RequestTable) -> dict[str, float]:
-    """Mean output of each class, as an operator would know it from last week's logs."""
+    """Return the mean output of each class, as an operator would know it from last week's logs."""
     means = {}
     for index, info in enumerate(workload.classes):
         outputs = workload.output_tokens[workload.class_index == index]
@@ -299,7 +299,7 @@ def _reasons_of_cancelled(requests: dict[str, IntColumn], workload: RequestTable
 
 
 def _notes(gateway: Gateway) -> list[str]:
-    """What the reader should know of requests that never were."""
+    """Say what the reader should know of requests that were never sent."""
     if not gateway.num_unsent:
         return []
     return [f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"]

@@ -154,10 +154,10 @@ class ColumnWriter:
             self._rows.clear()
 
     def parts(self, name: str) -> list[IntColumn]:
-        """One column of all rows, in parts: one at least."""
+        """One column of all rows, in parts."""
         self.trim(0)
         place = self.names.index(name)
-        return [chunk[place] for chunk in self._chunks] or [np.empty(0, dtype=np.int64)]
+        return [np.empty(0, dtype=np.int64), *(chunk[place] for chunk in self._chunks)]
 
     def clear(self) -> None:
         """Forget all rows."""

@@ -411,7 +411,7 @@ class Jumper(Former):
             self._write_first_row()
 
     def _write_ended(self, now_ns: int) -> None:
-        """Write the steps that have ended by ``now_ns``, up to the first that has not; the others never end."""
+        """Write the steps that have ended by ``now_ns``; the others never end, nor do those behind them."""
         for _, row, plan in self._rows:
             if row[3] <= now_ns:
                 (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
@@ -423,7 +423,7 @@ class Jumper(Former):
                     plan.describe(row, takes)
                 if steps := plan.num_ended(now_ns, row[4]):
                     self.recorder.decodes.append(plan.row(steps))
-            break  # an empty step behind a batch in flight ends with it
+            break
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:

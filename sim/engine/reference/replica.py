@@ -182,7 +182,7 @@ class Replica:
         self._process = self.env.process(self._run())
 
     def _ring(self) -> None:
-        """What was planned may be different now."""
+        """Wake the process: what it waits for may be different now."""
         if self._bell is not None:
             self._bell.ring()
 
@@ -216,7 +216,7 @@ class Replica:
             is_last_at_instant = False
 
     def _sleep(self, longest_ns: int | None) -> Generator[Event, Any, None]:
-        """Until something comes from outside, or for so long."""
+        """Sleep until something comes from outside, ``longest_ns`` at most."""
         bell = self._bell = Bell(self.env, Turn.STEP_START + self.index)
         if longest_ns is None:
             yield bell
@@ -225,7 +225,7 @@ class Replica:
         self._bell = None
 
     def _step(self, batch: Batch) -> Generator[Event, Any, None]:
-        """A batch has been formed: until the next can be."""
+        """Carry out a batch that has been formed, up to the instant at which the next can be."""
         env = self.env
         self._check_progress(batch, env.now)
         if not batch.is_empty:
@@ -242,7 +242,7 @@ class Replica:
             self._write_ended(env.now)
 
     def _dispatch(self, batch: Batch, now_ns: int) -> int:
-        """Hand a batch to the accelerator; the host is busy with it for the nanoseconds that are returned."""
+        """Hand a batch to the accelerator; returns for how many nanoseconds the host is busy with it."""
         host_ns = self.cost.host_ns(batch.shape)
         gpu_ns = self.cost.gpu_ns(batch.shape)
         self._host_free_ns = now_ns + host_ns
@@ -258,7 +258,7 @@ class Replica:
         return host_ns
 
     def _pass(self, batch: Batch, now_ns: int) -> int:
-        """A step that schedules nothing: it waits for the batch in flight, or takes the nanoseconds returned."""
+        """Note a step that schedules nothing; returns its nanoseconds, 0 where it waits for the batch in flight."""
         empty_ns = 0 if self._in_flight else self.cost.empty_step_ns()
         self._log(batch, now_ns)
         self._keep(self._step_row(batch, now_ns, now_ns, now_ns + empty_ns, 0, 0))
@@ -275,7 +275,7 @@ class Replica:
             self._end(request, Status.COMPLETED)
 
     def _end(self, request: Request, status: Status) -> None:
-        """An attempt has ended, now."""
+        """Write the row of an attempt that ends now, and tell the watcher."""
         self._record_end(request, status)
         if self._on_end is not None:
             self._on_end(request, status)
@@ -351,7 +351,7 @@ class Replica:
         )
 
     def _keep(self, row: StepRow) -> None:
-        """A step has been formed; it is written down when it has ended."""
+        """Keep the row of a step that has been formed; it is written when the step has ended."""
         self._unended.append(row)
 
     def _write_ended(self, now_ns: int) -> None:
@@ -391,7 +391,7 @@ class Replica:
 
 
 def attempt_row(request: Request, status: Status, end_ns: int) -> AttemptRow:
-    """The row of a request's attempt that ended at ``end_ns``."""
+    """Return the row of a request's attempt that ended at ``end_ns``."""
     finish_ns = request.last_token_ns if status is Status.COMPLETED else NEVER
     return AttemptRow(
         row=request.row,
