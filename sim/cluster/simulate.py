@@ -67,16 +67,22 @@ def simulate_cluster(
     if deployment is None:
         deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
     parts = (loaded, progress, workload, deployment, acts)
+    if takes_every_step(deployment, workload, loaded.scenario.seed):
+        return _simulate(*parts, decisions, every_step=True)
     started_s = time.process_time()
-    num_restarts = 0
-    every_step = takes_every_step(deployment, workload, loaded.scenario.seed)
-    if not every_step:
-        try:
-            return _simulate(*parts, decisions, every_step=False)
-        except NotFollowed:
-            num_restarts = 1
-    record = _simulate(*parts, decisions, every_step=True)
-    return replace(record, cpu_s=time.process_time() - started_s, num_restarts=num_restarts)
+    try:
+        return _simulate(*parts, decisions, every_step=False)
+    except NotFollowed:
+        record = _step_by_step(parts, decisions)
+    return replace(record, cpu_s=time.process_time() - started_s, num_restarts=1)
+
+
+Parts = tuple["LoadedScenario", Progress | None, RequestTable, Deployment, Sequence[Act]]
+
+
+def _step_by_step(parts: Parts, decisions: TextIO | None) -> RunRecord:
+    """Simulate once more: the fast engine met a state that it cannot follow."""
+    return _simulate(*parts, decisions, every_step=True)
 
 
 def _simulate(

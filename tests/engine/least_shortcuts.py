@@ -136,6 +136,14 @@ LEAST: dict[str, dict[str, int]] = {
         "step of a group": 10000,
         "stuck head": 2000,
     },
+    "drafts": {
+        "a client leaves, watched": 70,
+        "crash member": 30,
+        "future of drafts": 1000,
+        "hit": 30,
+        "row of sums forgotten": 3,
+        "set_cost": 10,
+    },
     "variants": {},
 }
 """Half as often as it did when this was written; ``test_engine_fast_forward.py`` prints what it counts."""

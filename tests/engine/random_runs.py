@@ -336,6 +336,28 @@ def ranks(rng: Random, name: str) -> Document:
     return found
 
 
+def drafts(rng: Random, name: str) -> Document:
+    """Speculative decoding: few drafts and many; never, at times and always right."""
+    engine = engines(rng, [130, 300, 3000], ["fcfs", "fcfs", "priority", "sjf", "hybrid"])
+    method: Document = {"method": "ngram"}
+    if chance(rng, 0.5):
+        method = {"method": "draft_model", "draft_model": "llama-3.2-1b"}
+    else:
+        engine["async_scheduling"] = False
+    method |= {"num_speculative_tokens": rng.randint(1, 5), "acceptance": rng.choice([0.0, 0.3, 0.8, 1.0])}
+    engine |= {"model": "llama-3.1-70b", "gpu": "h100-sxm", "tensor_parallel_size": 4, "speculative": method}
+    engine |= {
+        "max_model_len": rng.choice([100, 450, 1024]),
+        "max_num_batched_tokens": rng.choice([128, 512, 2048]),
+        "block_size": 16,
+        "max_num_seqs": rng.choice([4, 12, 31]),
+    }
+    workload = traffic(rng, rng.choice([90, 300]), 80, [5.0, 20.0])
+    if chance(rng, 0.2):
+        workload["prefix"] = {"groups": 2, "tokens": 40}
+    return scenario(rng, classes(rng, workload), engine, latencies(rng), sorted(ROUTERS))
+
+
 VARIANTS: list[Document] = [
     {"batching": "static"},
     {"batching": "static", "static_batch_wait_s": 0.3},
@@ -362,7 +384,7 @@ def variants(rng: Random, name: str) -> Document:
 
 Family = Callable[[Random, str], Document]
 FAMILIES: dict[str, Family] = {
-    each.__name__: each for each in (usual, bounds, tight, evicting, shared, windows, ranks, variants)
+    each.__name__: each for each in (usual, bounds, tight, evicting, shared, windows, ranks, drafts, variants)
 }
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from sim.cluster import simulate
+from sim.engine.fast.allowed import NotFollowed
 from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.plan import Plan
 from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.fast.sums import DecodeSums
 from sim.engine.request import State
+from sim.engine.variants.drafts_fast import FastDrafts
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.engine.variants.window_fast import WindowReplica
 
@@ -217,13 +219,18 @@ class Shortcuts:
         self._wrap(FastGroup, "_launch", lambda *_: None, self._before_launch)
         self._count(FastRank, "form_part", "rank's part")
         self._count(FastGroup, "crash", "crash of a group")
-        real = simulate._step_by_step
+        self._count(FastDrafts, "_look_ahead", "future of drafts")
+        self._count(FastDrafts, "_forget", "row of sums forgotten")
+        real = simulate._simulate
 
-        def not_followed(loaded: Any) -> Any:
-            self.counts["not followed"] += 1
-            return real(loaded)
+        def counted(*args: Any, **more: Any) -> Any:
+            try:
+                return real(*args, **more)
+            except NotFollowed:
+                self.counts["not followed"] += 1
+                raise
 
-        self._patch.setattr(simulate, "_step_by_step", not_followed)
+        self._patch.setattr(simulate, "_simulate", counted)
 
     def _after_lookup(self, counts: Counter[str], kv: Any, args: Any, hits: Any, _: Any) -> None:
         counts["hit"] += hits.num_blocks > 0

@@ -93,6 +93,14 @@ def compare(scenario: dict[str, Any], acts: Sequence[Act], reference: Outcome) -
             assert ours.summary[name] == value, f"{how}: {name}"
 
 
+def assert_same(scenario: dict[str, Any], acts: Sequence[Act] = ()) -> Outcome:
+    """Compare both engines, and return what they leave behind."""
+    reference = outcome(scenario, "reference", acts)
+    assert reference is not None
+    compare(scenario, acts, reference)
+    return reference
+
+
 @pytest.fixture
 def taken() -> Iterator[Counter[str]]:
     """How often each shortcut was taken."""
