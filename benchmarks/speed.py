@@ -254,7 +254,7 @@ def _write_json(path: Path, found: Found, options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 1 under ``--check`` where a target is missed or a run fails."""
     options = _arguments(arguments)
-    chosen = [workload for workload in workloads() if workload.family in options.only]
+    chosen = [workload for workload in workloads() if workload.family in options.only and not options.growth]
     skipped = [workload for workload in chosen if workload.trace is not None and not _trace_of(workload, options)]
     chosen = [workload for workload in chosen if workload not in skipped]
     with pinned(), with_bytecode():

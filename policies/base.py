@@ -109,11 +109,7 @@ Declared = TypeVar("Declared", RankChanges, DecodeRanks, Feedback)
 
 
 class Predictor(Protocol):
-    """Expected output length of a request, in tokens, at least 1.
-
-    A class may say ``is_pure = True``: ``predict`` depends on the request alone and ``on_finished`` does nothing.
-    It lets the simulator ask later, or not at all, and holds for the class that says it only.
-    """
+    """Expected output length of a request, in tokens, at least 1."""
 
     name: ClassVar[str]
 
@@ -188,10 +184,6 @@ class Policy:
     """These three let an engine ask less often, and change no decision. An engine asks for them with ``declared``: each
     holds for the class that says it only, so that a derived class that ranks otherwise is asked every time until it
     says so too."""
-    is_calm: ClassVar[bool] = False
-    """While everybody who waits has a seat and blocks for all its tokens, nothing but the order of ``rank`` decides:
-    ``rank`` is a number that depends on the request and its own progress alone, ``preempt`` answers nothing, and a
-    request that came and ended unseen leaves nothing to be told. Holds for the class that says it only."""
     pass_over: ClassVar[bool] = False
     """Simulator only: what does not fit is passed over and later ones are tried (P12)."""
     shares_accumulate: bool = False
@@ -316,6 +308,11 @@ class ReplicaView(Protocol):
     @property
     def num_waiting(self) -> int:
         """Requests that wait."""
+        ...
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that run or wait."""
         ...
 
     @property

@@ -17,7 +17,6 @@ class Hybrid(PredictingPolicy):
     summary = "score = w / remaining + (1 - w) / next tokens, larger first"
     rank_changes = RankChanges.PROGRESS
     decode_ranks = DecodeRanks.COUNT_DOWN
-    is_calm = True
 
     latency_weight: float = field(
         default=0.5, metadata={"help": "w: 1 = shortest remaining first, 0 = cheapest next step first"}

@@ -27,7 +27,6 @@ class Exact(Predictor):
 
     name: ClassVar[str] = "exact"
     summary: ClassVar[str] = "the true length (an oracle; live: the client's hint, else max_tokens)"
-    is_pure: ClassVar[bool] = True
 
     true_output_tokens: Callable[[str], int] | None = field(default=None, repr=False)
 
@@ -47,7 +46,6 @@ class MaxTokens(Predictor):
 
     name: ClassVar[str] = "max_tokens"
     summary: ClassVar[str] = "what the client asks for at most"
-    is_pure: ClassVar[bool] = True
 
     def predict(self, request: RequestView) -> int:
         """``max_tokens``."""
@@ -66,7 +64,6 @@ class ClassMean(Predictor):
 
     name: ClassVar[str] = "class_mean"
     summary: ClassVar[str] = "mean output length of the request's class"
-    is_pure: ClassVar[bool] = True
 
     means: dict[str, float] = field(
         default_factory=dict, metadata={"help": "mean output tokens by class; a class not named has the workload's own"}
@@ -98,7 +95,6 @@ class Noisy(Predictor):
 
     name: ClassVar[str] = "noisy"
     summary: ClassVar[str] = "the true length times a lognormal error"
-    is_pure: ClassVar[bool] = True
 
     sigma: float = field(default=0.5, metadata={"help": "standard deviation of the error's logarithm; 0 = exact"})
     true_output_tokens: Callable[[str], int] | None = field(default=None, repr=False)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import ClassVar
 
 from policies.base import PolicyError, ReplicaView, RoutedRequest, Router
 from policies.checks import check_not_negative, check_positive, refuse
 
 
-def num_requests(replica: ReplicaView) -> int:
-    """Requests a replica has, running or waiting."""
-    return replica.num_running + replica.num_waiting
+num_requests: Callable[[ReplicaView], int] = attrgetter("num_requests")
+"""Requests a replica has, running or waiting."""
 
 
 def position_of_least(replicas: Sequence[ReplicaView], load: Callable[[ReplicaView], int]) -> int:
     """Position of the least loaded replica, the first of equals."""
     if not replicas:
         raise PolicyError("no replica to route to")
-    return min(range(len(replicas)), key=lambda position: load(replicas[position]))
+    loads = list(map(load, replicas))
+    return loads.index(min(loads))
 
 
 class Homes:

@@ -19,7 +19,6 @@ class Sjf(PredictingPolicy):
     summary = "shortest expected total first"
     rank_changes = RankChanges.NEVER
     decode_ranks = DecodeRanks.STAY
-    is_calm = True
 
     def rank(self, request: RequestView, now_ns: int) -> int:
         """Prompt tokens plus weighted expected output tokens."""

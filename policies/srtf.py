@@ -36,7 +36,6 @@ class Srtf(PredictingPolicy):
     summary = "shortest expected remaining work first, evicting longer running ones"
     rank_changes = RankChanges.PROGRESS
     decode_ranks = DecodeRanks.COUNT_DOWN
-    is_calm = True
 
     output_weight: int | None = field(
         default=None, metadata=PredictingPolicy.__dataclass_fields__["output_weight"].metadata

@@ -20,7 +20,6 @@ class Throughput(Policy):
     summary = "cheapest next step first (packs most requests)"
     rank_changes = RankChanges.PROGRESS
     decode_ranks = DecodeRanks.STAY
-    is_calm = True
 
     _token_budget: int | None = field(init=False, repr=False, default=None)
 

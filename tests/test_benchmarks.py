@@ -105,7 +105,9 @@ def test_growth_runs_both_rows_at_both_ends(
 
     monkeypatch.setattr(speed_ratios, "measure_best", measured)
     assert speed.main(["--growth", "--check"]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CPU per request")]
+    printed = capsys.readouterr().out
+    assert "not run" not in printed
+    lines = [line for line in printed.splitlines() if line.startswith("CPU per request")]
     assert lines == [
         f"CPU per request of {name} from {ends}, start-up left out: {value} times; at most 1.3: {verdict}"
         for name in ("least_outstanding", "prefix_affinity")

@@ -13,7 +13,8 @@ from simpy import Event
 from policies.base import Router
 from sim.engine.clock import At, Clock, Turn
 from sim.engine.door import Door
-from sim.engine.fast.jumps import IDLE, FastReplica
+from sim.engine.fast.fast_replica import FastReplica
+from sim.engine.fast.jumps import IDLE
 from sim.engine.reference.replica import attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
@@ -83,6 +84,8 @@ class Gateway:
         self._progress = progress
         self._last_progress = time.perf_counter()
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
+        self._own_ids: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+        """What a conversation's own tokens are called, by the shared prompt that they follow."""
         self._child_of = {
             int(parent): row for row, parent in enumerate(workload.parent.tolist()) if parent != NO_PARENT
         }
@@ -294,6 +297,7 @@ class Gateway:
         info = table.classes[class_index]
         request_id = str(row) if table.request_ids is None else table.request_ids[row]
         in_session = session != NO_GROUP
+        patience_ns = info.patience_ns
         # Own content is numbered after all shared content: conversations first, then single requests.
         own_id = self._first_own_id + (session if in_session else len(table) + row)
         segments: tuple[tuple[int, int], ...] = ()
@@ -301,6 +305,11 @@ class Gateway:
             ids = table.segment_content_id[first_segment:stop_segment].tolist()
             ends = table.segment_end_tokens[first_segment:stop_segment].tolist()
             segments = tuple(zip(ids, ends, strict=True))
+            if in_session:
+                # Turns that open with different prompts have nothing in common behind them either.
+                own_id = self._own_ids.setdefault(
+                    (session, segments), self._first_own_id + 2 * len(table) + len(self._own_ids)
+                )
         prefix_key = None
         if segments:
             prefix_key = f"content-{segments[0][0]}"
@@ -322,7 +331,7 @@ class Gateway:
             class_name=info.name,
             class_index=class_index,
             deadline_ns=None if deadline_ns == NO_DEADLINE else arrival_ns + deadline_ns,
-            cancel_ns=NEVER if info.patience_ns is None else arrival_ns + self._patience_ns(info.patience_ns),
+            cancel_ns=NEVER if patience_ns is None else arrival_ns + self._patience_ns(patience_ns),
             expected_output_tokens=None if hint == NO_HINT else hint,
             session=str(session) if in_session else None,
             prefix_key=prefix_key,

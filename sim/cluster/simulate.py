@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -18,31 +16,28 @@ from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.allowed import why_not
+from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import Member
-from sim.engine.fast.jumps import FastReplica
+from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.sums import DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
-from sim.engine.variants.drafts_fast import DraftMember, FastDrafts, NeedsReference, why_not_drafts
+from sim.engine.variants.drafts_fast import DraftMember, FastDrafts, why_not_drafts
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
+from sim.engine.variants.window_fast import WindowMember, WindowReplica
 from sim.errors import InputError, SimulationError
 from sim.latency.lockstep_cost import GroupCost
 from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build_table import build_workload
-from sim.workload.table import RequestTable
+from sim.workload.table import NO_GROUP, RequestTable
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
-
-
-MOST_SPOOLED = 1 << 24
-"""Bytes of decisions that are kept in memory while it is not known whether they stand."""
 
 
 def simulate_cluster(
@@ -60,48 +55,17 @@ def simulate_cluster(
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
-    engine = loaded.scenario.engine
+    scenario, engine = loaded.scenario, loaded.scenario.engine
     if workload is None:
         workload = build_workload(
-            loaded.scenario.workload,
-            loaded.scenario.seed,
+            scenario.workload,
+            scenario.seed,
             loaded.base_dir,
             engine.max_model_len_in_effect,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
-        deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
-    parts = (loaded, progress, workload, deployment, acts)
-    every_step = takes_every_step(deployment, workload, loaded.scenario.seed)
-    if every_step or engine.speculative is None:
-        return _simulate(*parts, decisions, every_step=every_step)
-    is_known = True
-    with tempfile.SpooledTemporaryFile(MOST_SPOOLED, "w+", encoding="utf-8") as lines:
-        try:
-            return _simulate(*parts, None if decisions is None else cast(TextIO, lines), every_step=False)
-        except NeedsReference:
-            is_known = False
-        finally:
-            if is_known and decisions is not None:
-                lines.seek(0)
-                shutil.copyfileobj(lines, decisions)
-    record = _simulate(*parts, decisions, every_step=True)
-    record.num_restarts = 1
-    return record
-
-
-def _simulate(
-    loaded: LoadedScenario,
-    progress: Progress | None,
-    workload: RequestTable,
-    deployment: Deployment,
-    acts: Sequence[Act],
-    decisions: TextIO | None,
-    *,
-    every_step: bool,
-) -> RunRecord:
-    """Simulate from the first arrival to the last end; ``every_step``: the reference takes each."""
-    scenario, engine = loaded.scenario, loaded.scenario.engine
+        deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
     settings, group_cost = deployment.settings, deployment.group_cost
     recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
     env = Clock()
@@ -114,9 +78,10 @@ def _simulate(
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
+    every_step = takes_every_step(engine, deployment, workload, scenario.seed)
     sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
-        gateway.request_type = Member if engine.speculative is None else DraftMember
+        gateway.request_type = _member_type(engine, workload, settings)
     gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
     if group_cost is not None:
         _group(gateway, group_cost, deployment)
@@ -133,6 +98,18 @@ def _simulate(
             replica.finish()
         if sums is not None:
             sums.record_gaps()
+    except NotFollowed:
+        if log is not None:
+            log.forget()
+        again = simulate_cluster(
+            _step_by_step(loaded),
+            decisions=decisions,
+            progress=progress,
+            workload=workload,
+            deployment=deployment,
+            acts=acts,
+        )
+        return replace(again, cpu_s=time.process_time() - started_s, num_restarts=1)
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -142,15 +119,38 @@ def _simulate(
     return _record(loaded, gateway, deployment, cpu_s)
 
 
-def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) -> bool:
+def takes_every_step(engine: EngineConfig, deployment: Deployment, workload: RequestTable, seed: int) -> bool:
     """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
-    engine, settings = deployment.engine, deployment.settings
-    if engine.stepping == "reference" or outgrows(workload, settings):
+    settings = deployment.settings
+    if engine.stepping == "reference":
         return True
+    if outgrows(workload, settings):
+        if settings.enable_prefix_caching and has_shared_content(workload):
+            return True  # a prefix behind a window may be found by its end alone
+        if engine.speculative is not None or deployment.group_cost is not None:
+            return True
     policy = _build_policy(engine, workload, seed)
     if engine.speculative is None:
         return why_not(settings, policy) is not None
     return deployment.group_cost is not None or why_not_drafts(settings, policy) is not None
+
+
+def _member_type(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> type[Member]:
+    """What the fast engine that takes this run keeps of a request."""
+    if engine.speculative is not None:
+        return DraftMember
+    return WindowMember if outgrows(workload, settings) else Member
+
+
+def has_shared_content(workload: RequestTable) -> bool:
+    """Whether some request may have tokens that another one has too."""
+    return len(workload.segment_content_id) > 0 or bool((workload.session != NO_GROUP).any())
+
+
+def _step_by_step(loaded: LoadedScenario) -> LoadedScenario:
+    """The same for the reference engine."""
+    engine = loaded.scenario.engine.model_copy(update={"stepping": "reference"})
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -201,8 +201,10 @@ def _build_replica(
             if group_cost is not None:
                 return Rank(gateway.env, index, engine.model, new_scheduler, group_cost, depth, recorder, decisions)
             return Replica(gateway.env, index, engine.model, new_scheduler, *common)
-        unbounded = replace(settings, sliding_window=None)
         of_cost = (cost, sums, recorder, gateway.on_ends, decisions)
+        if gateway.request_type is WindowMember:
+            return WindowReplica(gateway.env, index, engine.model, settings, new_policy, *of_cost)
+        unbounded = replace(settings, sliding_window=None)
         if (speculative := engine.speculative) is not None:
             common_to_fast = (gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
             return FastDrafts(speculative.rates, loaded.scenario.seed, *common_to_fast)
@@ -315,6 +317,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         drafts=recorder.drafts,
         data_parallel_size=engine.data_parallel_size,
+        reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
         terms=deployment.terms,
         notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,

@@ -23,6 +23,10 @@ class DecisionLog:
         else:
             self._lines.append((time_ns, replica, len(self._lines), line))
 
+    def forget(self) -> None:
+        """Nothing of what was kept is written: the run starts anew."""
+        self._lines.clear()
+
     def close(self) -> None:
         """Write what was kept."""
         self._lines.sort()

@@ -47,6 +47,11 @@ class Door(Protocol):
         ...
 
     @property
+    def num_requests(self) -> int:
+        """Requests that run or wait."""
+        ...
+
+    @property
     def free_blocks(self) -> int:
         """KV blocks that can be allocated."""
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
 
 NEVER = -1
 """An instant that has not come yet."""
@@ -31,8 +30,6 @@ class Request:
         "admission",
         "arrival_ns",
         "arrival_time",
-        "base_computed",
-        "base_output",
         "blocks",
         "cancel_ns",
         "class_index",
@@ -40,13 +37,8 @@ class Request:
         "computed_spans",
         "content",
         "deadline_ns",
-        "ends_at",
         "expected_output_tokens",
-        "fed_until",
         "first_token_ns",
-        "is_counted",
-        "joined_at",
-        "last_batch",
         "last_token_ns",
         "max_tokens",
         "next_cacheable_tokens",
@@ -69,7 +61,6 @@ class Request:
         "order",
         "prefix_key",
         "priority",
-        "private_hits",
         "rank",
         "replica",
         "request_id",
@@ -77,7 +68,6 @@ class Request:
         "row",
         "scheduled_ns",
         "session",
-        "shared_blocks",
         "state",
         "tenant",
         "tier",
@@ -146,8 +136,6 @@ class Request:
 
         self.content = content
         self.blocks: list[int] = []
-        self.shared_blocks: list[Any] = []
-        self.private_hits: list[tuple[int, int, int]] = []
         self.num_blocks = 0
         self.num_dropped_blocks = 0
         """Leading ones of ``num_blocks`` that were given back: they are behind a sliding window."""
@@ -155,15 +143,6 @@ class Request:
         """Tokens that the allocated blocks can hold."""
         self.num_cached_blocks = 0
         self.next_cacheable_tokens = 0
-
-        # Fast stepping only (``sim.engine.fast.cohort``): membership, and what the counters follow from.
-        self.joined_at = -1
-        self.base_computed = 0
-        self.base_output = 0
-        self.ends_at = 0
-        self.last_batch = 0
-        self.is_counted = False
-        self.fed_until = 0
 
         self.scheduled_ns = NEVER
         self.first_token_ns = NEVER

@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 1 << 19
 NOT_YET = -1
 """An instant that never came (a rejected request has no first token)."""
 
-TRIM_ROWS = 8192
+TRIM_ROWS = 1024
 """Rows of steps or requests kept as Python integers before they are packed."""
 FLUSH_GAPS = 1 << 18
 """Gaps and weights kept before equal gaps are merged."""
@@ -294,11 +294,17 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
 
 
 def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
-    """Rows by (instant, replica); those of one replica keep their order."""
+    """Rows by (instant, replica), those of one replica as it took them."""
     scheduled_ns = steps["scheduled_ns"]
     if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
         return steps
-    order = np.lexsort((steps["replica"], scheduled_ns))
+    order = np.argsort(scheduled_ns, kind="stable")
+    is_tied = np.append(False, np.diff(scheduled_ns[order]) == 0)
+    tied = np.flatnonzero(is_tied | np.append(is_tied[1:], False))
+    rows = order[tied]
+    # At one instant, a replica whose host takes no time forms several batches; the last one may compute nothing.
+    is_empty = steps["gpu_ns"][rows] == 0
+    order[tied] = rows[np.lexsort((steps["end_ns"][rows], is_empty, steps["replica"][rows], scheduled_ns[rows]))]
     return {name: column[order] for name, column in steps.items()}
 
 
@@ -341,5 +347,7 @@ class RunRecord:
     """How often a fast run met a state that only the reference knows, and was done anew."""
     data_parallel_size: int = 1
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
+    reserved_tokens_per_request: int = 0
+    """Contiguous KV: places that each request takes for its tokens, however few they are."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

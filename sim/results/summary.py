@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sim.results.context import RunContext
+from sim.results.fragmentation import mean_unused_slots
 from sim.results.metrics import (
     METRICS,
     NS_PER_MS,
@@ -63,7 +64,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary = _headline(record, times, samples, duration_s, None if good is None else int(good.sum()))
     summary["counts"] = counts
     summary["queue"] = _queue(record, samples["queue"], window)
-    summary["kv"] = _kv(record, use)
+    summary["kv"] = _kv(record, use, window)
     summary["preemptions"] = _preemptions(record)
     summary["utilization"] = _utilization(record, context, busy_window(record))
     summary["cost"] = _cost(record, context, duration_s)
@@ -148,19 +149,22 @@ def _product(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a * b
 
 
-def _kv(record: RunRecord, use: KvUse) -> dict[str, Any]:
+def _kv(record: RunRecord, use: KvUse, window: tuple[int, int]) -> dict[str, Any]:
     blocks = sum(record.num_gpu_blocks)
     means = [mean for mean, _ in use if mean is not None]
     shares = [_ratio(largest, record.num_gpu_blocks[index]) or 0.0 for index, (_, largest) in enumerate(use)]
     scheduled = record.requests["scheduled_ns"] >= 0
     asked = exact_sum(record.requests["input_tokens"][scheduled])
     hits = exact_sum(record.requests["num_cached_tokens"][scheduled])
+    unused_slots = mean_unused_slots(record, window)
     return {
         "block_size": record.block_size,
         "num_gpu_blocks": blocks,
         "capacity_tokens": blocks * record.block_size,
         "mean_usage": _ratio(sum(means), blocks) if means else None,
         "max_usage": max(shares, default=None),
+        "mean_unused_slots": unused_slots,
+        "fragmentation": None if unused_slots is None else _ratio(unused_slots, sum(means) * record.block_size),
         "prefix_cache_queries": asked,
         "prefix_cache_hits": hits,
         "prefix_cache_hit_rate": _ratio(hits, asked),

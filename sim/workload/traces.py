@@ -145,8 +145,30 @@ def _mooncake(path: Path, problems: TraceProblems, limit: int | None) -> Trace:
     row_of = np.repeat(np.arange(len(counts)), counts)
     block = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
     ends = np.minimum((block + 1) * MOONCAKE_BLOCK_TOKENS, trace.input_tokens[row_of])
-    trace.segments = Segments(counts, ids, ends)
+    chained = _chained(ids, block)
+    if chained is not ids:
+        trace.notes.append(
+            f"{path.name}: some hash_ids follow different ones; such a block counts as another content each time, as "
+            "chained hashes have it"
+        )
+    trace.segments = Segments(counts, chained, ends)
     return trace
+
+
+def _chained(ids: IntColumn, block: IntColumn) -> IntColumn:
+    """``ids`` so that an id stands for all content before it too; ``ids`` itself where it does. ``block`` is the place
+    of each in its request."""
+    before = np.where(block > 0, np.append(-1, ids[:-1]), -1) if len(ids) else ids
+    order = np.argsort(ids, kind="stable")
+    same = np.diff(ids[order]) == 0
+    if not np.any(same & ((np.diff(before[order]) != 0) | (np.diff(block[order]) != 0))):
+        return ids
+    numbers: dict[tuple[int, int], int] = {}
+    chained, latest = [], -1
+    for content_id, place in zip(ids.tolist(), block.tolist(), strict=True):
+        latest = numbers.setdefault((latest if place else -1, content_id), len(numbers))
+        chained.append(latest)
+    return np.array(chained, dtype=np.int64)
 
 
 def _generic(path: Path, problems: TraceProblems, limit: int | None) -> Trace:

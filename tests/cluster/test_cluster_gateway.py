@@ -140,6 +140,24 @@ def test_a_leaked_block_fails_the_run_and_names_the_holder(monkeypatch: pytest.M
         )
 
 
+def test_a_leak_of_a_request_that_was_cancelled_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim.engine.reference.kv_cache import PrefixKVCache
+
+    real = PrefixKVCache.free
+
+    def forgetful(self: PrefixKVCache, request: Any) -> None:
+        if request.num_output_tokens == 40:
+            real(self, request)
+
+    workload = requests([8], [40], requests=3, arrival={"process": "burst"})
+    engine = {**ENGINE, "stepping": "reference", "max_num_seqs": 2}
+    patient = run({**workload, "patience_s": 50.0}, engine=engine)
+    assert patient.requests["status"].tolist() == ["completed", "completed", "cancelled"]
+    monkeypatch.setattr(PrefixKVCache, "free", forgetful)
+    with pytest.raises(SimulationError, match=r"leaked.*'2': 2"):
+        run({**workload, "patience_s": 50.0}, engine=engine)
+
+
 def test_a_request_that_never_arrives_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gateway, "_release", lambda self, row: None)
     with pytest.raises(SimulationError, match="2 of 4 requests never arrived"):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
 
 from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.latency.base import StepCost
-from sim.latency.profile import cost as profile_cost
-from sim.latency.profile import library, profiled_operators
-from sim.latency.profile.file import Device, Profile, load_profile, profile_hash
+from sim.latency.profile import profiled_operators
+from sim.latency.profile.file import Device, Profile
 from sim.latency.profile.predict import Predictor
 from sim.scenario.loader import LoadedScenario
 
@@ -49,14 +47,8 @@ which some are filled in as they are asked for."""
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_costs() -> Iterator[None]:
-    """Within a module a profile is read, hashed and prepared once, not for each run."""
-    hashes: dict[str, str] = {}
+    """Within a module a profile is prepared once, not for each run."""
     predictors: dict[str, Predictor] = {}
-
-    def hashed(profile: Profile) -> str:
-        if profile.name not in hashes:
-            hashes[profile.name] = profile_hash(profile)
-        return hashes[profile.name]
 
     def prepared(profile: Profile, device: Device) -> Predictor:
         if profile.name not in predictors:
@@ -64,8 +56,6 @@ def kept_costs() -> Iterator[None]:
         return predictors[profile.name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "load_profile", cache(load_profile))
-        patch.setattr(profile_cost, "profile_hash", hashed)
         patch.setattr(profiled_operators, "Predictor", prepared)
         yield
 

@@ -22,6 +22,8 @@ from real_scheduler import ENVIRONMENT
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 30.0
+SLOW_FILE = "TEST_SLOW_FILE"
+"""Environment variable for ``slow_scheduler``: steps take longer while the file that it names exists."""
 IN_PROCESS_ONLY = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """Set by the tests that drive an engine inside their own process; the server has its engine in another one."""
 
@@ -81,7 +83,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def metrics(url: str) -> dict[str, float]:
     """The gauges and counters that the server shows under /metrics, summed over their labels."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     found: dict[str, float] = {}
     for name, value in re.findall(r"^(vllm:\w+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", text, flags=re.MULTILINE):
@@ -105,7 +107,7 @@ def wait_for(url: str, timeout_s: float, **expected: float) -> dict[str, float]:
     raise AssertionError(f"after {timeout_s:g} s: {expected}, found one after the other {seen}")
 
 
-def stream(url: str, body: Mapping[str, Any], timeout_s: float = 120.0) -> Iterator[dict[str, Any]]:
+def stream(url: str, body: Mapping[str, Any], timeout_s: float = 600.0) -> Iterator[dict[str, Any]]:
     """The events of one completion. Closing the generator closes the connection."""
     request = urllib.request.Request(
         f"{url}/v1/completions",

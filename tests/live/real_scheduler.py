@@ -273,7 +273,7 @@ class RealScheduler:
         return tuple(request.request_id for request in ended)
 
     def schedule(self, step: int) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
-        """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
+        """One ``schedule()``: what it scheduled and what it preempted; the batch is then in flight."""
         self.clock.instant_ns = step * NS_PER_STEP
         self._preempted.clear()
         output = self.scheduler.schedule()
@@ -286,7 +286,7 @@ class RealScheduler:
         return tuple(output.num_scheduled_tokens.items()), tuple(self._preempted)
 
     def settle(self, was_empty: bool) -> tuple[str, ...]:
-        """Complete what must be complete before the next ``schedule()``; who ended, in order.
+        """Complete what must be complete before the next ``schedule()``; the requests that ended, in order.
 
         The oldest batch when the pipeline is full; every batch after a step that scheduled nothing.
         """

@@ -103,7 +103,7 @@ class SimScheduler:
         return request.state.name.lower() + (", in flight" if is_in_flight else "")
 
     def schedule(self, step: int) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
-        """One ``schedule()``: what it scheduled and whom it preempted; the batch is then in flight."""
+        """One ``schedule()``: what it scheduled and what it preempted; the batch is then in flight."""
         batch = self.scheduler.schedule(step * NS_PER_STEP)
         self._step = step + 1
         self._in_flight.append(batch)

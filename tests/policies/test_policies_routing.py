@@ -32,6 +32,10 @@ class Replica:
     outstanding_tokens: int = 0
     model: str = "m"
 
+    @property
+    def num_requests(self) -> int:
+        return self.num_running + self.num_waiting
+
 
 @dataclass
 class Arriving:

@@ -18,7 +18,7 @@ from sim.errors import InputError
 from sim.scenario.schema import TraceConfig
 from sim.workload.trace_fields import NOT_GIVEN
 from sim.workload.trace_files import MAX_PROBLEMS
-from sim.workload.traces import Trace, read_trace, scale_times
+from sim.workload.traces import Trace, _chained, read_trace, scale_times
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -453,3 +453,11 @@ def test_a_long_trace_is_held_as_its_columns_only(tmp_path: Path) -> None:
     kept = 3 * 8 * rows
     assert len(trace.arrival_ns) == rows
     assert kept < peak < 2 * kept + 4_000_000  # and one chunk of text
+
+
+def test_hash_ids_that_follow_different_ones_are_different_contents() -> None:
+    """Chained hashes name all that comes before them too; a trace whose ids do not is numbered anew."""
+    ids = np.array([1, 2, 3, 1, 2, 4, 5, 2, 3])
+    block = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    assert _chained(ids, block).tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6]
+    assert _chained(ids[:6], block[:6]).tolist() == ids[:6].tolist()

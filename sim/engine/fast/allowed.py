@@ -9,6 +9,11 @@ from sim.engine.reference.batch import SchedulerSettings
 
 ANY = object()
 
+
+class NotFollowed(Exception):
+    """The fast engine has met, while it runs, what it cannot follow: the reference takes the run."""
+
+
 SETTINGS: dict[str, object] = {
     "num_gpu_blocks": ANY,
     "block_size": ANY,

@@ -1,9 +1,9 @@
 """The requests of one engine, kept so that a step in which all decode costs the same for 2 requests and for 200.
 
-A *member* is a running request that gets one token in every batch from the one after it joined. Batches are numbered, so
-its computed tokens, its blocks and the batch of its last token follow from the batch at which it joined. Kept up to date
-are sums over the members: how many they are, their context, and how many need a block for each batch. A member that joins at
-batch 7 with 100 computed tokens attends to 101 tokens in batch 8 and to 105 in batch 12.
+A *member* is a running request that gets one token in every batch from the one after it joined. Batches are numbered,
+so its computed tokens, its blocks and the batch of its last token follow from the batch at which it joined. Kept up to
+date are sums over the members: how many they are, their context, and how many need a block for each batch. A member
+that joins at batch 7 with 100 computed tokens attends to 101 tokens in batch 8 and to 105 in batch 12.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.recompute import note_stopped
 from sim.engine.reference.waiting import FcfsQueue, RankedQueue
-from sim.engine.request import NEVER, Request, State
+from sim.engine.request import NEVER, Content, Request, State
 from sim.results.record import Recorder, Status
 
 NOT_A_MEMBER = -1
@@ -36,8 +36,61 @@ class Member(Request):
         "last_batch",
     )
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
+    base_computed: int
+    """Tokens that it had computed with the batch at which it joined, ..."""
+    base_output: int
+    """... and its output tokens before that batch's."""
+    ends_at: int
+    """The batch of its last token."""
+    last_batch: int
+    """The last batch that computes it: one more where the end is not known beforehand."""
+    fed_until: int
+    """The last batch whose tokens its policy was told of."""
+    content: Content
+
+    def __init__(
+        self,
+        *,
+        row: int,
+        request_id: str,
+        arrival_ns: int,
+        num_prompt_tokens: int,
+        output_tokens: int,
+        max_tokens: int,
+        max_model_len: int,
+        order: int | str,
+        priority: int,
+        content: Content,
+        tenant: str,
+        tier: str,
+        class_name: str,
+        class_index: int,
+        deadline_ns: int | None,
+        cancel_ns: int,
+        expected_output_tokens: int | None,
+        session: str | None,
+        prefix_key: str | None,
+    ) -> None:
+        # As ``Request`` has it, without what only the reference's scheduler and cache keep in a request.
+        self.row, self.request_id, self.order = row, request_id, order
+        self.arrival_ns, self.arrival_time = arrival_ns, arrival_ns / 1e9
+        self.priority, self.tenant, self.tier = priority, tenant, tier
+        self.class_name, self.class_index = class_name, class_index
+        self.deadline_ns, self.cancel_ns = deadline_ns, cancel_ns
+        self.replica = NEVER
+        self.expected_output_tokens = expected_output_tokens
+        self.session, self.prefix_key, self.content = session, prefix_key, content
+        self.num_prompt_tokens = self.num_tokens = num_prompt_tokens
+        self.max_tokens = max_tokens
+        room = max_model_len - num_prompt_tokens
+        stop = output_tokens if output_tokens < max_tokens else max_tokens
+        self._stop_at_output_tokens = stop if stop < room else room
+        self.num_computed_tokens = self.num_output_tokens = self.num_output_placeholders = 0
+        self.num_stale_batches = self.num_cached_blocks = 0
+        self.state = State.WAITING
+        self.scheduled_ns = self.first_token_ns = self.last_token_ns = NEVER
+        self.num_preemptions = self.num_cached_tokens = self.num_recomputed_tokens = 0
+        self.computed_spans = ()
         self.joined_at = NOT_A_MEMBER
         self.is_counted = False
         """It is in the sums: the next batch computes a token of it."""
@@ -63,14 +116,16 @@ class Cohort:
         self.policy = policy
         self.ranked = policy.stock_mode != "fcfs"
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
-        self._feeds_members = self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
+        self._feeds_members = (
+            self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
+        )
         self.kv = SegmentKVCache(settings.num_gpu_blocks, settings.block_size, caches=settings.enable_prefix_caching)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.ranked else FcfsQueue()
         self.running: list[Any] = []
         """In the order of admission."""
         self.part: Member | None = None
-        """The request whose prompt is done in part: one at most, the last of ``running``, since it used up the budget of
-        its step and no request is admitted before it is done."""
+        """The request whose prompt is done in part: one at most, the last of ``running``, since it used up the budget
+        of its step and no request is admitted before it is done."""
         self.part_batch = 0
         """The batch of its last chunk."""
         self.skipped: list[Member] = []
@@ -103,7 +158,7 @@ class Cohort:
         """Ended since the last step, for its line of decisions."""
         self.has_newer = False
         """Whether the batch ``latest`` is in flight behind an older one, or alone under asynchronous scheduling."""
-        # Of a batch in flight: how many members it computes, and the requests that are looked at one by one when it ends.
+        # Of a batch in flight: how many members it computes, and the requests looked at one by one when it ends.
         self.older_size = 0
         self.older_ones: tuple[Member, ...] | list[Member] = ()
         self.newer_size = 0
@@ -178,7 +233,7 @@ class Cohort:
             request.num_output_tokens += min(completed, request.ends_at) - joined + 1
             request.last_token_ns = self.known_ns
         request.num_tokens = request.num_prompt_tokens + request.num_output_tokens
-        # Full blocks are found by content once their tokens are known: the newest one is not, under asynchronous scheduling.
+        # Full blocks are found by content once their tokens are known: under asynchronous scheduling the newest is not.
         request.num_output_placeholders = int(self.is_async and scheduled > completed)
         if request.is_counted:
             self._uncount(request)
@@ -313,11 +368,9 @@ class Cohort:
             cacheable = min(computed + num_new_tokens, victim.num_tokens)
             victim.num_cached_blocks = max(victim.num_cached_blocks, cacheable // self.block_size)
         self.give_back(victim, num_blocks, ended=False)
-        note_stopped(victim, computed)
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
-        victim.num_known_tokens = victim.num_tokens
         victim.num_preemptions += 1
         self.waiting.put_back(victim, now_ns)
 
@@ -337,7 +390,6 @@ class Cohort:
                 self.skipped.remove(request)
             note_stopped(request, request.num_computed_tokens)
             self.running.remove(request)
-            note_stopped(request, request.num_computed_tokens)
         else:
             self.waiting.remove(request)
         request.state = State.FINISHED

@@ -16,6 +16,9 @@ from sim.latency.base import StepShape
 class Former(Cohort):
     """Forms one batch at a time."""
 
+    most_blocks = 0
+    """Blocks that a request of any length holds at most, where those behind a window are given back; 0 = no window."""
+
     def _bind(self, policy: Any) -> None:
         super()._bind(policy)
         settings = self.settings
@@ -45,14 +48,10 @@ class Former(Cohort):
             if self._preempts and self.running:
                 self._preempt_proactively(now_ns)
         num_evicted = len(self.preempted)
-        self.leave_out(batch)
+        if self._leaves and self._leaves[0][0] <= batch:
+            self.leave_out(batch)
         self._served = None
-        is_whole = True
-        need = self.growth[batch % self.block_size]
-        if need > self.kv.num_free_blocks or self.skipped:
-            is_whole = self._serve_one_by_one(batch, now_ns)
-        elif need:
-            self.kv.take(need)
+        is_whole = self._serve(batch, now_ns)
         budget = self.settings.max_num_batched_tokens - self.size - len(self.skipped)
         prefill_budget = self._prefill_budget
         if self.part is not None and is_whole and budget > 0:
@@ -60,9 +59,10 @@ class Former(Cohort):
             is_whole = tokens > 0
             budget -= tokens
             prefill_budget -= tokens
-        for request in self._served_alone():
-            self.skipped.remove(request)
-            self._compute(request, 1, batch, ones)
+        if self.skipped:
+            for request in self._served_alone():
+                self.skipped.remove(request)
+                self._compute(request, 1, batch, ones)
         if is_whole and len(self.preempted) == num_evicted and waiting.entries and self.part is None:
             self._admit(batch, now_ns, budget, prefill_budget, ones)
         if not (self.size or self.scheduled):
@@ -78,14 +78,20 @@ class Former(Cohort):
         self.newer_size, self.newer_ones = self.size, ones
         for request in ones:
             self.join(request, batch)
-        for turns in self.talkers.values():
-            if len(turns) > 1:
-                # Two at once in one conversation make the same keys: in the order of the steps.
-                for turn in turns:
-                    self._write_keys(turn)
+        if self.talkers:
+            self._write_keys_in_order()
         return batch
 
     # --- the running pass ----------------------------------------------------------------------
+
+    def _serve(self, batch: int, now_ns: int) -> bool:
+        """Blocks for the members and for those that lost a step: False where the running pass ended early."""
+        need = self.growth[batch % self.block_size]
+        if need > self.kv.num_free_blocks or self.skipped:
+            return self._serve_one_by_one(batch, now_ns)
+        if need:
+            self.kv.take(need)
+        return True
 
     def _go_on(self, part: Member, most: int, batch: int, now_ns: int, ones: list[Member]) -> int:
         """One more chunk of the prompt that is done in part; 0 where it had to give up its own blocks."""
@@ -137,6 +143,8 @@ class Former(Cohort):
                 computed = request.num_computed_tokens
             else:
                 continue
+            if self.most_blocks:
+                self._drop_alone(request, batch, computed)
             if computed % block_size == 0:
                 while not kv.num_free_blocks:
                     if self._evict_for(request, now_ns) is request:
@@ -146,13 +154,17 @@ class Former(Cohort):
             served.add(request)
         return True
 
+    def _drop_alone(self, request: Member, batch: int, num_processed: int) -> None:
+        """Before ``request`` takes blocks in ``batch``, it gives back those behind its window."""
+        raise NotImplementedError
+
     def _served_alone(self) -> list[Member]:
         """Requests that lost a step before, and got their token in this one."""
         served = self._served
         return [] if served is None else [request for request in self.skipped if request in served]
 
     def _evict_for(self, needy: Member, now_ns: int) -> Member:
-        """Preempt the request that yields its blocks to ``needy``: the last admitted, or the largest (rank, arrival)."""
+        """Preempt the request that yields its blocks to ``needy``: the last one, or the largest (rank, arrival)."""
         victim = self._largest_rank(now_ns) if self.ranked else self.running[-1]
         num_new_blocks = num_new_tokens = 0
         if victim.is_counted if self._served is None else victim in self._served:
@@ -179,6 +191,13 @@ class Former(Cohort):
             if request.admission > last.admission and request.is_counted:
                 self.skipped.append(request)
                 self.withdraw(request)
+
+    def _write_keys_in_order(self) -> None:
+        """Two requests at once in one conversation make the same keys: in the order of the steps."""
+        for turns in self.talkers.values():
+            if len(turns) > 1:
+                for turn in turns:
+                    self._write_keys(turn)
 
     def _write_keys(self, turn: Member, num_more: int = 0) -> None:
         """Full blocks of a running request of a conversation can be found by its other turns; ``num_more`` = 1 where
@@ -225,8 +244,9 @@ class Former(Cohort):
                 passed_over.append(request)
                 waiting.pop()
                 continue
-            for turn in self.talkers.get(request.content.own_id, ()):
-                self._write_keys(turn, int(turn.is_counted))
+            if self.talkers:
+                for turn in self.talkers.get(request.content.own_id, ()):
+                    self._write_keys(turn, int(turn.is_counted))
             num_tokens = request.num_tokens
             hits = kv.lookup(request, num_tokens)
             computed = hits.num_blocks * block_size
@@ -239,6 +259,8 @@ class Former(Cohort):
                 free -= self.watermark_blocks
             num_blocks = -(-(computed + tokens) // block_size)
             whole = -(-num_tokens // block_size) if settings.scheduler_reserve_full_isl else num_blocks
+            if self.most_blocks:
+                whole = max(min(whole, self.most_blocks), num_blocks)
             if whole > free:
                 is_out_of_room = True
                 break

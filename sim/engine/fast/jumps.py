@@ -1,36 +1,30 @@
-"""A replica that jumps over the steps in which nothing is decided, to the same instants as single steps.
+"""How the time of a replica goes on: over many steps at once where nothing is decided in them.
 
 ``reference/replica.py`` is to be read first. ``docs/fast-forward.md`` has the argument why both are equal.
 
-Its time is a row of *rounds*. A round is at ``_now_ns``, where the next batch can be formed: the older batch in flight has
-ended (``_settle``), then one step is formed (``_step``) or many are planned (``_make_plan``). A plan is the steps up to the first
-that leaves a member out; it becomes history (``_commit``) as far as it is when anything comes from outside.
+Time is a row of *rounds*. A round is at ``_now_ns``, where the next batch can be formed: the older batch in flight has
+ended (``_settle``), then one step is formed (``_step``) or many are planned (``_make_plan``). A plan is the steps up to
+the first that leaves a member out. It becomes history (``_commit``) as far as it is when anything comes from outside.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
 from itertools import accumulate
-
-from simpy import Event
+from typing import Any
 
 from policies.base import Policy
-from sim.engine.clock import At, Clock, Turn
 from sim.engine.decisions import DecisionLog
-from sim.engine.door import OnEnd
-from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
+from sim.engine.fast.cohort import admission_of
 from sim.engine.fast.forming import Former
-from sim.engine.fast.plan import Plan
-from sim.engine.fast.sums import DecodeSums
+from sim.engine.fast.plan import Plan, block_ns
+from sim.engine.fast.sums import LENGTH, DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
-from sim.engine.reference.recompute import note_stopped
-from sim.engine.request import NEVER, State
 from sim.errors import SimulationError
 from sim.latency.base import StepCost
-from sim.results.record import Recorder, Status
+from sim.results.record import Recorder
 
 IDLE = 1 << 62
 """Instant of the next round of a replica that has nothing to do."""
@@ -38,47 +32,26 @@ IDLE = 1 << 62
 MAX_FRUITLESS_STEPS = 50_000
 """As in the reference replica."""
 
-ENDS_AT_ONCE = 64
-"""Attempts that the gateway is told of together."""
+NO_SHAPE = (0,) * 7
 
 
-class FastReplica(Former):
-    """One model copy. Satisfies ``sim.engine.door.Door``."""
+class Jumper(Former):
+    """A ``Former`` with a time of its own."""
 
     def __init__(
         self,
-        env: Clock,
         index: int,
-        model: str,
         settings: SchedulerSettings,
-        make_policy: Callable[[], Policy],
+        policy: Policy,
         cost: StepCost,
         sums: DecodeSums,
         recorder: Recorder,
-        on_ends: Callable[[int, int], None],
-        decisions: DecisionLog | None = None,
+        decisions: DecisionLog | None,
     ) -> None:
-        """``make_policy``: now and after each crash. ``on_ends`` is told now and then how many attempts have ended that
-        are not watched, and when it is."""
-        self.env = env
-        self.model = model
-        self.num_steps = 0
-        self._is_draining = False
-        self.decisions = decisions
-        self._make_policy = make_policy
-        self._on_ends = on_ends
-        self._num_ended = 0
-        self._feed: Callable[[], Iterator[Member]] | None = None
-        self._due: list[tuple[int, int, Member]] = []
-        """Heap of the instants at which clients leave."""
-        self._on_end: OnEnd | None = None
-        self._timer: At | None = None
-        self._use(cost, sums)
-        super().__init__(settings, make_policy(), recorder, index)
-        self.num_gpu_blocks = self.kv.num_usable_blocks
-
-    def _use(self, cost: StepCost, sums: DecodeSums) -> None:
         self.cost, self._sums = cost, sums
+        self.decisions = decisions
+        self.num_steps = 0
+        super().__init__(settings, policy, recorder, index)
 
     def _bind(self, policy: Policy) -> None:
         super()._bind(policy)
@@ -94,217 +67,14 @@ class FastReplica(Former):
         """The next instant at which anything but a step of the plan happens here."""
         self._plan_end_ns = 0
         """The instant at which the step after the plan can be formed."""
-        self._rows: deque[tuple[int, tuple[int, ...], Plan | None, int]] = deque()
-        """Steps that have not ended: their last batch, and their row, or the plan and how many of its steps they are."""
+        self._rows: deque[tuple[int, tuple[int, ...], Any]] = deque()
+        """Steps that have not ended: their last batch, their row, and the plan they are of (or what makes it)."""
         self._num_fruitless_steps = 0
-
-    # --- load, as of now -----------------------------------------------------------------------
-
-    @property
-    def num_running(self) -> int:
-        """Requests that run."""
-        if self.env._now >= self._next_ns:
-            self.advance(self.env._now)
-        return len(self.running)
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests that wait."""
-        if self.env._now >= self._next_ns:
-            self.advance(self.env._now)
-        return len(self.waiting.entries)
-
-    @property
-    def outstanding_tokens(self) -> int:
-        """Tokens still to compute, over all requests, if each used all of its ``max_tokens``."""
-        now_ns = self.env._now
-        if now_ns >= self._next_ns:
-            self.advance(now_ns)
-        if self._plan is not None:
-            return self.outstanding - self.size * self._plan.num_formed(now_ns)
-        return self.outstanding
-
-    @property
-    def free_blocks(self) -> int:
-        """KV blocks that can be allocated."""
-        now_ns = self.env._now
-        if now_ns >= self._next_ns:
-            self.advance(now_ns)
-        if self._plan is not None:
-            return self.kv.num_free_blocks - sum(self._takes(self._plan.num_formed(now_ns)))
-        return self.kv.num_free_blocks
-
-    # --- operations ----------------------------------------------------------------------------
-
-    def watch(self, on_end: OnEnd | None) -> None:
-        """Call ``on_end`` for every attempt that ends from now on."""
-        self._on_end = on_end
-        self._set_timer()
-
-    def why_never(self, request: Member) -> str | None:
-        """Why ``request`` can never run to its end here, or None."""
-        limit = self.settings.max_model_len
-        if request.num_prompt_tokens >= limit:
-            return f"prompt of {request.num_prompt_tokens} tokens does not leave room under max_model_len {limit}"
-        need = -(-(request.num_prompt_tokens + request._stop_at_output_tokens - 1) // self.block_size)
-        if need > self.num_gpu_blocks:
-            return f"needs {need} KV blocks at its longest, the pool has {self.num_gpu_blocks}"
-        return None
-
-    def submit(self, request: Member) -> None:
-        """A request arrives."""
-        if self._is_draining:
-            raise SimulationError(f"replica {self.index} drains, and request {request.request_id} was sent to it")
-        request.replica = self.index
-        self._accept(request, self.env._now)
-        if self._on_end is not None:
-            self._set_timer()
-
-    def _accept(self, request: Member, now_ns: int) -> None:
-        if self._next_ns <= now_ns:
-            self.advance(now_ns)
-        if self._plan is not None:
-            self._cut(self._plan, now_ns)
-        self.outstanding += request.num_prompt_tokens + request.max_tokens
-        if self._feeds_members:
-            self.feed_all()
-        self.policy.on_arrival(request, now_ns)
-        self.waiting.add(request, now_ns)
-        self.is_stuck = False
-        if request.cancel_ns != NEVER:
-            heappush(self._due, (request.cancel_ns, request.row, request))
-        if self._now_ns == IDLE:
-            self._now_ns, self._is_settled = now_ns, False
-        self._note_next(self._now_ns)
-
-    def cancel(self, request: Member, status: Status) -> None:
-        """``request`` leaves: its seat and its blocks are free at once."""
-        self.advance(self.env._now)
-        self._cancel(request, self.env._now, status)
-        if self._on_end is not None:
-            self._set_timer()
-
-    def _cancel(self, request: Member, now_ns: int, status: Status) -> None:
-        if request.state is State.FINISHED or (request not in self.running and request not in self.waiting):
-            return
-        if self._plan is not None:
-            self._cut(self._plan, now_ns)
-        self.abort(request)
-        self.record_end(request, status, now_ns)
-
-    def crash(self) -> list[Member]:
-        """Everything here is lost."""
-        now_ns = self.env._now
-        self.advance(now_ns, is_fault=True)
-        if self._plan is not None:
-            self._cut(self._plan, now_ns)
-        self._write_ended(now_ns)
-        lost = sorted((*self.running, *self.waiting), key=lambda request: request.row)
-        self._due.clear()
-        for request in lost:
-            self.lose(request)
-        self._bind(self._make_policy())
-        self._set_timer()
-        return lost
-
-    def lose(self, request: Member) -> None:
-        """``request`` is lost: its counters count."""
-        if request.state is State.RUNNING:
-            if request.joined_at != NOT_A_MEMBER:
-                self.write(request)
-            note_stopped(request, request.num_computed_tokens)
-        request.state = State.FINISHED
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it takes no new requests."""
-        return self._is_draining
-
-    def drain(self) -> None:
-        """No new requests from now on."""
-        self._is_draining = True
-
-    def undrain(self) -> None:
-        """New requests again."""
-        self._is_draining = False
-
-    def set_cost(self, cost: StepCost) -> None:
-        """Steps formed from now on cost this."""
-        self.advance(self.env._now, is_fault=True)
-        if self._plan is not None:
-            self._cut(self._plan, self.env._now)
-        if cost is not self.cost:
-            self._sums.record_gaps()
-            self._use(cost, DecodeSums(cost, self.recorder))
-        self._set_timer()
-
-    # --- ends ----------------------------------------------------------------------------------
-
-    def take_feed(self, requests: Callable[[], Iterator[Member]]) -> None:
-        """All requests that will ever come here, in order of arrival: ``finish`` runs them."""
-        self._feed = requests
-
-    def finish(self) -> None:
-        """Nothing comes from outside any more: run to the end of what is here."""
-        if self._feed is not None:
-            for request in self._feed():
-                self._accept(request, request.arrival_ns)
-        self.advance(IDLE - 1)
-        self._write_rows(self.latest)
-        self._sums.record_gaps()
-        self._tell_ends()
-
-    def check_empty(self) -> None:
-        """Raise SimulationError where a request or a KV block is left."""
-        left = [request.request_id for request in (*self.running, *self.waiting)]
-        if left:
-            raise SimulationError(f"replica {self.index} stopped with {len(left)} requests unfinished: {left[:5]}")
-        self.kv.check_empty()
-
-    def record_end(self, request: Member, status: Status, now_ns: int) -> None:
-        finish_ns = request.last_token_ns if status is Status.COMPLETED else NEVER
-        self.recorder.attempts.append(
-            (
-                request.row,
-                1,
-                status,
-                self.index,
-                request.arrival_ns,
-                request.scheduled_ns,
-                request.first_token_ns,
-                finish_ns,
-                now_ns,
-                request.num_output_tokens,
-                request.num_preemptions,
-                request.num_cached_tokens,
-                request.num_recomputed_tokens,
-            )
-        )
-        if self._on_end is not None:
-            self._on_end(request, status)
-        else:
-            self._num_ended += 1
-            if self._num_ended >= ENDS_AT_ONCE:
-                self._tell_ends(now_ns)
-
-    def _tell_ends(self, now_ns: int | None = None) -> None:
-        self._on_ends(self._num_ended, max(self.known_ns, 0) if now_ns is None else now_ns)
-        self._num_ended = 0
+        self._may_cruise = self.is_async and self.decisions is None
 
     # --- time ----------------------------------------------------------------------------------
 
-    def advance(self, until_ns: int, *, is_fault: bool = False) -> None:
-        """Everything that happens here before ``Turn.ARRIVAL`` of ``until_ns``, or before ``Turn.FAULT`` of it."""
-        due = self._due
-        while due and due[0][0] <= until_ns - is_fault:
-            at_ns, _, request = heappop(due)
-            if request.state is not State.FINISHED:
-                self._run(at_ns)
-                self._cancel(request, at_ns, Status.CANCELLED)
-        self._run(until_ns)
-        self._note_next(self._next_ns)
-
-    def _run(self, until_ns: int) -> None:
+    def _run(self, until_ns: int, *, is_cut: bool = False) -> None:
         while True:
             plan = self._plan
             if plan is not None:
@@ -318,8 +88,108 @@ class FastReplica(Former):
                 return
             if not self._is_settled:
                 self._settle(now_ns)
+                continue
+            if (
+                self._may_cruise
+                and self.has_newer
+                and not (self.waiting.entries or self.part or self.talkers or self.skipped)
+            ):
+                self._cruise(until_ns, is_cut=is_cut)
+                now_ns = self._now_ns
+                if now_ns >= until_ns or not self._is_settled:
+                    continue
+            self._next_step(now_ns)
+
+    def _cruise(self, until_ns: int, *, is_cut: bool) -> None:
+        """The usual rounds before ``until_ns``, while all that runs decodes and nothing waits.
+
+        It is ``_make_plan``, ``_commit`` and ``_settle`` in turn as one loop over local variables, and stops before a
+        round of any other kind. ``is_cut``: something comes from outside at ``until_ns``, so steps are taken up to it.
+        """
+        rows, running, growth, block_size = self._rows, self.running, self.growth, self.block_size
+        stretches, leaves, leaving, kv = self._sums.stretches, self._leaves, self.leaving, self.kv
+        add_gap, index, first = self.add_gap, self.index, self.latest
+        now_ns, busy_ns, latest, size, context = self._now_ns, self._busy_ns, self.latest, self.size, self.context
+        is_settled = True
+        while size and now_ns < until_ns:
+            most = 1 if leaving else leaves[0][0] - latest - 1
+            place = context // size & LENGTH - 1
+            stretch = stretches.get((size, context - place * size))
+            if stretch is None:
+                place, stretch = self._sums.get(size, context, most)
+            sums, host_ns = stretch.sums, self._sums.host_ns(size)
+            if most <= 0 or host_ns > stretch.least_ns or now_ns + host_ns > busy_ns:
+                break
+            steps = min(most, len(sums) - 1 - place)
+            before_ns = busy_ns - sums[place]
+            if before_ns + sums[place + steps - 1] > until_ns:
+                if not is_cut:
+                    break
+                steps = 1 + bisect_left(sums, until_ns - before_ns, place, place + steps - 1) - place
+            phase = (latest + 1) % block_size
+            takes = (growth[phase:] + growth[:phase]) * (steps // block_size + 1)
+            del takes[steps:]
+            need, free, start_ns = sum(takes), kv.num_free_blocks, busy_ns
+            if need > free:
+                break
+            if need:
+                kv.take(need)
+            next_ns, last_ns = before_ns + sums[place + steps - 1], now_ns
+            busy_ns = before_ns + sums[place + steps]
+            is_settled = next_ns <= until_ns
+            used_ns = 0
+            if steps > 1:
+                last_ns = before_ns + sums[place + steps - 2]
+                used_ns = block_ns(takes[:-1], now_ns, last_ns, sums, place, before_ns)
+            if is_settled or steps > 1:
+                # The batch in flight ends when the first of these steps starts, the others one after the other.
+                if self.newer_size:
+                    add_gap((start_ns - self.known_ns, self.newer_size))
+                if self.newer_ones:
+                    self.older_ones = self.newer_ones
+                    self._complete_ones(start_ns)
+                    self.newer_ones = ()
+                num_gaps = steps - 2 + is_settled
+                if num_gaps and stretch.counts is not None:
+                    counts, end = stretch.counts, place + num_gaps
+                    counts[place] = counts.get(place, 0) + 1
+                    counts[end] = counts.get(end, 0) - 1
+                else:
+                    for i in range(place, place + num_gaps):
+                        add_gap((sums[i + 1] - sums[i], size))
+                self.known_ns = next_ns if is_settled else last_ns
+                self.older_size, self.older_ones = size, ()
             else:
-                self._next_step(now_ns)
+                self.older_size, self.older_ones = self.newer_size, self.newer_ones
+            self.newer_size, self.newer_ones = size, ()
+            times = (index, now_ns, start_ns, busy_ns, steps, len(running), 0, size, context, busy_ns - start_ns)
+            row = (*times, host_ns * steps, free - need, last_ns, free * (last_ns - now_ns) - used_ns)
+            latest += steps
+            context += steps * size
+            self.outstanding -= steps * size
+            self.completed = completed = latest - 2 + is_settled
+            while rows and rows[0][0] <= completed:
+                self._write_first_row()
+            rows.append((latest, row, (now_ns, start_ns, host_ns, stretch, place, steps, takes)))
+            now_ns = next_ns
+            if not is_settled:
+                break
+            self.older_size = 0
+            if leaves[0][0] <= latest + 1:
+                self.latest, self.context = latest, context
+                self.leave_out(latest + 1)
+                size, context = self.size, self.context
+            if leaving and (ended := [request for request in leaving if request.ends_at <= completed]):
+                self.latest = latest
+                self.end_all(sorted(ended, key=admission_of), now_ns)
+        if latest > first:
+            self.num_steps += latest - first
+            self._num_fruitless_steps = 0
+            self.freed = []
+            self._now_ns, self._busy_ns, self.latest, self.context = now_ns, busy_ns, latest, context
+            self._is_settled, self._older = is_settled, 0 if is_settled else latest - 1
+            if not running:
+                self._rest()
 
     def _next_step(self, now_ns: int) -> None:
         """The turn at which a batch is formed."""
@@ -378,44 +248,28 @@ class FastReplica(Former):
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
             further = (0,) * len(self.recorder.shape_columns)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest, *further), None, 1))
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest, *further), None))
             if had_newer:
                 self._wait_for_newer()
             else:
                 self._now_ns, self._is_settled = now_ns + empty_ns, False
                 self._write_rows(older)
             return
-        self._check_progress(now_ns, shape.num_sampled)
+        if not shape.num_sampled or self._num_fruitless_steps:
+            self._check_progress(now_ns, shape.num_sampled)
         host_ns, gpu_ns = cost.host_ns(shape), cost.gpu_ns(shape)
         start_ns = now_ns + host_ns
         if start_ns < self._busy_ns:
             start_ns = self._busy_ns
         end_ns = self._busy_ns = start_ns + gpu_ns
-        row = (
-            self.index,
-            now_ns,
-            start_ns,
-            end_ns,
-            1,
-            *counts,
-            shape.num_prefills,
-            shape.num_prefill_tokens,
-            shape.num_decodes,
-            shape.decode_context_tokens,
-            shape.prefill_context_tokens,
-            shape.prefill_attention_pairs,
-            shape.num_sampled,
-            gpu_ns,
-            host_ns,
-            free,
-            num_preempted,
-            num_running,
-            now_ns,
-            0,
-        )
+        times = (self.index, now_ns, start_ns, end_ns, 1)
+        tokens = (shape.num_prefills, shape.num_prefill_tokens, shape.num_decodes, shape.decode_context_tokens)
+        prompts = (shape.prefill_context_tokens, shape.prefill_attention_pairs, shape.num_sampled)
+        rest = (gpu_ns, host_ns, free, num_preempted, num_running, now_ns, 0)
+        row = (*times, *counts, *tokens, *prompts, *rest)
         if names := self.recorder.shape_columns:
             row += tuple(getattr(shape, name) for name in names)
-        self._rows.append((batch, row, None, 1))
+        self._rows.append((batch, row, None))
         self._is_settled = False
         if self.is_async:
             self._now_ns = start_ns
@@ -437,7 +291,7 @@ class FastReplica(Former):
             raise SimulationError(
                 f"replica {self.index} is stuck at {now_ns / 1e9:.6f} s: no request got a token in "
                 f"{MAX_FRUITLESS_STEPS} steps; next in line is request {head.request_id} ({head.num_tokens} tokens), "
-                f"{self.kv.num_free_blocks} of {self.num_gpu_blocks} KV blocks are free"
+                f"{self.kv.num_free_blocks} of {self.kv.num_usable_blocks} KV blocks are free"
             )
 
     # --- many steps ----------------------------------------------------------------------------
@@ -504,9 +358,8 @@ class FastReplica(Former):
         self._note_next(self._now_ns)
 
     def _note_next(self, next_ns: int) -> None:
-        """The next instant at which something happens: ``next_ns``, or a client leaves before."""
-        due = self._due
-        self._next_ns = due[0][0] if due and due[0][0] < next_ns else next_ns
+        """``next_ns`` is the next instant at which something happens here."""
+        self._next_ns = next_ns
 
     def _commit(self, plan: Plan, steps: int) -> None:
         """The first ``steps`` of the plan have been formed, and the next one can be."""
@@ -543,17 +396,14 @@ class FastReplica(Former):
         rows = self._rows
         while rows and rows[0][0] <= self.completed:
             self._write_first_row()
-        rows.append((latest, None, plan, steps))
+        rows.append((latest, plan.row(steps), plan))
 
     # --- what is written down --------------------------------------------------------------------
 
     def _write_first_row(self) -> None:
         """The first steps that are not written have ended."""
-        _, row, plan, steps = self._rows.popleft()
-        if plan is None:
-            self.recorder.steps.append(row)
-        else:
-            self.recorder.decodes.append(plan.row(steps))
+        _, row, plan = self._rows.popleft()
+        (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
 
     def _write_rows(self, until: int) -> None:
         """Write the steps up to batch ``until``, which have ended."""
@@ -562,12 +412,16 @@ class FastReplica(Former):
 
     def _write_ended(self, now_ns: int) -> None:
         """Write the steps that have ended by ``now_ns``; the others never end."""
-        for _, row, plan, steps in self._rows:
-            if plan is None:
-                if row[3] <= now_ns:
-                    self.recorder.steps.append(row)
-            elif steps := plan.num_ended(now_ns, steps):
-                self.recorder.decodes.append(plan.row(steps))
+        for _, row, plan in self._rows:
+            if row[3] <= now_ns:
+                (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
+            elif plan is not None:
+                if not isinstance(plan, Plan):
+                    *args, takes = plan
+                    plan = Plan(*args, is_async=True)
+                    plan.describe(row, takes)
+                if steps := plan.num_ended(now_ns, row[4]):
+                    self.recorder.decodes.append(plan.row(steps))
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:
@@ -598,46 +452,3 @@ class FastReplica(Former):
         }
         self.freed = []
         self.decisions.write(now_ns, self.index, json.dumps(line))
-
-    # --- watched: ends happen when they happen ---------------------------------------------------
-
-    def _set_timer(self) -> None:
-        """A SimPy event at the next instant at which something happens here, where ends are watched."""
-        self._timer = None
-        if self._on_end is None or self._next_ns >= IDLE:
-            return
-        now_ns, next_ns = self.env._now, self._next_ns
-        step_ends = next_ns == (self._now_ns if self._plan is None else self._plan_end_ns)
-        if step_ends and not (self._plan is None and self._is_settled):
-            turn, callback = Turn.STEP_END + self.index, self._on_step_end
-        elif self._due and self._due[0][0] == next_ns:
-            turn, callback = Turn.TIMEOUT + self._due[0][1], self._on_timeout
-        else:
-            turn, callback = Turn.STEP_START + self.index, self._on_start
-        self._timer = At(self.env, next_ns - now_ns, turn)
-        self._timer.callbacks.append(callback)
-
-    def _on_step_end(self, event: Event) -> None:
-        if event is self._timer:  # else a later one has taken its place
-            self.advance(self.env._now, is_fault=True)
-            self._set_timer()
-
-    def _on_timeout(self, event: Event) -> None:
-        if event is self._timer:
-            self.advance(self.env._now)
-            self._set_timer()
-
-    def _on_start(self, event: Event) -> None:
-        if event is not self._timer:
-            return
-        now_ns = self.env._now
-        while self._plan is None and self._now_ns <= now_ns:
-            if self._is_settled:
-                self._next_step(now_ns)
-            else:
-                self._settle(now_ns)
-        self._note_next(self._now_ns if self._plan is None else self._plan_end_ns)
-        self._set_timer()
-
-
-NO_SHAPE = (0,) * 7

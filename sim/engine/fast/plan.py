@@ -1,14 +1,15 @@
 """Steps in which the same members decode and nothing else happens: when each is formed and ends, and its row.
 
-Step 0 is formed at ``now_ns``, step i > 0 at ``before_ns + instants[place + i - 1]``. Under asynchronous scheduling, while the
-accelerator never waits for the host, a step is formed when the one before it starts, which is when the one before that ends:
-``instants`` are then running sums of step times (``sums.py``). Otherwise they are worked out one by one (``one_by_one``).
+Step 0 is formed at ``now_ns``, step i > 0 at ``before_ns + instants[place + i - 1]``. Under asynchronous scheduling,
+while the accelerator never waits for the host, a step is formed when the one before it starts, which is when the one
+before that ends: ``instants`` are then running sums of step times (``sums.py``). Otherwise they are worked out one by
+one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import mul
 
 from sim.engine.fast.sums import Stretch
@@ -20,25 +21,15 @@ MOST_ONE_BY_ONE = 128
 class Plan:
     """See the module."""
 
-    __slots__ = (
-        "before_ns",
-        "context",
-        "ends_ns",
-        "free",
-        "host_ns",
-        "index",
-        "instants",
-        "now_ns",
-        "num_running",
-        "num_waiting",
-        "place",
-        "size",
-        "start_ns",
-        "steps",
-        "stretch",
-        "stretch_place",
-        "takes",
-    )
+    takes: list[int]
+    """Blocks that each of its steps takes, once they are history."""
+    index: int
+    size: int
+    context: int
+    free: int
+    num_running: int
+    num_waiting: int
+    """The replica before the first step."""
 
     def __init__(
         self,
@@ -78,6 +69,11 @@ class Plan:
             ends.append(busy_ns)
         self.instants, self.place, self.before_ns, self.ends_ns = formed, 0, 0, ends
 
+    def describe(self, row: Sequence[int], takes: list[int]) -> None:
+        """Take over what ``row``, made of all its steps, says of the replica; ``takes``: blocks of each step."""
+        self.index, self.num_running, self.num_waiting, self.size, self.context = row[0], *row[5:9]
+        self.takes, self.free = takes, row[11] + sum(takes)
+
     def num_formed(self, now_ns: int) -> int:
         """Steps formed before ``now_ns``; the first one always is."""
         place = self.place
@@ -99,46 +95,38 @@ class Plan:
 
     def row(self, steps: int) -> tuple[int, ...]:
         """The first ``steps`` as a row of ``DECODE_COLUMNS``; ``takes`` is set."""
-        end_ns, last_ns, free = self.end_ns(steps), self.now_ns, self.free
-        gpu_ns, free_block_ns = end_ns - self.start_ns, 0
-        takes = self.takes
+        end_ns = self.end_ns(steps)
+        gpu_ns = end_ns - self.start_ns
         if self.ends_ns is not None:
             sums, first = self.stretch.sums, self.stretch_place
             gpu_ns = sums[first + steps] - sums[first]
+        free, used_ns = self.free, 0
+        last_ns = self.formed_ns(steps - 1)
         if steps > 1:
-            instants, place, before_ns = self.instants, self.place, self.before_ns
-            last_ns = before_ns + instants[place + steps - 2]
-            # Blocks are free from the instant at which a step is formed until the next one is.
-            free_block_ns = (free - takes[0]) * (last_ns - self.now_ns)
-            if steps > 2:
-                inner = takes[1 : steps - 1]
-                if any(inner):
-                    free_block_ns += sum(map(mul, inner, instants[place : place + steps - 2]))
-                    free_block_ns -= (last_ns - before_ns) * sum(inner)
-        return (
-            self.index,
-            self.now_ns,
-            self.start_ns,
-            end_ns,
-            steps,
-            self.num_running,
-            self.num_waiting,
-            self.size,
-            self.context,
-            gpu_ns,
-            self.host_ns * steps,
-            free - sum(takes if len(takes) == steps else takes[:steps]),
-            last_ns,
-            free_block_ns,
-        )
+            used_ns = block_ns(self.takes[: steps - 1], self.now_ns, last_ns, self.instants, self.place, self.before_ns)
+        times = (self.index, self.now_ns, self.start_ns, end_ns, steps, self.num_running, self.num_waiting)
+        rest = (free - sum(self.takes[:steps]), last_ns, free * (last_ns - self.now_ns) - used_ns)
+        return (*times, self.size, self.context, gpu_ns, self.host_ns * steps, *rest)
 
     def count_gaps(self, steps: int, add_gap: Callable[[tuple[int, int]], None]) -> None:
         """Tokens of the first ``steps`` are known: each member waited as long for it as the step took."""
         counts, place = self.stretch.counts, self.place
         if counts is not None and self.ends_ns is None:
-            counts[place] += 1
-            counts[place + steps] -= 1
+            counts[place] = counts.get(place, 0) + 1
+            counts[place + steps] = counts.get(place + steps, 0) - 1
             return
         instants, size = self.instants, self.size
         for i in range(place, place + steps):
             add_gap((instants[i + 1] - instants[i], size))
+
+
+def block_ns(
+    takes: Sequence[int], now_ns: int, last_ns: int, instants: Sequence[int], place: int, before_ns: int
+) -> int:
+    """Blocks times nanoseconds until ``last_ns`` of what steps take, one or more: the first is formed at ``now_ns``,
+    the others at ``before_ns + instants[place]`` and so on."""
+    blocks_ns = takes[0] * (last_ns - now_ns)
+    inner = takes[1:]
+    if any(inner):
+        blocks_ns += (last_ns - before_ns) * sum(inner) - sum(map(mul, inner, instants[place : place + len(inner)]))
+    return blocks_ns

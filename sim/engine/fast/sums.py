@@ -29,13 +29,13 @@ class Stretch:
 
     __slots__ = ("counts", "least_ns", "sums")
 
-    def __init__(self, sums: Sequence[int], least_ns: int, counts: list[int] | None = None) -> None:
+    def __init__(self, sums: Sequence[int], least_ns: int, counts: dict[int, int] | None = None) -> None:
         self.sums = sums
         """``sums[k]``: nanoseconds on the accelerator of the first k steps, one element more than steps."""
         self.least_ns = least_ns
         """The shortest step."""
         self.counts = counts
-        """Step i was taken ``counts[0] + ... + counts[i]`` times; None where nobody counts."""
+        """Step i was taken as often as the counts up to i add up to; None where gaps are recorded one by one."""
 
 
 class DecodeSums:
@@ -77,7 +77,7 @@ class DecodeSums:
         run = self._cost.decode_run_ns(size, first_context, LENGTH)
         sums = array("q", [0])
         sums.frombytes(run.cumsum(dtype=np.int64).tobytes())
-        stretch = self.stretches[size, first_context] = Stretch(sums, int(run.min()), [0] * (LENGTH + 1))
+        stretch = self.stretches[size, first_context] = Stretch(sums, int(run.min()), {})
         return stretch
 
     def make_short(self, size: int, first_context: int, num_steps: int) -> Stretch:
@@ -100,11 +100,12 @@ class DecodeSums:
     def record_gaps(self) -> None:
         """Tell the recorder of the gaps between tokens since the last time: a step's length, once per request."""
         for (size, _), stretch in self.stretches.items():
-            if stretch.counts is None:
+            if not stretch.counts:
                 continue
-            taken = np.array(stretch.counts, dtype=np.int64).cumsum()[:-1]
+            taken = np.zeros(LENGTH + 1, dtype=np.int64)
+            taken[list(stretch.counts)] = list(stretch.counts.values())
+            taken = taken.cumsum()
             chosen = np.flatnonzero(taken)
-            if len(chosen):
-                sums = np.array(stretch.sums, dtype=np.int64)
-                self._recorder.itl_weighted((sums[1:] - sums[:-1])[chosen], taken[chosen] * size)
-                stretch.counts = [0] * (LENGTH + 1)
+            sums = np.array(stretch.sums, dtype=np.int64)
+            self._recorder.itl_weighted(sums[chosen + 1] - sums[chosen], taken[chosen] * size)
+            stretch.counts = {}

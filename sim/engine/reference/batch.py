@@ -89,6 +89,11 @@ class Batch:
         self.token_budget = 0
 
     @property
+    def tokens_by_id(self) -> dict[str, int]:
+        """Scheduled tokens by request id, in the order of scheduling."""
+        return {request.request_id: num_tokens for request, num_tokens in self.scheduled.items()}
+
+    @property
     def is_empty(self) -> bool:
         """Whether the step schedules nothing."""
         return not self.scheduled
@@ -133,3 +138,21 @@ class Step:
     largest_whole_prompt: int
     """Without chunked prefill: what a longer prompt may do is be chunked (only a policy's cap is that small)."""
     shares: StepShares | None
+    draft_slots: int = 0
+    """Tokens of the budget that a draft model takes for each request."""
+
+    def give(self, request: Request, num_tokens: int, *, is_prefill: bool) -> None:
+        """``num_tokens`` of ``request`` are scheduled."""
+        self.token_budget -= num_tokens + self.draft_slots
+        if is_prefill:
+            self.prefill_budget -= num_tokens
+        if self.shares is not None:
+            self.shares.use(request, num_tokens)
+
+    def take_back(self, request: Request, num_tokens: int, *, is_prefill: bool) -> None:
+        """``num_tokens`` of ``request`` that were scheduled are not: it has been preempted."""
+        self.token_budget += num_tokens + self.draft_slots
+        if is_prefill:
+            self.prefill_budget += num_tokens
+        if self.shares is not None:
+            self.shares.use(request, -num_tokens)

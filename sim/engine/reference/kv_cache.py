@@ -1,4 +1,4 @@
-"""The KV block pool: who holds how many blocks, and which full blocks can be found again.
+"""The KV block pool: how many blocks each request holds, and which full blocks can be found again.
 
 Follows ``vllm/v1/core/block_pool.py`` and ``single_type_kv_cache_manager.py`` (vLLM 0.32.0) for
 one full-attention group. Block 0 is vLLM's null block, so a pool of N blocks has N - 1 usable.
@@ -130,7 +130,7 @@ class KVCache:
             held = {name: request.num_blocks for name, request in self.holders.items()}
             raise SimulationError(
                 f"KV blocks leaked: {self.num_free_blocks} of {self.num_usable_blocks} are free at the end; "
-                f"still held by request: {held or 'nobody known'}"
+                f"still held by request: {held or 'none that is known'}"
             )
 
     def _take(self, request: Request, num_blocks: int) -> None:

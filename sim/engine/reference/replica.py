@@ -80,6 +80,11 @@ class Replica:
         return len(self.scheduler.waiting)
 
     @property
+    def num_requests(self) -> int:
+        """Requests that run or wait."""
+        return len(self.scheduler.running) + len(self.scheduler.waiting)
+
+    @property
     def free_blocks(self) -> int:
         """KV blocks that can be allocated now."""
         return self.scheduler.kv.num_free_blocks
@@ -135,9 +140,7 @@ class Replica:
     def _lose_all(self) -> list[Request]:
         """Start anew, but for the process."""
         now_ns, scheduler = self.env.now, self.scheduler
-        lost = sorted((*scheduler.running, *scheduler.waiting), key=lambda request: request.row)
-        for request in lost:
-            scheduler.lose(request)
+        lost = sorted(scheduler.lose_all(), key=lambda request: request.row)
         self._write_ended(now_ns)
         self._unended.clear()
         self._in_flight.clear()
@@ -361,7 +364,7 @@ class Replica:
 
     def _log(self, batch: Batch, now_ns: int) -> None:
         if self.decisions is not None:
-            scheduled = self.scheduler.scheduled_tokens(batch)
+            scheduled = batch.tokens_by_id
             self._log_step(now_ns, scheduled, batch.preempted, batch.finished, batch.num_free_blocks)
         self.num_steps += 1
 

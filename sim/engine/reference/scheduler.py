@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from policies.base import EngineLimits, Policy
+from policies.base import Policy
 from sim.engine.reference.batch import Batch, SchedulerSettings, Step
 from sim.engine.reference.kv_cache import Hit
 from sim.engine.reference.recompute import note_resumed, note_stopped
@@ -48,12 +48,11 @@ class Scheduler:
         self.recorder = recorder if recorder is not None else Recorder()
         self.kv = build_kv_cache(settings)
         self.seats = build_seats(settings)
-        self.steering = Steering(settings, policy)
+        self.steering = Steering(settings, policy, self.kv.num_usable_blocks)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.steering.is_ranked else FcfsQueue()
         self.running: list[Request] = []
         self.in_flight: deque[Batch] = deque()
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
-        self._draft_slots = settings.draft_slots
         self._lookahead = settings.num_lookahead_tokens
         self.outstanding_tokens = 0
         """Tokens still to compute, over all requests, if each used all of its ``max_tokens``."""
@@ -61,16 +60,6 @@ class Scheduler:
         """Requests freed since the last step, for the next one's ``finished``."""
         self._num_admissions = 0
         self.last_update_ns = NEVER
-        policy.bind(
-            EngineLimits(
-                max_num_batched_tokens=settings.max_num_batched_tokens,
-                max_num_seqs=settings.max_num_seqs,
-                block_size=settings.block_size,
-                num_gpu_blocks=self.kv.num_usable_blocks,
-                enable_chunked_prefill=settings.enable_chunked_prefill,
-                prompt_tokens_per_output_token=settings.prompt_tokens_per_output_token,
-            )
-        )
 
     # --- what an engine asks ---------------------------------------------------------------
 
@@ -178,27 +167,30 @@ class Scheduler:
         """
         if request.state is State.FINISHED:
             return
-        was_running = request.state is State.RUNNING
-        if was_running:
-            note_stopped(request, self._num_computed_for_good(request))
-        else:
-            self.seats.leave_queue(request, self.waiting)
-        self._finish(request)
-        if was_running:
-            self._release([request])
-        else:
-            self.kv.free(request)
-            self._freed.append(request)
-
-    def lose(self, request: Request) -> None:
-        """A request ends because the engine fails, which takes everything else here with it."""
         if request.state is State.RUNNING:
             note_stopped(request, self._num_computed_for_good(request))
-        request.state = State.FINISHED
+            self._finish(request)
+            self._release([request])
+            return
+        self.seats.leave_queue(request, self.waiting)
+        self._finish(request)
+        self.kv.free(request)
+        self._freed.append(request)
 
-    def scheduled_tokens(self, batch: Batch) -> dict[str, int]:
-        """Tokens by request id, in the order of scheduling, of the batch just formed."""
-        return {request.request_id: num_tokens for request, num_tokens in batch.scheduled.items()}
+    def lose_all(self) -> list[Request]:
+        """The engine fails, and every request here is lost; nothing else is asked of this scheduler.
+
+        Raises SimulationError where a KV block is held by none of them, or twice.
+        """
+        lost = [*self.running, *self.waiting]
+        for request in lost:
+            if request.state is State.RUNNING:
+                note_stopped(request, self._num_computed_for_good(request))
+            request.state = State.FINISHED
+        for request in (*lost, *self.seats.free((), 0)):
+            self.kv.free(request)
+        self.kv.check_empty()
+        return lost
 
     # --- forming a step --------------------------------------------------------------------
 
@@ -239,7 +231,8 @@ class Scheduler:
                 none_preempted = False
                 victim = self.steering.pick_victim(self.running, request, step.now_ns)
                 if victim is not request and victim in scheduled:
-                    self._give_back(victim, scheduled.pop(victim), step)
+                    num_given = scheduled.pop(victim)
+                    step.take_back(victim, num_given, is_prefill=self._is_prefill(victim, num_given))
                 victim_index = order.index(victim)
                 if order is not self.running:
                     del order[victim_index]
@@ -253,11 +246,7 @@ class Scheduler:
             if cacheable >= request.next_cacheable_tokens:
                 kv.cache_blocks(request, cacheable)
             scheduled[request] = num_new
-            step.token_budget -= num_new + self._draft_slots
-            if is_prefill:
-                step.prefill_budget -= num_new
-            if step.shares is not None:
-                step.shares.use(request, num_new)
+            step.give(request, num_new, is_prefill=is_prefill)
             index += 1
         return none_preempted
 
@@ -290,10 +279,7 @@ class Scheduler:
                 request.scheduled_ns = step.now_ns
                 request.num_cached_tokens = request.num_computed_tokens
             batch.scheduled[request] = num_new
-            step.token_budget -= num_new + self._draft_slots
-            step.prefill_budget -= num_new
-            if step.shares is not None:
-                step.shares.use(request, num_new)
+            step.give(request, num_new, is_prefill=True)
             self.seats.take()
         for request in reversed(passed_over):
             waiting.put_back(request, step.now_ns)
@@ -358,7 +344,7 @@ class Scheduler:
         if self.steering.wants_steps:
             self.policy.on_step(num_tokens, batch.token_budget, 1)
 
-    # --- preemption ------------------------------------------------------------------------
+    # --- of one request --------------------------------------------------------------------
 
     def _ends_in_flight(self, request: Request) -> bool:
         """Whether the output in flight reaches ``max_tokens`` for sure, so that another step would be for nothing."""
@@ -369,13 +355,9 @@ class Scheduler:
         """Tokens that are scheduled but not computed yet: their attention still reads what they look back on."""
         return sum(batch.scheduled.get(request, 0) for batch in self.in_flight)
 
-    def _give_back(self, victim: Request, num_tokens: int, step: Step) -> None:
-        """Undo the scheduling, in this step, of a request that is now preempted."""
-        step.token_budget += num_tokens
-        if num_tokens > 1 or victim.num_known_tokens == victim.num_prompt_tokens:
-            step.prefill_budget += num_tokens
-        if step.shares is not None:
-            step.shares.use(victim, -num_tokens)
+    def _is_prefill(self, request: Request, num_tokens: int) -> bool:
+        """Whether ``num_tokens``, scheduled in this step, are a chunk of its prompt or of what it computes again."""
+        return num_tokens > 1 or request.num_known_tokens == request.num_prompt_tokens
 
     def _preempt(self, victim: Request, now_ns: int) -> None:
         """Take the blocks of a running request; it waits again, keeping the tokens it has generated."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policies.base import EngineState, Policy
+from policies.base import EngineLimits, EngineState, Policy
 from sim.engine.reference.batch import SchedulerSettings, Step
 from sim.engine.reference.shares import StepShares
 from sim.engine.reference.waiting import AdmissionOrder, FcfsQueue, RankedQueue
@@ -14,7 +14,7 @@ from sim.engine.request import Request, State
 class Steering:
     """A policy, asked for what it overrides and for nothing else."""
 
-    def __init__(self, settings: SchedulerSettings, policy: Policy) -> None:
+    def __init__(self, settings: SchedulerSettings, policy: Policy, num_gpu_blocks: int) -> None:
         self.settings = settings
         self.policy = policy
         self.is_ranked = policy.stock_mode != "fcfs"
@@ -24,6 +24,16 @@ class Steering:
         self._has_step_limits = _overrides(policy, "step_limits")
         self._has_shares = _overrides(policy, "share_budgets")
         self._has_own_victims = _overrides(policy, "victim")
+        policy.bind(
+            EngineLimits(
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                max_num_seqs=settings.max_num_seqs,
+                block_size=settings.block_size,
+                num_gpu_blocks=num_gpu_blocks,
+                enable_chunked_prefill=settings.enable_chunked_prefill,
+                prompt_tokens_per_output_token=settings.prompt_tokens_per_output_token,
+            )
+        )
 
     def begin_step(self, now_ns: int, num_requests: int) -> Step:
         """What the step at ``now_ns`` has to give, with ``num_requests`` waiting and running."""
@@ -48,6 +58,7 @@ class Steering:
             whole_prompts_only,
             largest_whole_prompt,
             StepShares.of(self.policy, budget) if self._has_shares else None,
+            settings.draft_slots,
         )
 
     def preempted_first(

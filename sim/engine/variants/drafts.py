@@ -115,12 +115,9 @@ class SpeculativeScheduler(Scheduler):
         shape.num_sampled += len(batch.sampled) + shape.num_draft_tokens
         self._dispatch(batch)
 
-    def _give_back(self, victim: Request, num_tokens: int, step: Step) -> None:
-        num_drafts = max(victim.num_computed_tokens + num_tokens - victim.num_known_tokens, 0)
-        super()._give_back(victim, num_tokens - num_drafts, step)
-        step.token_budget += num_drafts + self.settings.draft_slots
-        if step.shares is not None:
-            step.shares.use(victim, -num_drafts)
+    def _is_prefill(self, request: Request, num_tokens: int) -> bool:
+        num_drafts = max(request.num_computed_tokens + num_tokens - request.num_known_tokens, 0)
+        return super()._is_prefill(request, num_tokens - num_drafts)
 
     def _preempt(self, victim: Request, now_ns: int) -> None:
         super()._preempt(victim, now_ns)

@@ -6,7 +6,7 @@ as one sum for each step to come, so that a step costs the same for 2 requests a
 
 Steps are numbered by *attempt*, those that schedule nothing included. Attempt n is formed when all before n - 1 have
 ended and n - 1 has not (asynchronous scheduling), or when all before it have. A future knows nothing of requests
-beside it: where one would lose blocks to another, ``NeedsReference`` is raised, and the run starts anew, step by step.
+beside it: where one would lose blocks to another, ``NotFollowed`` is raised, and the run starts anew, step by step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from policies.base import Feedback, Policy, declared
-from sim.engine.fast.allowed import why_not
+from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
-from sim.engine.fast.jumps import FastReplica
+from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.request import State
 from sim.results.record import DraftCounts, Status
@@ -33,10 +33,6 @@ NUM_FORMED = 5
 """Sums that are read when a step is formed: requests, their tokens, context, query-key pairs, new blocks."""
 NUM_SUMS = NUM_FORMED + 3
 """And when it ends: gaps since the step before, gaps of nothing (accepted drafts), rejected drafts."""
-
-
-class NeedsReference(Exception):
-    """A state that only the reference knows."""
 
 
 def why_not_drafts(settings: SchedulerSettings, policy: Policy) -> str | None:
@@ -98,6 +94,7 @@ class FastDrafts(FastReplica):
     def _bind(self, policy: Policy) -> None:
         super()._bind(policy)
         settings = self.settings
+        self._may_cruise = False
         self._longest_future = 2 * settings.max_model_len + 16
         """In attempts: each gives a token, but for those that wait for what is rejected."""
         self._futures = np.zeros((2 * self._longest_future, NUM_SUMS), dtype=np.int64)
@@ -313,7 +310,7 @@ class FastDrafts(FastReplica):
 
     def _take(self, num_blocks: int) -> None:
         if num_blocks > self.kv.num_free_blocks:
-            raise NeedsReference("a request is preempted")
+            raise NotFollowed("a request is preempted")
         if num_blocks:
             self.kv.take(num_blocks)
 
@@ -335,7 +332,7 @@ class FastDrafts(FastReplica):
             request: Any = waiting.peek()
             own_id, is_shared = request.content.own_id, request.content.own_is_shared
             if is_shared and own_id in self.talkers:
-                raise NeedsReference("two turns of one conversation at once")
+                raise NotFollowed("two turns of one conversation at once")
             hits = kv.lookup(request, request.num_tokens)
             computed = hits.num_blocks * block_size
             new = request.num_tokens - computed
@@ -443,8 +440,8 @@ class FastDrafts(FastReplica):
             self.running.remove(request)
         self.kv.free(request, request.held, request.num_cached_blocks, ended=True)
         request.held = 0
-        if self.talkers.get(request.content.own_id) == [request]:  # type: ignore[union-attr]
-            del self.talkers[request.content.own_id]  # type: ignore[union-attr]
+        if self.talkers.get(request.content.own_id) == [request]:
+            del self.talkers[request.content.own_id]
         self.freed.append(request)
 
     def abort(self, request: DraftMember) -> None:  # type: ignore[override]

@@ -18,7 +18,8 @@ from simpy import Event
 from policies.base import Policy
 from sim.engine.clock import At, Clock, Turn
 from sim.engine.fast.cohort import Member
-from sim.engine.fast.jumps import IDLE, FastReplica
+from sim.engine.fast.fast_replica import FastReplica
+from sim.engine.fast.jumps import IDLE
 from sim.engine.request import NEVER, State
 from sim.engine.variants.lockstep import DP_SYNC_INTERVAL
 from sim.latency.base import StepCost
@@ -99,7 +100,7 @@ class FastRank(FastReplica):
             raise TypeError(f"replica {self.index} steps with others, and {type(cost).__name__} is the cost of one")
         self.advance(self.env._now, is_fault=True)
         self.group.cost = cost
-        self._use(cost, self._sums)
+        self.cost = cost
 
     def finish(self) -> None:
         """Nothing comes from outside any more: the group runs to the end of what is there."""
