@@ -93,8 +93,8 @@ class FastDrafts(FastReplica):
 
     def _bind(self, policy: Policy) -> None:
         super()._bind(policy)
-        settings = self.settings
         self._may_cruise = False
+        settings = self.settings
         self._longest_future = 2 * settings.max_model_len + 16
         """In attempts: each gives a token, but for those that wait for what is rejected."""
         self._futures = np.zeros((2 * self._longest_future, NUM_SUMS), dtype=np.int64)
