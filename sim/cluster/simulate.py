@@ -149,6 +149,8 @@ def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) 
     is_behind = outgrows(workload, settings)
     if settings.enable_prefix_caching and is_behind and has_shared_content(workload):
         return True  # a prefix behind a window may be found by its end alone
+    if is_behind and deployment.group_cost is not None:
+        return True  # ranks keep all of their KV
     policy = _build_policy(engine, workload, seed)
     if engine.speculative is None:
         return why_not(settings, policy) is not None
