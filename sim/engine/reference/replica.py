@@ -6,7 +6,6 @@ up to ``depth``: 2 where scheduling is asynchronous, the number of stages under 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -297,11 +296,7 @@ class Replica:
         self._num_fruitless_steps += 1
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]
-            raise SimulationError(
-                f"replica {self.index} is stuck at {now_ns / 1e9:.6f} s: no request got a token in "
-                f"{MAX_FRUITLESS_STEPS} steps; next in line is request {head.request_id} ({head.num_tokens} tokens), "
-                f"{self.free_blocks} of {self.num_gpu_blocks} KV blocks are free"
-            )
+            raise stuck(self.index, now_ns, head, self.free_blocks, self.num_gpu_blocks)
 
     # --- what is written down ----------------------------------------------------------------
 
@@ -364,30 +359,18 @@ class Replica:
 
     def _log(self, batch: Batch, now_ns: int) -> None:
         if self.decisions is not None:
-            scheduled = batch.tokens_by_id
-            self._log_step(now_ns, scheduled, batch.preempted, batch.finished, batch.num_free_blocks)
+            kinds = (batch.tokens_by_id, batch.preempted, batch.finished)
+            self.decisions.step(now_ns, self.index, self.num_steps, *kinds, batch.num_free_blocks)
         self.num_steps += 1
 
-    def _log_step(
-        self,
-        now_ns: int,
-        scheduled: dict[str, int],
-        preempted: list[Request],
-        finished: list[Request],
-        num_free_blocks: int,
-    ) -> None:
-        if self.decisions is None:
-            return
-        line = {
-            "step": self.num_steps,
-            "time_s": now_ns / 1e9,
-            "replica": self.index,
-            "scheduled": scheduled,
-            "preempted": [request.request_id for request in preempted],
-            "finished": [request.request_id for request in finished],
-            "free_blocks": num_free_blocks,
-        }
-        self.decisions.write(now_ns, self.index, json.dumps(line))
+
+def stuck(replica: int, now_ns: int, head: Request, free_blocks: int, num_gpu_blocks: int) -> SimulationError:
+    """Say that no request gets on; ``head`` is the next in line."""
+    return SimulationError(
+        f"replica {replica} is stuck at {now_ns / 1e9:.6f} s: no request got a token in {MAX_FRUITLESS_STEPS} steps; "
+        f"next in line is request {head.request_id} ({head.num_tokens} tokens), {free_blocks} of {num_gpu_blocks} KV "
+        "blocks are free"
+    )
 
 
 def attempt_row(request: Request, status: Status, end_ns: int) -> AttemptRow:
