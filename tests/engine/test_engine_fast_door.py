@@ -71,7 +71,7 @@ def crowd(*, is_async: bool) -> dict[str, Any]:
         "requests": 14,
         "arrival": {"process": "constant", "rate": 40.0},
         "input_tokens": {"dist": "values", "values": [30, 75, 20, 9]},
-        "output_tokens": {"dist": "values", "values": [60, 25, 90, 6]},
+        "output_tokens": {"dist": "values", "values": [60, 25, 90, 6, 1]},
     }
     engine = {
         "model": "llama-2-7b",
@@ -81,7 +81,7 @@ def crowd(*, is_async: bool) -> dict[str, Any]:
         "max_num_seqs": 8,
         "max_num_batched_tokens": 32,
         "scheduler_reserve_full_isl": False,
-        "policy": "sjf",
+        "policy": "hybrid",
         "async_scheduling": is_async,
     }
     return {"name": "crowd", "workload": workload, "engine": engine, "latency": {"kind": "roofline"}}
@@ -89,7 +89,8 @@ def crowd(*, is_async: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_requests_leave_and_replicas_crash_in_every_state(is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each step that preempts one, and just after it: each request that is there is cancelled, or all are lost."""
+    """Just after each step that preempts one, and just before the ends of requests: one is cancelled, or all are
+    lost."""
     scenario = crowd(is_async=is_async)
     plain = outcome(scenario, "reference")
     assert plain is not None
@@ -97,7 +98,7 @@ def test_requests_leave_and_replicas_crash_in_every_state(is_async: bool, monkey
     preempting = sorted(at_ns for at_ns, times in Counter(plain.instants).items() if times > 5)
     spans = list(zip(plain.columns["row"], plain.columns["arrival_ns"], plain.columns["end_ns"], strict=True))
     assert len(preempting) > 8
-    for at_ns in preempting[::2]:
+    for at_ns in [*preempting, *(end_ns - 2 for _, _, end_ns in spans[:5])]:
         here = [row for row, start_ns, end_ns in spans if start_ns <= at_ns <= end_ns]
         trials = [[Act(at_ns + 1, What.CANCEL, row)] for row in here]
         trials += [[Act(at_ns + 1, What.CRASH, 0)], [Act(at_ns, What.CRASH, 0), Act(at_ns + 1, What.CANCEL, here[0])]]
