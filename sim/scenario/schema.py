@@ -237,7 +237,7 @@ class NamedSpec(Strict):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: Text
-    """Its name, or ``module:Class`` of one's own."""
+    """Its name, or ``module:Class`` of one's own: a file in the scenario's folder, else on Python's path."""
 
     @property
     def params(self) -> dict[str, Any]:
