@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sim.uncertainty import SeedRuns
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SLO_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_NO_READER = 141
+"""As of a program that SIGPIPE ends: the reader of its output (``| head -1``) has gone. Nothing is said about it."""
 TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk answers, for the writes that ``sim.outputs`` does not watch (``--help``)."""
@@ -34,8 +36,26 @@ ALLOCATIONS_PER_COLLECTION = 20_000
 SHORT_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
+class ReaderGone(Exception):
+    """Standard output is a pipe that is read no longer; click would make exit code 1 of its BrokenPipeError."""
+
+
 class ScenarioGroup(click.Group):
     """A group whose first argument may be a scenario: ``simrun x.yaml`` is ``simrun run x.yaml``."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments; ``--help`` and ``--version`` print while that is done."""
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front of what is neither a command nor an option of the group."""
@@ -252,6 +272,10 @@ def _guarded(action: Callable[[], Any]) -> int:
     try:
         code = action()
         return code if isinstance(code, int) else EXIT_DONE
+    except ReaderGone:
+        # What is still buffered would be tried, and complained about, once more when Python ends.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return EXIT_NO_READER
     except click.ClickException as error:
         error.show()
         return error.exit_code

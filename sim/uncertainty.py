@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import InputError, OutputError
+from sim.errors import InputError
 from sim.workers import POLL_S, Workers
 
 if TYPE_CHECKING:
@@ -144,19 +144,8 @@ class SeedRuns:
 
     def write(self, out_dir: str | os.PathLike[str]) -> list[Path]:
         """The first seed's files and ``seeds.json`` into ``out_dir``; errors as of ``Results.write``."""
-        written = self.results.write(out_dir)
-        path = Path(out_dir) / "seeds.json"
-        staging = path.with_name(f".seeds.json.{os.getpid()}.part")
-        try:
-            staging.write_text(
-                json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False) + "\n", "utf-8"
-            )
-            staging.replace(path)
-        except OSError as error:
-            raise OutputError(path, error, "the outputs are incomplete") from error
-        finally:
-            staging.unlink(missing_ok=True)
-        return [*written, path]
+        text = json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return self.results.write(out_dir, {"seeds.json": text})
 
 
 def simulate_seeds(
