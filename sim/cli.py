@@ -130,6 +130,8 @@ def run_command(
             from sim.results.terminal import print_summary
 
             print_summary(results.summary, written)
+    if out is not None and loaded.scenario.outputs.trace:
+        _tell_cut(results)
     if not check_slo:
         return EXIT_DONE
     if many is not None and many.slo_met is not None:
@@ -137,6 +139,14 @@ def run_command(
             f"simrun: SLO met in {sum(many.slo_met)} of {len(many.slo_met)} seeds; exit code by the first", err=True
         )
     return _slo_verdict(results)
+
+
+def _tell_cut(results: Results) -> None:
+    from sim.results.timeline import left_out
+
+    cut = left_out(results.record)
+    if cut is not None:
+        click.echo(f"simrun: note: {cut}", err=True)
 
 
 def _seeds_problems(seeds: int | None, jobs: int | None, decisions: str | None) -> list[Problem]:
