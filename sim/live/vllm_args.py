@@ -379,7 +379,7 @@ def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
     from sim.latency.memory import plan_memory
 
     scenario, engine = loaded.scenario, loaded.scenario.engine
-    notes = [f"{scenario.name}: {engine.gpu}, for vLLM {VLLM_VERSION}"]
+    notes = [f"{scenario.name}: {engine.gpu_name}, for vLLM {VLLM_VERSION}"]
     if engine.num_gpu_blocks_override is None:
         blocks = plan_memory(engine, loaded.base_dir).num_gpu_blocks
         notes.append(
