@@ -252,6 +252,7 @@ def models_command() -> int:
             f"{spec.name:<24}{spec.num_parameters / 1e9:>7.1f} B{spec.num_layers:>8}{spec.hidden_size:>8}"
             f"{spec.num_attention_heads:>7}{spec.num_kv_heads:>5}{spec.max_position_embeddings:>12,}"
         )
+    click.echo("Also by the name of the repository (meta-llama/Llama-3.1-8B-Instruct).")
     click.echo("Any other: engine.model = path of a Hugging Face config.json")
     return EXIT_DONE
 

@@ -289,7 +289,9 @@ class EngineConfig(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
     model: Text
-    """A model preset (``llama-3.1-8b``), or the path of a Hugging Face ``config.json``."""
+    """A model preset (``llama-3.1-8b``), its repository's name (``meta-llama/Llama-3.1-8B-Instruct``: case,
+    ``-Instruct``, ``-it``, ``-chat``, ``-base`` and ``-hf`` do not count), or the path of a Hugging Face
+    ``config.json``."""
     gpu: Annotated[
         Annotated[Text, Tag("name")] | Annotated[GpuConfig, Tag("section")],
         Discriminator(_name_or_section),

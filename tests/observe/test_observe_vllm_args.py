@@ -75,6 +75,19 @@ def test_every_preset_has_a_repository() -> None:
     assert set(vllm_args.REPOSITORIES) == set(MODELS)
 
 
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+    ],
+)
+def test_a_repository_that_the_scenario_names_is_served(
+    scenario: str, capsys: pytest.CaptureFixture[str], name: str, served: str
+) -> None:
+    assert command(scenario, capsys, f"engine.model={name}")["argv"][2] == served
+
+
 def test_a_preset_without_a_repository_is_refused(
     scenario: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
