@@ -33,7 +33,7 @@ SETTINGS: dict[str, object] = {
 """Settings that it follows, whatever they are; any other setting must have its default."""
 
 HOOKS = frozenset(
-    {"bind", "rank", "next_change_ns", "rank_group", "service_group", "tokens_left", "preempt", "on_arrival"}
+    {"bind", "rank", "next_change_ns", "rank_group", "service_group", "preempt", "on_arrival"}
     | {"on_scheduled", "on_finished", "preempts", "live_refusal", "is_live", "share"}
 )
 """Methods of ``Policy`` that a class may override."""
