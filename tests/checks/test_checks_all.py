@@ -251,3 +251,9 @@ def test_what_is_wrong_elsewhere_is_told_too() -> None:
 )
 def test_a_mean_that_cutting_moves_is_noted(override: str, said: str | None) -> None:
     assert [note for note in notes(f"workload.{override}") if "in the mean" in note] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(("size", "is_noted"), [(8, True), (24, True), (16, False), (64, False)])
+def test_a_block_that_vllm_refuses_on_nvidia_is_noted(size: int, is_noted: bool) -> None:
+    said = [note for note in notes(f"engine.block_size={size}") if note.startswith("`engine.block_size`")]
+    assert len(said) == is_noted

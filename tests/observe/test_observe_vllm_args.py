@@ -269,3 +269,9 @@ def test_a_folder_without_weights_gets_made_up_ones(tmp_path: Path, capsys: pyte
     assert flags(document)["--load-format"] == "dummy"
     (folder / "model.safetensors").write_bytes(b"")
     assert "--load-format" not in flags(command(str(path), capsys, "engine.max_model_len=1024"))
+
+
+def test_a_block_that_nvidia_gpus_do_not_take_is_refused(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun("vllm-args", scenario, "--set", "engine.block_size=24") == 2
+    assert "vLLM refuses a block_size (24) on h100-sxm that is no multiple of 16" in capsys.readouterr().err
+    assert flags(command(scenario, capsys, "engine.block_size=32"))["--block-size"] == "32"
