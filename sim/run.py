@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from sim.cluster.deployment import Deployment
-    from sim.results.context import RunContext
+    from sim.results.context import Price, RunContext
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
@@ -90,7 +90,7 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         seed=scenario.seed,
         slo=slo or None,
         work=deployment.work,
-        price=deployment.price,
+        price=_price(deployment),
         max_num_seqs=scenario.engine.max_num_seqs,
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
@@ -99,3 +99,13 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         steps=scenario.outputs.steps,
         wall_s=wall_s,
     )
+
+
+def _price(deployment: Deployment) -> Price | None:
+    """The GPU's price; None where the scenario describes a GPU without one."""
+    from sim.results.context import Price
+
+    gpu = deployment.engine.gpu
+    if isinstance(gpu, str):
+        return deployment.price
+    return None if gpu.usd_per_hour is None else Price(gpu.usd_per_hour, f"the scenario's, for {gpu.name}")

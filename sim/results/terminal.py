@@ -68,6 +68,9 @@ def _intervals(console: Console, section: dict[str, Any]) -> None:
     for table in (interval_tables.totals(section), *interval_tables.latencies(section)):
         console.print()
         console.print(table)
+    console.print()
+    for note in interval_tables.notes(section):
+        console.print(f"note: {note}")
     verdict = interval_tables.verdict(section)
     if verdict is not None:
         console.print()

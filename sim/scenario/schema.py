@@ -30,6 +30,7 @@ from sim.scenario.distributions import (
     WeibullArrival,
     ZipfLength,
 )
+from sim.scenario.hardware import GpuConfig
 from sim.scenario.types import (
     LARGEST,
     All2AllBackend,
@@ -62,6 +63,7 @@ __all__ = [
     "FixedLength",
     "Fraction",
     "GammaArrival",
+    "GpuConfig",
     "LatencyConfig",
     "Length",
     "LognormalLength",
@@ -237,7 +239,7 @@ class NamedSpec(Strict):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: Text
-    """Its name, or ``module:Class`` of one's own."""
+    """Its name, or ``module:Class`` of one's own: a file in the scenario's folder, else on Python's path."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -287,9 +289,14 @@ class EngineConfig(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
     model: Text
-    """A model preset (``llama-3.1-8b``), or the path of a Hugging Face ``config.json``."""
-    gpu: Text
-    """A GPU preset (``a100-80gb-sxm``)."""
+    """A model preset (``llama-3.1-8b``), its repository's name (``meta-llama/Llama-3.1-8B-Instruct``: case,
+    ``-Instruct``, ``-it``, ``-chat``, ``-base`` and ``-hf`` do not count), or the path of a Hugging Face
+    ``config.json``."""
+    gpu: Annotated[
+        Annotated[Text, Tag("name")] | Annotated[GpuConfig, Tag("section")],
+        Discriminator(_name_or_section),
+    ]
+    """A GPU preset (``a100-80gb-sxm``), or a section with the figures of another."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
@@ -358,6 +365,11 @@ class EngineConfig(Strict):
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"
     """Where policies that need it get the expected output length from."""
+
+    @property
+    def gpu_name(self) -> str:
+        """The GPU's name: a preset's, or that of one's own."""
+        return self.gpu if isinstance(self.gpu, str) else self.gpu.name
 
     @property
     def max_model_len_in_effect(self) -> int:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
-from policies.base import Policy, RankChanges, declared
+from policies.base import Policy, PolicyError, RankChanges, declared
+from policies.checks import check_instant, check_rank
 from sim.engine.request import Request
 from sim.errors import SimulationError
 
@@ -118,16 +119,24 @@ class RankedQueue:
 
     def _entry(self, request: Request, now_ns: int) -> Entry:
         rank = self._policy.rank(request, now_ns)
-        if rank != rank:
-            raise SimulationError(
-                f"policy {self._policy.name} ranked request {request.request_id} NaN: no order with it"
-            )
+        # Plain numbers go by quickly: ranks of a long queue are asked for at every step.
+        if (type(rank) is not float and type(rank) is not int) or rank != rank:
+            self._refuse(check_rank, request, rank)
         request.rank = rank
         if self._moves_with_time:
             change = self._policy.next_change_ns(request, now_ns)
+            if change is not None and type(change) is not int:
+                self._refuse(check_instant, request, change)
             if change is not None and (self.next_change_ns is None or change < self.next_change_ns):
                 self.next_change_ns = change
         return (request.rank, request.arrival_ns, request.order, request)
+
+    def _refuse(self, check: Callable[[str, str, object], None], request: Request, answer: object) -> None:
+        """Raise SimulationError where ``check`` finds that the policy's ``answer`` about ``request`` has no order."""
+        try:
+            check(self._policy.name, request.request_id, answer)
+        except PolicyError as error:
+            raise SimulationError(str(error)) from None
 
 
 class AdmissionOrder(Sequence[Request]):
