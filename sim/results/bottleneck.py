@@ -12,6 +12,18 @@ QUEUE_SHARE_ABOVE = 0.25
 PREEMPTED_ABOVE = 0.01
 
 
+def bottleneck_words(summary: dict[str, Any]) -> str:
+    """The name, and what it leaves: an accelerator that is busy all the time may serve far more in larger batches."""
+    name, headroom = bottleneck(summary)[0], summary["load"]["headroom"]
+    return name if headroom is None else f"{name}; {_left(headroom)}"
+
+
+def _left(headroom: float) -> str:
+    if headroom < 1:
+        return f"{1 - headroom:.0%} of the load is too much"
+    return f"{headroom - 1:.0%} more load could be served"
+
+
 def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     """A name and a sentence.
 

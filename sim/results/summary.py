@@ -12,6 +12,7 @@ import numpy as np
 
 from sim.results.context import RunContext
 from sim.results.fragmentation import mean_unused_slots
+from sim.results.load import load_section
 from sim.results.metrics import (
     METRICS,
     NS_PER_MS,
@@ -63,6 +64,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     use = [kv_use(record, blocks, step_rows[index], window) for index, blocks in enumerate(record.num_gpu_blocks)]
     summary = _headline(record, times, samples, duration_s, None if good is None else int(good.sum()))
     summary["counts"] = counts
+    summary["load"] = load_section(record, times, context.capacity, context.measure)
     summary["queue"] = _queue(record, samples["queue"], window)
     summary["kv"] = _kv(record, use, window)
     summary["preemptions"] = _preemptions(record)
@@ -277,6 +279,7 @@ def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, 
     last_ns = busy_window(record)[1]
     return {
         "scenario": context.name,
+        "setup": dict(context.setup),
         "seed": context.seed,
         "version": __version__,
         "profile_hash": record.latency.get("profile_hash"),
