@@ -26,8 +26,11 @@ SEATFULS = 10
 LEAST_REQUESTS = 400
 """Beside the first seatful, so that few seats have their mean too."""
 LEAST_STARTED = 3
+"""Requests that have to run for a rate."""
 MOST_STEPS = 10_000
 """About as many steps may be spent on the estimate."""
+MOST_TOKENS_STEPPED = 150_000
+"""Output tokens of the estimate where every step of every request is taken (speculative decoding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +72,21 @@ def estimate_capacity(loaded: LoadedScenario, deployment: Deployment, record: Ru
 
     Example: 16 seats, 100 output tokens each and steps of 15 ms give about 16 / (100 x 0.015) = 10.7 per second.
     """
-    from sim.cluster.simulate import simulate_cluster
+    from sim.cluster.simulate import simulate_cluster, takes_every_step
 
+    one = _one_replica(loaded)
     mix = Mix.of(record)
     if not len(mix.input_tokens):
         return None
     at_once = _at_once(mix, deployment)
     num_requests = _num_requests(mix, deployment, at_once)
+    if takes_every_step(one.scenario.engine, record.workload, deployment.settings, loaded.scenario.seed):
+        num_requests = min(num_requests, max(LEAST_STARTED, int(MOST_TOKENS_STEPPED / mix.output_tokens.mean())))
     if num_requests < 3 * at_once:
         at_once = max(1, num_requests // 3)
     workload = _backlog(mix, mix.sample(num_requests, loaded.scenario.seed), at_once, record.workload)
     try:
-        found = simulate_cluster(_one_replica(loaded), workload=workload, deployment=deployment)
+        found = simulate_cluster(one, workload=workload, deployment=deployment)
     except SimrunError:
         return None
     rate = _rate(found, mix, at_once)

@@ -96,7 +96,7 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         work=deployment.work,
         price=deployment.price,
         max_num_seqs=scenario.engine.max_num_seqs,
-        setup=_setup(scenario),
+        setup=_setup(scenario, deployment),
         capacity=partial(estimate_capacity, loaded, deployment),
         measure=Measure(scenario.measure.warmup_s, scenario.measure.until),
         scenario_yaml=resolved_yaml(scenario),
@@ -108,8 +108,8 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
     )
 
 
-def _setup(scenario: Scenario) -> dict[str, str | int]:
-    """What runs, in the scenario's own words."""
+def _setup(scenario: Scenario, deployment: Deployment) -> dict[str, str | int]:
+    """What runs, in the scenario's own words; ``dtype: auto`` as it came out."""
     engine, cluster = scenario.engine, scenario.cluster
 
     def name(spec: Any) -> str:
@@ -117,7 +117,7 @@ def _setup(scenario: Scenario) -> dict[str, str | int]:
 
     return {
         "model": engine.model,
-        "dtype": engine.dtype,
+        "dtype": deployment.planned.model.dtype if engine.dtype == "auto" else engine.dtype,
         "kv_cache_dtype": engine.kv_cache_dtype,
         "gpu": engine.gpu,
         "tensor_parallel_size": engine.tensor_parallel_size,

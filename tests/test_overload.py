@@ -93,7 +93,7 @@ def test_a_saturated_run_says_so_first_and_what_it_is_short_of(requests: int) ->
     print_summary(results.summary, file=screen)
     head = " ".join(screen.getvalue().split("\n\n")[0].split())
     assert "OVERLOAD" in head
-    assert "llama-3.1-8b in bfloat16 on a100-80gb-sxm TP1, 1 replica, policy fcfs" in head
+    assert "llama-3.1-8b bfloat16 on a100-80gb-sxm TP1, 1 replica, policy fcfs" in head
     assert "seats" in screen.getvalue()
 
 

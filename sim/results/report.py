@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from sim.results import wording
-from sim.results.bottleneck import bottleneck
+from sim.results.bottleneck import bottleneck, bottleneck_words
 from sim.results.context import RunContext
 from sim.results.figures import SECONDS_FROM_MS, distribution_chart, time_charts
 from sim.results.metrics import METRICS, RequestTimes, Samples
@@ -223,7 +223,7 @@ def _overload(sentence: str) -> str:
 def render_report(record: RunRecord, summary: dict[str, Any], context: RunContext) -> str:
     """The page. Every name that comes from the user is escaped."""
     run = summary["run"]
-    name, sentence = bottleneck(summary)
+    name, sentence = bottleneck_words(summary), bottleneck(summary)[1]
     overload = overload_sentence(summary["load"])
     setup = setup_words(run["setup"], summary["load"])
     notes = "".join(f"<li>{escape(note)}</li>" for note in run["notes"])

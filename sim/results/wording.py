@@ -67,7 +67,7 @@ def overload_sentence(load: dict[str, Any]) -> str | None:
     """What a saturated run says of itself; None for the others."""
     if not load["saturated"]:
         return None
-    served = f"{number(load['offered_rate'])} requests/s are offered, {number(load['served_rate'])} are served"
+    served = f"{number(load['offered_rate'])} requests/s offered, {number(load['served_rate'])} served"
     if load["headroom"] is None:
         return served
     if load["headroom"] < 1:
@@ -94,6 +94,6 @@ def setup_words(setup: dict[str, Any], load: dict[str, Any]) -> str:
     parallel = " ".join([sizes[0], *(each for each in sizes[1:] if not each.endswith("P1"))])
     kv = "" if setup["kv_cache_dtype"] == "auto" else f" (KV {setup['kv_cache_dtype']})"
     replicas = f"{setup['replicas']:,} replica" + ("" if setup["replicas"] == 1 else f"s by {setup['router']}")
-    rate = "" if load["offered_rate"] is None else f", {number(load['offered_rate'])} requests/s"
-    model = f"{setup['model']} in {setup['dtype']}{kv}"
+    rate = "" if load["offered_rate"] is None else f", {number(load['offered_rate'])} req/s"
+    model = f"{setup['model']} {setup['dtype']}{kv}"
     return f"{model} on {setup['gpu']} {parallel}, {replicas}, policy {setup['policy']}{rate}"

@@ -102,6 +102,13 @@ def test_the_steady_part_and_the_whole_run() -> None:
     assert cut["load"]["to_s"] == pytest.approx(3.99)
 
 
+def test_a_warm_up_longer_than_the_run_is_noted() -> None:
+    summary = build_summary(queueing(40, 0), RunContext(measure=Measure(warmup_s=100.0)))
+    assert summary["load"]["steady"]["mean_ttft_ms"] is None
+    assert any("no steady figures" in note for note in summary["run"]["notes"])
+    assert not any("no steady figures" in note for note in build_summary(queueing(40, 0), RunContext())["run"]["notes"])
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(3)
     covered = 0
