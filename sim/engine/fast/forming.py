@@ -58,7 +58,7 @@ class Former(Cohort):
             tokens = self._go_on(self.part, min(budget, prefill_budget), batch, now_ns, ones)
             is_whole = tokens > 0
             budget -= tokens
-            prefill_budget -= tokens
+            prefill_budget -= shape.num_prefill_tokens  # the last token of a resumed request is a decode
         if self.skipped:
             for request in self._served_alone():
                 self.skipped.remove(request)

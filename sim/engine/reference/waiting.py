@@ -25,26 +25,26 @@ class FcfsQueue:
         return iter(self.entries)
 
     def refresh(self, now_ns: int) -> None:
-        """Nothing: the order never changes."""
+        """Do nothing: the order never changes."""
 
     def add(self, request: Request, now_ns: int) -> None:
-        """A request that arrives."""
+        """Append a request that arrives."""
         self.entries.append(request)
 
     def put_back(self, request: Request, now_ns: int) -> None:
-        """A request that was preempted, or passed over (in the reverse order of being passed over)."""
+        """Put a request in front that was preempted, or passed over (in the reverse order of being passed over)."""
         self.entries.appendleft(request)
 
     def peek(self) -> Request:
-        """The next to be admitted."""
+        """Return the next request to be admitted."""
         return self.entries[0]
 
     def pop(self) -> Request:
-        """Take the next to be admitted."""
+        """Take out the next request to be admitted."""
         return self.entries.popleft()
 
     def remove(self, request: Request) -> None:
-        """Take one that ends while it waits."""
+        """Take out a request that ends while it waits."""
         self.entries.remove(request)
 
 
@@ -88,7 +88,7 @@ class RankedQueue:
             self._stale = frozenset()
 
     def _place_of(self, request: Request) -> int | None:
-        """Where ``request`` is, by the rank it was given last; None where it is not here."""
+        """Find the place of ``request`` by the rank it was given last; None where it is not here."""
         place = bisect_left(self.entries, (request.rank, request.arrival_ns, request.order))
         return place if place < len(self.entries) and self.entries[place][3] is request else None
 
@@ -97,21 +97,21 @@ class RankedQueue:
         self._stale = self._stale | requests
 
     def add(self, request: Request, now_ns: int) -> None:
-        """A request that arrives, was preempted, or was passed over."""
+        """Insert a request that arrives, was preempted, or was passed over."""
         insort(self.entries, self._entry(request, now_ns))
 
     put_back = add
 
     def peek(self) -> Request:
-        """The next to be admitted."""
+        """Return the next request to be admitted."""
         return self.entries[0][3]
 
     def pop(self) -> Request:
-        """Take the next to be admitted."""
+        """Take out the next request to be admitted."""
         return self.entries.pop(0)[3]
 
     def remove(self, request: Request) -> None:
-        """Take one that ends while it waits."""
+        """Take out a request that ends while it waits."""
         place = self._place_of(request)
         if place is not None:
             del self.entries[place]
