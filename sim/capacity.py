@@ -75,12 +75,13 @@ def estimate_capacity(loaded: LoadedScenario, deployment: Deployment, record: Ru
     from sim.cluster.simulate import simulate_cluster, takes_every_step
 
     one = _one_replica(loaded)
+    deployment = replace(deployment, engine=one.scenario.engine)
     mix = Mix.of(record)
     if not len(mix.input_tokens):
         return None
     at_once = _at_once(mix, deployment)
     num_requests = _num_requests(mix, deployment, at_once)
-    if takes_every_step(one.scenario.engine, record.workload, deployment.settings, loaded.scenario.seed):
+    if takes_every_step(deployment, record.workload, loaded.scenario.seed):
         num_requests = min(num_requests, max(LEAST_STARTED, int(MOST_TOKENS_STEPPED / mix.output_tokens.mean())))
     if num_requests < 3 * at_once:
         at_once = max(1, num_requests // 3)
