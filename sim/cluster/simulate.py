@@ -16,7 +16,7 @@ from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.allowed import NotFollowed, why_not
+from sim.engine.fast.allowed import NotFollowed, surprise, why_not
 from sim.engine.fast.cohort import Member
 from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.sums import DecodeSums
@@ -67,8 +67,11 @@ def simulate_cluster(
     if deployment is None:
         deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
     parts = (loaded, progress, workload, deployment, acts)
-    if takes_every_step(deployment, workload, loaded.scenario.seed):
-        return _simulate(*parts, decisions, every_step=True)
+    every_step, notes = takes_every_step(deployment, workload, loaded.scenario.seed)
+    if every_step:
+        record = _simulate(*parts, decisions, every_step=True)
+        record.notes += notes
+        return record
     started_s = time.process_time()
     try:
         return _simulate(*parts, decisions, every_step=False)
@@ -141,18 +144,25 @@ def _simulate(
     return _record(loaded, gateway, deployment, cpu_s)
 
 
-def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) -> bool:
-    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
+def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) -> tuple[bool, list[str]]:
+    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same; and
+    what the reader should know of it."""
     engine, settings = deployment.engine, deployment.settings
     if engine.stepping == "reference":
-        return True
+        return True, []
+    policy = _build_policy(engine, workload, seed)
+    keys = [name for name, field in type(engine).model_fields.items() if getattr(engine, name) != field.default]
+    reason = surprise(settings, policy, keys, Scheduler)
+    if reason is not None:
+        return True, [f"steps are taken one by one: {reason}"]
     is_behind = outgrows(workload, settings)
     if settings.enable_prefix_caching and is_behind and has_shared_content(workload):
-        return True  # a prefix behind a window may be found by its end alone
-    policy = _build_policy(engine, workload, seed)
+        return True, []  # a prefix behind a window may be found by its end alone
+    if is_behind and deployment.group_cost is not None:
+        return True, []  # ranks keep all of their KV
     if engine.speculative is None:
-        return why_not(settings, policy) is not None
-    return is_behind or deployment.group_cost is not None or why_not_drafts(settings, policy) is not None
+        return why_not(settings, policy) is not None, []
+    return is_behind or deployment.group_cost is not None or why_not_drafts(settings, policy) is not None, []
 
 
 def has_shared_content(workload: RequestTable) -> bool:

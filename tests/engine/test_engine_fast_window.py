@@ -151,7 +151,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     count(WindowReplica, "_step", "single steps")
     count(WindowReplica, "_serve_one_by_one", "one by one")
     count(WindowReplica, "preempt", "preempted")
-    count(simulate, "Scheduler", "reference schedulers")
+    count(simulate, "Replica", "reference replicas")
     return counts
 
 
@@ -173,7 +173,7 @@ def test_steps_are_planned_with_what_members_give_back(taken: Counter[str], is_a
     assert_equal(crowd(async_scheduling=is_async))
     assert taken["planned steps"] > taken["single steps"]
     assert taken["planned drops"] >= 20
-    assert taken["reference schedulers"] == 1, "that of the run to compare with"
+    assert taken["reference replicas"] == 1, "that of the run to compare with"
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -181,7 +181,7 @@ def test_under_pressure_requests_are_served_one_by_one_and_preempted(taken: Coun
     assert_equal(crowd(SHORT, async_scheduling=is_async, enable_prefix_caching=False, **TIGHT))
     assert taken["one by one"] >= 20
     assert taken["preempted"] >= 5
-    assert taken["reference schedulers"] == 1, "that of the run to compare with"
+    assert taken["reference replicas"] == 1, "that of the run to compare with"
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -221,14 +221,14 @@ def test_a_request_that_ends_with_the_token_in_flight_when_it_lost_a_step_gives_
 def test_a_preempted_request_that_may_find_its_blocks_is_left_to_the_reference(taken: Counter[str]) -> None:
     assert_equal(crowd(SHORT, **TIGHT))
     assert taken["preempted"] == 1
-    assert taken["reference schedulers"] == 2
+    assert taken["reference replicas"] == 2
 
 
 def test_shared_content_behind_a_window_is_left_to_the_reference(taken: Counter[str]) -> None:
     shared = crowd()
     shared["workload"]["prefix"] = {"groups": 2, "tokens": 40}
     assert_equal(shared)
-    assert taken == {"reference schedulers": 2}
+    assert taken == {"reference replicas": 2}
     shared["engine"]["enable_prefix_caching"] = False
     assert_equal(shared)
     assert taken["planned drops"] >= 20

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from test_engine_fast_forward import assert_same
+from windowed_model import windowed_model
 
 from sim.cluster.acts import Act, What
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
@@ -27,7 +28,15 @@ def chats(**more: Any) -> dict[str, Any]:
     return {"name": "chats", "workload": workload, "engine": engine, "cluster": {"router": "vllm_dp"}}
 
 
-@pytest.mark.parametrize(("more", "is_fast"), [({}, True), ({"long_prefill_token_threshold": 200}, False)])
+@pytest.mark.parametrize(
+    ("more", "is_fast"),
+    [
+        ({}, True),
+        ({"long_prefill_token_threshold": 200}, False),
+        ({"model": windowed_model(4096, has_experts=True)}, True),
+        ({"model": windowed_model(150, has_experts=True)}, False),
+    ],
+)
 def test_ranks_are_fast_where_the_engine_is_known(
     more: dict[str, Any], is_fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
