@@ -16,6 +16,7 @@ from sim.results.context import RunContext
 from sim.results.record import RunRecord
 from sim.results.staging import staging_folder
 from sim.results.summary import build_summary
+from sim.results.verdicts import what_is_missed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,12 @@ class Results:
         """Whether every SLO of the scenario is met; true without any."""
         slo = self.summary["slo"]
         return slo is None or bool(slo["met"])
+
+    @property
+    def misses(self) -> list[str]:
+        """Why the run does not pass ``--check-slo``, a line each: limits that are missed, requests that were not served
+        (none may be where there is no SLO), and overload."""
+        return what_is_missed(self.summary)
 
     @cached_property
     def requests(self) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from sim.scenario.schema import (
     EngineConfig,
     GpuConfig,
     LatencyConfig,
+    MeasureConfig,
     NamedSpec,
     OutputsConfig,
     PrefixConfig,
@@ -73,6 +74,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`speculative`", SpeculativeConfig),
     ("`policy`, `predictor` and `router` as a section", NamedSpec),
     ("`latency`", LatencyConfig),
+    ("`measure`", MeasureConfig),
     ("`outputs`", OutputsConfig),
 )
 
@@ -151,13 +153,15 @@ def _stage() -> str:
 
 
 def _slo() -> str:
-    keys = list(SloConfig.model_fields)
+    keys = [key for key in SloConfig.model_fields if key.endswith("_ms")]
+    others = [key for key in SloConfig.model_fields if key not in keys]
     metrics = dict.fromkeys(key.split("_")[0] for key in keys)
     statistics = dict.fromkeys(key.split("_")[1] for key in keys)
     return (
         f"## `slo`\n\n{section_text(SloConfig)}\n\nKeys are `METRIC_STATISTIC_ms` with METRIC one of "
         f"{', '.join(f'`{name}`' for name in metrics)} and STATISTIC one of "
-        f"{', '.join(f'`{name}`' for name in statistics)}, such as `{keys[3]}`; each a number above 0, or null.\n"
+        f"{', '.join(f'`{name}`' for name in statistics)}, such as `{keys[3]}`; each a number above 0, or null.\n\n"
+        f"{_table(SloConfig, others)}"
     )
 
 

@@ -145,7 +145,8 @@ class TraceConfig(Strict):
 
 
 class SloConfig(Strict):
-    """Limits on percentiles of the run, in ms. Goodput counts requests whose own values stay under them."""
+    """Limits on percentiles of the run, in ms, and on the shares of requests that were not served. Goodput counts
+    requests that completed and whose own values stay under the limits in ms."""
 
     ttft_mean_ms: PositiveFloat | None = None
     ttft_p50_ms: PositiveFloat | None = None
@@ -167,6 +168,10 @@ class SloConfig(Strict):
     e2el_p90_ms: PositiveFloat | None = None
     e2el_p95_ms: PositiveFloat | None = None
     e2el_p99_ms: PositiveFloat | None = None
+    max_rejected: Probability | None = None
+    """Share of the submitted requests that may be rejected; null = 0."""
+    max_failed: Probability | None = None
+    """Share of the submitted requests that may fail, time out or be cancelled; null = 0."""
 
 
 class TrafficFields(Strict):
@@ -411,6 +416,17 @@ class LatencyConfig(Strict):
     for ``profile``, 0 otherwise."""
 
 
+class MeasureConfig(Strict):
+    """Which part of a run the steady figures under ``load`` of the summary are taken from. The figures at the top of
+    the summary are always those of the whole run."""
+
+    warmup_s: NonNegativeFloat | None = None
+    """Seconds from the first arrival on that are left out; null = three mean times between a request's first step and
+    its end, at most a quarter of the time of arrivals."""
+    until: Literal["last_arrival", "end"] = "last_arrival"
+    """``last_arrival``: without the drain after it, in which load falls; ``end``: with it."""
+
+
 class OutputsConfig(Strict):
     """Which files ``--out`` gets, beside ``summary.json`` and ``scenario.resolved.yaml``."""
 
@@ -441,5 +457,7 @@ class Scenario(Strict):
     """Where step times come from."""
     slo: SloConfig | None = None
     """Limits that goodput and ``--check-slo`` go by."""
+    measure: MeasureConfig = MeasureConfig()
+    """Which part of the run counts as steady."""
     outputs: OutputsConfig = OutputsConfig()
     """Which files are written."""
