@@ -163,7 +163,7 @@ class Policy:
     """Base of every policy. Subclasses are dataclasses; their fields are the scenario's parameters.
 
     One object serves one engine. A policy with a predictor tells it of ended requests itself
-    (``policies/expected.py`` does); nobody else does.
+    (``policies/expected.py`` does); the engine does not.
 
     Class attributes describe what the policy needs, so that the simulator can skip work and the
     vLLM plugin can refuse what vLLM cannot express.

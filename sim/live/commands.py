@@ -241,7 +241,7 @@ def _workload(
 
 
 def _as_options(message: str) -> str:
-    """A message about keys of a scenario, for somebody who gave options."""
+    """Put the options of the command in place of a scenario's keys in ``message``."""
     for key, option in (("path", "--trace"), ("format", "--format"), ("rate_scale", "--rate-scale")):
         message = message.replace(f"`workload.trace.{key}`", option).replace(f"workload.trace.{key}", option)
     return message

@@ -120,7 +120,7 @@ def _limited(rows: Rows, requests: int | None, duration_s: float | None) -> Rows
 
 
 def _take(rows: Rows, order: IntColumn) -> Rows:
-    """These rows, in this order; whoever is taken has its parent taken before it."""
+    """These rows, in this order; a row that is taken has its parent taken before it."""
     n = len(rows.arrival_ns)
     position = np.full(n, NO_PARENT, dtype=np.int64)
     position[order] = np.arange(len(order))

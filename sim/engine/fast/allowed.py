@@ -1,8 +1,8 @@
 """What the fast engine may take: a positive list. Everything that is not on it is the reference's.
 
 The list is of settings, of a policy's hooks, and of the reference itself: ``FINGERPRINT`` says for which text of it the
-two were found equal. Whoever changes the reference looks at what the fast engine does there, runs the tests of equality
-(docs/fast-forward.md), and puts in what ``python -m sim.engine.fast.allowed`` prints.
+two were found equal. After a change of the reference, look at what the fast engine does there, run the tests of
+equality (docs/fast-forward.md), and put in what ``python -m sim.engine.fast.allowed`` prints.
 """
 
 from __future__ import annotations

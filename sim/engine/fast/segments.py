@@ -114,7 +114,7 @@ class Holding:
         """Runs of the request's own content, held or left behind at a preemption."""
 
 
-class Member(Protocol):
+class CachedRequest(Protocol):
     """A request, as far as the cache has to do with it."""
 
     @property
@@ -149,14 +149,14 @@ class SegmentKVCache:
         self.num_usable_blocks = num_gpu_blocks - 1
         self.block_size = block_size
         self.caches = caches
-        self._members: dict[Member, None] = {}
+        self._members: dict[CachedRequest, None] = {}
         """Requests that hold blocks or left runs of their own."""
         self._free = Run(DEAD, 0, 0, 0, None, None, False)
         """Both ends of the list of free runs: ``newer`` is evicted first, ``older`` last."""
         self.clear()
 
     def clear(self) -> None:
-        """Free every block and forget all content (a crash). Requests hold nothing then: they are not freed."""
+        """Free every block and forget all content. Requests hold nothing then: they are not freed."""
         for member in self._members:
             member.holding = None
             member.num_cached_blocks = 0
@@ -173,7 +173,7 @@ class SegmentKVCache:
         """Whether no content is known, so that free blocks may be taken in any order."""
         return not self._heads
 
-    def lookup(self, member: Member, num_tokens: int) -> Hits:
+    def lookup(self, member: CachedRequest, num_tokens: int) -> Hits:
         """Find the longest known prefix of ``member``, which has ``num_tokens``; at least one token is computed."""
         content, heads, block_size = member.content, self._heads, self.block_size
         if not heads or content is None:
@@ -226,7 +226,7 @@ class SegmentKVCache:
             lower.link_after(run)
         return lower
 
-    def admit(self, member: Member, hits: Hits, num_blocks: int) -> None:
+    def admit(self, member: CachedRequest, hits: Hits, num_blocks: int) -> None:
         """Give ``member``, which holds nothing, its hits and new blocks up to ``num_blocks`` in all; they must fit."""
         self._members[member] = None
         num_hits = member.num_cached_blocks = hits.num_blocks
@@ -310,7 +310,7 @@ class SegmentKVCache:
         if not copies:
             del self._later[key >> BITS]
 
-    def cache(self, member: Member, num_full_blocks: int) -> None:
+    def cache(self, member: CachedRequest, num_full_blocks: int) -> None:
         """Note that the first ``num_full_blocks`` of ``member`` are full.
 
         Those that other requests can have are findable from now on. For one content id this must be told in
@@ -322,7 +322,7 @@ class SegmentKVCache:
             if content.segments or content.own_is_shared:
                 self._enter_shared(member, content, num_full_blocks)
 
-    def _enter_shared(self, member: Member, content: Content, end: int) -> Holding:
+    def _enter_shared(self, member: CachedRequest, content: Content, end: int) -> Holding:
         """Make those of the first ``end`` blocks findable that other requests can have."""
         holding = member.holding
         if holding is None:
@@ -358,7 +358,7 @@ class SegmentKVCache:
                 leaf = self._heads[path.key(start)] = Run(path, start, end, 1, leaf, owner, False)
         holding.leaf = leaf
 
-    def free(self, member: Member, num_blocks: int, num_cached_blocks: int, *, ended: bool) -> None:
+    def free(self, member: CachedRequest, num_blocks: int, num_cached_blocks: int, *, ended: bool) -> None:
         """Give back all ``num_blocks`` of ``member``; the first ``num_cached_blocks`` have a key.
 
         The request comes back (it was preempted) unless it ``ended``. One that ends while it waits gives back 0.
