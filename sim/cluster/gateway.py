@@ -173,7 +173,7 @@ class Gateway:
     def deal_out(self) -> None:
         """Give each replica all its requests before the run, where nothing that happens can change which it gets."""
         replicas = [replica for replica in self.replicas if isinstance(replica, FastReplica)]
-        takes_turns = getattr(self.router, "takes_turns", False) and len(replicas) == len(self.replicas)
+        takes_turns = vars(type(self.router)).get("takes_turns", False) and len(replicas) == len(self.replicas)
         if self.acts_on_ends or self.is_acted_on or not takes_turns:
             return
         self._is_dealt_out = True

@@ -206,7 +206,7 @@ def _build_replica(
     sums: DecodeSums | None,
 ) -> Replica | FastReplica:
     engine, recorder, settings = deployment.engine, gateway.recorder, deployment.settings
-    wait_ns = round(engine.static_batch_wait_s * 1e9)
+    wait_ns = round(engine.static_batch_wait_s * 1e9) if settings.static_batching else 0
     cost, depth = deployment.cost, deployment.depth
     common = (cost, depth, recorder, wait_ns, decisions)
 

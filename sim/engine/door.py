@@ -103,7 +103,8 @@ class Door(Protocol):
         """Everything here is lost. Returns the requests that ran or waited, in the order of their rows.
 
         No row is written for them, and ``watch`` hears nothing: the caller decides what becomes of them. Batches in
-        flight never end, and their steps are not written; a step whose end is now or earlier is. KV cache,
+        flight never end, and their steps are not written, nor is an empty step behind them; a step whose end is now or
+        earlier is. KV cache,
         scheduler and policy start anew, with the host and the accelerator idle. ``is_draining``, the step cost and
         the watcher stay. Ranks that step together crash together, and the requests of all of them are returned.
         """

@@ -16,7 +16,7 @@ from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
-from policies.base import Policy
+from policies.base import Feedback, Policy, declared
 from sim.engine import request
 from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
 from sim.engine.reference.batch import SchedulerSettings
@@ -78,12 +78,16 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
     for field in fields(settings):
         if field.name not in SETTINGS and getattr(settings, field.name) != field.default:
             return f"the fast engine does not know the setting {field.name}"
-    if settings.max_num_seqs >= settings.max_num_batched_tokens:
+    most_tokens = settings.max_num_batched_tokens
+    if settings.max_num_seqs >= most_tokens:
         return "a step may not hold a token of every running request"
     for name in _changed(policy):
-        if name == "share_budgets" and policy.share_budgets(settings.max_num_batched_tokens) is None:
+        if name == "share_budgets" and _is_built_in(policy) and policy.share_budgets(most_tokens) is None:
             continue
         return f"policy {policy.name} has a {name} of its own"
+    hears = type(policy).on_scheduled is not Policy.on_scheduled
+    if hears and declared(policy, "feedback", Feedback.EACH) is Feedback.EACH:
+        return f"policy {policy.name} hears of each request in each step"
     return None
 
 
@@ -107,10 +111,14 @@ def surprise(
     for key in engine_keys:
         if key not in ENGINE_KEYS:
             return f"the fast engine does not know engine.{key}"
-    if type(policy).__module__.partition(".")[0] != "policies" or _own(policy).keys() & _methods():
+    if not _is_built_in(policy) or _own(policy).keys() & _methods():
         for name in _changed(policy):
             return f"policy {policy.name} has a {name} of its own"
     return None
+
+
+def _is_built_in(policy: Policy) -> bool:
+    return type(policy).__module__.partition(".")[0] == "policies"
 
 
 def _methods() -> set[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any
 
-from policies.base import EngineLimits, Feedback, Policy, declared
+from policies.base import EngineLimits, Feedback, Policy, RankChanges, declared
 from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.recompute import note_stopped
@@ -115,6 +115,9 @@ class Cohort:
         settings = self.settings
         self.policy = policy
         self.ranked = policy.stock_mode != "fcfs"
+        self._preempts = policy.preempts
+        self._shows = RankChanges.OTHERS in declared(policy, "rank_changes", RankChanges.ALWAYS)
+        """Ranks may move with what running requests have done."""
         self._wants_scheduled = type(policy).on_scheduled is not Policy.on_scheduled
         self._feeds_members = (
             self._wants_scheduled and declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
@@ -261,6 +264,13 @@ class Cohort:
         if until > request.fed_until:
             self.policy.on_scheduled(request, until - request.fed_until)
             request.fed_until = until
+
+    def tell_policy(self) -> None:
+        """Before the policy is asked: what it wants to know of the running requests is as of now."""
+        if self._feeds_members:
+            self.feed_all()
+        if self._shows and self.ranked:
+            self.show_all()
 
     def feed_all(self) -> None:
         """The same for all of them, before the policy is asked anything."""

@@ -137,8 +137,7 @@ class FastReplica(Jumper):
         if self._plan is not None:
             self._cut(self._plan, now_ns)
         self.outstanding += request.num_prompt_tokens + request.max_tokens
-        if self._feeds_members:
-            self.feed_all()
+        self.tell_policy()
         self.policy.on_arrival(request, now_ns)
         self.waiting.add(request, now_ns)
         self.is_stuck = False
@@ -150,13 +149,23 @@ class FastReplica(Jumper):
 
     def cancel(self, request: Member, status: Status) -> None:
         """``request`` leaves: its seat and its blocks are free at once."""
-        self.advance(self.env._now)
-        self._cancel(request, self.env._now, status)
+        now_ns, due = self.env._now, self._due
+        self.advance(now_ns, is_fault=True)
+        while due and due[0][:2] < (now_ns, request.row):  # clients that leave at this instant do so by row
+            self._leave_first()
+        self._cancel(request, now_ns, status)
         if self._on_end is not None:
             self._set_timer()
 
+    def _leave_first(self) -> None:
+        """The client that leaves next does so."""
+        at_ns, _, request = heappop(self._due)
+        if request.state is not State.FINISHED:
+            self._run(at_ns)
+            self._cancel(request, at_ns, Status.CANCELLED)
+
     def _cancel(self, request: Member, now_ns: int, status: Status) -> None:
-        if request.state is State.FINISHED or (request not in self.running and request not in self.waiting):
+        if request.state is State.FINISHED:
             return
         if self._plan is not None:
             self._cut(self._plan, now_ns)
@@ -256,10 +265,7 @@ class FastReplica(Jumper):
         """Everything that happens here before ``Turn.ARRIVAL`` of ``until_ns``, or before ``Turn.FAULT`` of it."""
         due = self._due
         while due and due[0][0] <= until_ns - is_fault:
-            at_ns, _, request = heappop(due)
-            if request.state is not State.FINISHED:
-                self._run(at_ns)
-                self._cancel(request, at_ns, Status.CANCELLED)
+            self._leave_first()
         self._run(until_ns)
         self._note_next(self._next_ns)
 
@@ -293,7 +299,9 @@ class FastReplica(Jumper):
 
     def _on_timeout(self, event: Event) -> None:
         if event is self._timer:
-            self.advance(self.env._now)
+            self._run(self.env._now)
+            self._leave_first()
+            self._note_next(self._now_ns if self._plan is None else self._plan_end_ns)
             self._set_timer()
 
     def _on_start(self, event: Event) -> None:

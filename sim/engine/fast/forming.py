@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from policies.base import EngineState, RankChanges, declared
+from policies.base import EngineState
 from sim.engine.fast.cohort import NOT_A_MEMBER, Cohort, Member
 from sim.engine.reference.recompute import note_resumed
 from sim.engine.reference.waiting import AdmissionOrder, OnDemand
@@ -29,11 +29,8 @@ class Former(Cohort):
         self._served: set[Member] | None = None
         """Members that the running pass has come to, where it goes one by one; None = all of them."""
         self._prefill_budget = settings.max_prefill_tokens_per_step or settings.max_num_batched_tokens
-        self._preempts = policy.preempts
         # Ranks that move with others, and running requests that one waiting may be evicted for, are asked in each step.
-        self.can_wait = not self._preempts and RankChanges.OTHERS not in declared(
-            policy, "rank_changes", RankChanges.ALWAYS
-        )
+        self.can_wait = not self._preempts and not self._shows
 
     def form(self, now_ns: int) -> int:
         """Form the next batch and add up ``shape``; returns its number, or 0 where it computes nothing."""
@@ -44,8 +41,7 @@ class Former(Cohort):
         shape = self.shape
         shape.clear()
         if waiting.entries:
-            if self._feeds_members:
-                self.feed_all()
+            self.tell_policy()
             waiting.refresh(now_ns)
             if self._preempts and self.running:
                 self._preempt_proactively(now_ns)
@@ -64,6 +60,9 @@ class Former(Cohort):
         if self.skipped:
             for request in self._served_alone():
                 self.skipped.remove(request)
+                if request.content.own_is_shared:
+                    known = min(request.num_computed_tokens + 1, request.num_tokens)
+                    self.kv.cache(request, known // self.block_size)
                 self._compute(request, 1, batch, ones)
         if is_whole and len(self.preempted) == num_evicted and waiting.entries and self.part is None:
             self._admit(batch, now_ns, budget, prefill_budget, ones)
@@ -180,9 +179,9 @@ class Former(Cohort):
         return victim
 
     def _largest_rank(self, now_ns: int) -> Member:
-        if self._feeds_members:
-            self.feed_all()
-        self.show_all()
+        self.tell_policy()
+        if not self._shows:
+            self.show_all()
         rank = self.policy.rank
         victim: Member = max(self.running, key=lambda request: (rank(request, now_ns), request.arrival_ns))
         return victim
@@ -192,6 +191,8 @@ class Former(Cohort):
         for request in self.running:
             if request.admission > last.admission and request.is_counted:
                 self.skipped.append(request)
+                if request.content.own_is_shared:
+                    self._write_keys(request)
                 self.withdraw(request)
 
     def _write_keys_in_order(self) -> None:

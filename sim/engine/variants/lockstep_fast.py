@@ -67,8 +67,7 @@ class FastRank(FastReplica):
     def _accept(self, request: Member, now_ns: int) -> None:
         self.group.advance(now_ns)
         self.outstanding += request.num_prompt_tokens + request.max_tokens
-        if self._feeds_members:
-            self.feed_all()
+        self.tell_policy()
         self.policy.on_arrival(request, now_ns)
         self.waiting.add(request, now_ns)
         self.unseen.add(request)
