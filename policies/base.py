@@ -77,16 +77,13 @@ class RankChanges(Flag):
 class DecodeRanks(Enum):
     """How the ranks of decoding requests move while every one of them gets one token a step.
 
-    It lets the simulator find the next KV victim without ranking all that run, and changes no decision.
+    It lets a live engine rank its running requests anew only where they can have moved, and changes no decision.
     """
 
     MOVE = 0
     """In any way: each is asked for."""
     STAY = 1
     """Not at all."""
-    COUNT_DOWN = 2
-    """Their order is that of ``tokens_left``: fewer left never ranks behind more left (equal ranks are allowed),
-    and as many left means the same rank."""
 
 
 class Feedback(Enum):
@@ -217,10 +214,6 @@ class Policy:
 
     def service_group(self, request: RequestView) -> Hashable:
         """Where ``feedback`` is ``GROUPS``: whom the tokens of ``request`` count for; always the same."""
-        raise NotImplementedError
-
-    def tokens_left(self, request: RequestView) -> int:
-        """Where ``decode_ranks`` is ``COUNT_DOWN``: a number that falls by one with each output token."""
         raise NotImplementedError
 
     def preempt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from numbers import Integral, Real
 
 from policies.base import PolicyError
 
@@ -44,3 +45,22 @@ def milliseconds_ns(milliseconds: float) -> int:
 def seconds_ns(seconds: float) -> int:
     """Whole nanoseconds in so many seconds."""
     return int(exact(seconds) * 1_000_000_000)
+
+
+def check_rank(policy: str, request_id: str, rank: object) -> None:
+    """Raise PolicyError unless ``rank`` is a number with an order: None, text, tuples and NaN have none with others."""
+    if not isinstance(rank, Real):
+        raise PolicyError(
+            f"policy {policy} ranked request {request_id} {rank!r} ({type(rank).__name__}), but a rank must be a number"
+        )
+    if rank != rank:
+        raise PolicyError(f"policy {policy} ranked request {request_id} NaN: no order with it")
+
+
+def check_instant(policy: str, request_id: str, instant: object) -> None:
+    """Raise PolicyError unless ``instant``, an answer of ``next_change_ns``, is a whole number (or None)."""
+    if instant is not None and not isinstance(instant, Integral):
+        raise PolicyError(
+            f"policy {policy} named {instant!r} ({type(instant).__name__}) as the instant of the next change of "
+            f"request {request_id}, but next_change_ns must return whole nanoseconds or None"
+        )

@@ -76,10 +76,6 @@ class PredictingPolicy(Policy):
         work = self._weight * output_left if output_left > 1 else self._weight
         return work if num_output_tokens else work + prompt_left(request)
 
-    def tokens_left(self, request: RequestView) -> int:
-        """Expected output tokens left; 0 and less beyond the prediction."""
-        return self.expected_output(request) - request.num_output_tokens
-
     def on_finished(self, request: RequestView) -> None:
         self._expected.pop(request.request_id, None)
         self.predictor.on_finished(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from policies.base import DecodeRanks, EngineLimits, RankChanges, RequestView
+from policies.base import EngineLimits, RankChanges, RequestView
 from policies.checks import check_fraction
 from policies.expected import PredictingPolicy, uncomputed_tokens
 
@@ -16,7 +16,6 @@ class Hybrid(PredictingPolicy):
     name = "hybrid"
     summary = "score = w / remaining + (1 - w) / next tokens, larger first"
     rank_changes = RankChanges.PROGRESS
-    decode_ranks = DecodeRanks.COUNT_DOWN
 
     latency_weight: float = field(
         default=0.5, metadata={"help": "w: 1 = shortest remaining first, 0 = cheapest next step first"}

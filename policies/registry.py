@@ -163,7 +163,12 @@ def _import(kind: str, name: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way while it is imported
-        raise PolicyError(f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            hint = f"; put {error.name}.py beside the scenario, or its folder on PYTHONPATH"
+        raise PolicyError(
+            f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}{hint}"
+        ) from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise PolicyError(f"{kind} {name!r}: {module_name!r} has no {path!r}{suggestion(part, dir(found))}")

@@ -11,7 +11,6 @@ from typing import ClassVar
 from policies.base import PolicyError, ReplicaView, RoutedRequest, Router
 from policies.checks import check_not_negative, check_positive, refuse
 
-
 num_requests: Callable[[ReplicaView], int] = attrgetter("num_requests")
 """Requests a replica has, running or waiting."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from policies.base import DecodeRanks, EngineLimits, EngineState, RankChanges, RequestView
+from policies.base import EngineLimits, EngineState, RankChanges, RequestView
 from policies.checks import check_not_negative
 from policies.eviction import evict_until_room, has_room, work_until_room
 from policies.expected import PredictingPolicy
@@ -35,7 +35,6 @@ class Srtf(PredictingPolicy):
     name = "srtf"
     summary = "shortest expected remaining work first, evicting longer running ones"
     rank_changes = RankChanges.PROGRESS
-    decode_ranks = DecodeRanks.COUNT_DOWN
 
     output_weight: int | None = field(
         default=None, metadata=PredictingPolicy.__dataclass_fields__["output_weight"].metadata

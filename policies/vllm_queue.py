@@ -9,7 +9,8 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
-from policies.base import Policy, PolicyError, RankChanges, RequestView, declared
+from policies.base import Policy, RankChanges, RequestView, declared
+from policies.checks import check_rank
 
 Rank = Callable[[RequestView, int], float]
 Entry = tuple[float, float, str, int, Any]
@@ -121,11 +122,10 @@ class RankedHeap:
         """The rank of ``view`` at the instant of the last ``refresh``.
 
         Raises:
-            PolicyError: the policy's answer is NaN: there is no order with it.
+            PolicyError: the policy's answer is no number, or NaN: there is no order with it.
         """
         rank = self.rank(view, self._now_ns)
-        if rank != rank:
-            raise PolicyError(f"policy {self._policy.name} ranked request {view.request_id} NaN: no order with it")
+        check_rank(self._policy.name, view.request_id, rank)
         return rank
 
     def _first(self) -> Entry:

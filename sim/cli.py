@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sim.uncertainty import SeedRuns
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SLO_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_NO_READER = 141
+"""As of a program that SIGPIPE ends: the reader of its output (``| head -1``) has gone. Nothing is said about it."""
 TRACEBACK_VARIABLE = "SIMRUN_TRACEBACK"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk answers, for the writes that ``sim.outputs`` does not watch (``--help``)."""
@@ -35,8 +37,26 @@ ALLOCATIONS_PER_COLLECTION = 20_000
 SHORT_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
+class ReaderGone(Exception):
+    """Standard output is a pipe that is read no longer; click would make exit code 1 of its BrokenPipeError."""
+
+
 class ScenarioGroup(click.Group):
     """A group whose first argument may be a scenario: ``simrun x.yaml`` is ``simrun run x.yaml``."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments; ``--help`` and ``--version`` print while that is done."""
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front of what is neither a command nor an option of the group."""
@@ -78,7 +98,7 @@ def cli() -> None:
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Run N seeds; every number gets an interval.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="With --seeds: runs at a time; else one per CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of tables.")
-@click.option("--check-slo", is_flag=True, help="Exit with 3 if the scenario's SLO is missed.")
+@click.option("--check-slo", is_flag=True, help="Exit with 3 if the SLO is missed, or overloaded.")
 @click.option("--decisions", metavar="FILE.jsonl", help="Write one line per scheduler step to this file.")
 def run_command(
     scenario: str,
@@ -111,6 +131,8 @@ def run_command(
             from sim.results.terminal import print_summary
 
             print_summary(results.summary, written)
+    if out is not None and loaded.scenario.outputs.trace:
+        _tell_cut(results)
     if not check_slo:
         return EXIT_DONE
     if many is not None and many.slo_met is not None:
@@ -118,6 +140,14 @@ def run_command(
             f"simrun: SLO met in {sum(many.slo_met)} of {len(many.slo_met)} seeds; exit code by the first", err=True
         )
     return _slo_verdict(results)
+
+
+def _tell_cut(results: Results) -> None:
+    from sim.results.timeline import left_out
+
+    cut = left_out(results.record)
+    if cut is not None:
+        click.echo(f"simrun: note: {cut}", err=True)
 
 
 def _seeds_problems(seeds: int | None, jobs: int | None, decisions: str | None) -> list[Problem]:
@@ -146,17 +176,16 @@ def _run_seeds(loaded: LoadedScenario, seeds: int, jobs: int | None) -> SeedRuns
 
 
 def _slo_verdict(results: Results) -> int:
-    slo = results.summary["slo"]
-    if slo is None:
-        click.echo("simrun: --check-slo: the scenario gives no `slo`, so there is nothing to check", err=True)
-    if results.slo_met:
-        return EXIT_DONE
-    for where, verdict in [("", slo), *((f" of class {name}", each) for name, each in slo["classes"].items())]:
-        for name, entry in verdict["limits"].items():
-            if entry["met"] is False:
-                value = "no samples" if entry["value"] is None else f"{entry['value']:.6g} ms"
-                click.echo(f"simrun: SLO missed: {name}{where}: {value}, limit {entry['limit']:g} ms", err=True)
-    return EXIT_SLO_MISSED
+    if results.summary["slo"] is None:
+        click.echo(
+            "simrun: --check-slo: the scenario gives no `slo`, so there is nothing to check but overload and requests "
+            "that were not served",
+            err=True,
+        )
+    misses = results.misses
+    for each in misses:
+        click.echo(f"simrun: SLO missed: {each}", err=True)
+    return EXIT_SLO_MISSED if misses else EXIT_DONE
 
 
 @cli.command("schema", context_settings=SHORT_HELP)
@@ -223,6 +252,7 @@ def models_command() -> int:
             f"{spec.name:<24}{spec.num_parameters / 1e9:>7.1f} B{spec.num_layers:>8}{spec.hidden_size:>8}"
             f"{spec.num_attention_heads:>7}{spec.num_kv_heads:>5}{spec.max_position_embeddings:>12,}"
         )
+    click.echo("Also by the name of the repository (meta-llama/Llama-3.1-8B-Instruct).")
     click.echo("Any other: engine.model = path of a Hugging Face config.json")
     return EXIT_DONE
 
@@ -253,6 +283,10 @@ def _guarded(action: Callable[[], Any]) -> int:
     try:
         code = action()
         return code if isinstance(code, int) else EXIT_DONE
+    except ReaderGone:
+        # What is still buffered would be tried, and complained about, once more when Python ends.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return EXIT_NO_READER
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -91,18 +91,24 @@ def decisions_file(name: str | None) -> Iterator[TextIO | None]:
         return
     from pathlib import Path
 
+    from sim.results.staging import lock, part_of
+
     path, shown = Path(name), f"--decisions {name}"
     direct = path.exists() and not path.is_file()
-    staging = path if direct else path.with_name(f".{path.name}.{os.getpid()}.part")
+    staging = path if direct else part_of(path)
     try:
         stream = _text(staging, shown)
     except OSError as error:
         raise OutputError(shown, error) from error
     try:
         with stream:
+            if not direct:
+                lock(stream.fileno())
             yield stream
-        if not direct:
-            _move(staging, path, shown)
+            if not direct:
+                # While it is still locked: no other run may take it for a leftover.
+                stream.flush()
+                _move(staging, path, shown)
     finally:
         if not direct:
             staging.unlink(missing_ok=True)

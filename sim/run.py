@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from sim.cluster.deployment import Deployment
-    from sim.results.context import RunContext
+    from sim.results.context import Price, RunContext
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
@@ -80,7 +80,11 @@ def _given(scenario: Scenario) -> dict[str, Any]:
 
 
 def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> RunContext:
+    from functools import partial
+
+    from sim.capacity import estimate_capacity
     from sim.results.context import RunContext
+    from sim.results.load import Measure
     from sim.scenario.resolved import resolved_yaml
 
     scenario = loaded.scenario
@@ -90,8 +94,11 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         seed=scenario.seed,
         slo=slo or None,
         work=deployment.work,
-        price=deployment.price,
+        price=_price(deployment),
         max_num_seqs=scenario.engine.max_num_seqs,
+        setup=_setup(scenario, deployment),
+        capacity=partial(estimate_capacity, loaded, deployment),
+        measure=Measure(scenario.measure.warmup_s, scenario.measure.until),
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
         trace=scenario.outputs.trace,
@@ -99,3 +106,34 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         steps=scenario.outputs.steps,
         wall_s=wall_s,
     )
+
+
+def _price(deployment: Deployment) -> Price | None:
+    """The GPU's price; None where the scenario describes a GPU without one."""
+    from sim.results.context import Price
+
+    gpu = deployment.engine.gpu
+    if isinstance(gpu, str):
+        return deployment.price
+    return None if gpu.usd_per_hour is None else Price(gpu.usd_per_hour, f"the scenario's, for {gpu.name}")
+
+
+def _setup(scenario: Scenario, deployment: Deployment) -> dict[str, str | int]:
+    """What runs, in the scenario's own words; ``dtype: auto`` as it came out."""
+    engine, cluster = scenario.engine, scenario.cluster
+
+    def name(spec: Any) -> str:
+        return spec if isinstance(spec, str) else str(spec.name)
+
+    return {
+        "model": engine.model,
+        "dtype": deployment.planned.model.dtype if engine.dtype == "auto" else engine.dtype,
+        "kv_cache_dtype": engine.kv_cache_dtype,
+        "gpu": engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+        "data_parallel_size": engine.data_parallel_size,
+        "replicas": cluster.replicas,
+        "policy": name(engine.policy),
+        "router": name(cluster.router),
+    }

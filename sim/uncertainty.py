@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import InputError, OutputError
+from sim.errors import InputError
 from sim.workers import POLL_S, Workers
 
 if TYPE_CHECKING:
@@ -41,8 +41,22 @@ T_975 = (
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
 """Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom."""
+AMPLIFIED = 5.0
+"""Near saturation: mean TTFT grows by more than this times the share that steps take longer (a queue at 80 % load)."""
+SPREAD = 0.5
+"""Near saturation too: the mean TTFTs of the seeds lie further apart than this share of their mean."""
+SAME_NOTE = (
+    "the seeds change nothing: arrivals and lengths of this workload are not random (a trace, constants), so that the "
+    "spread over seeds says nothing about how sure these numbers are"
+)
+SATURATED_NOTE = (
+    "near saturation ({why}): waiting depends on how long the run is, so that the intervals do not cover what an "
+    "endless run would have; take more requests, or a lower rate"
+)
 HOW = (
-    "value: mean over seeds. from_seeds: half width of the 95 % t-interval of that mean. from_profile: change of the "
+    "value: mean over seeds. from_seeds: half width of the 95 % t-interval of that mean, the expectation over runs of "
+    "this length: not the range of single runs, nor an interval of an endless run's value, from which a finite run's "
+    "p99 and all that waits near saturation are off. from_profile: change of the "
     "first seed's value when all accelerator times are 1 - error and 1 + error times as long. low and high: mean less "
     "and plus the root of the sum of squares of the two. The profile's error is a median: half of its steps are off by "
     "more, so the interval as a whole is no 95 % interval."
@@ -107,7 +121,14 @@ class SeedRuns:
             "metrics": {
                 name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in self.intervals.items()
             },
+            "notes": self.notes(),
         }
+
+    def notes(self) -> list[str]:
+        """What the reader of the intervals has to know: seeds without effect, and a system near saturation."""
+        found = [SAME_NOTE] if len(self.by_seed) > 1 and all(each == self.by_seed[0] for each in self.by_seed) else []
+        why = _saturation([each["mean_ttft_ms"] for each in self.by_seed], self.longer, self.error.value)
+        return [*found, SATURATED_NOTE.format(why=why)] if why is not None else found
 
     def document(self) -> dict[str, Any]:
         """The content of ``seeds.json``."""
@@ -126,6 +147,7 @@ class SeedRuns:
         return {
             "scenario": self.results.summary["run"]["scenario"],
             "how": HOW,
+            "notes": self.notes(),
             "confidence_over_seeds": CONFIDENCE,
             "profile_error": {"value": error.value, "source": error.source, "terms": error.terms},
             "slo_met_by_seed": None
@@ -144,19 +166,8 @@ class SeedRuns:
 
     def write(self, out_dir: str | os.PathLike[str]) -> list[Path]:
         """The first seed's files and ``seeds.json`` into ``out_dir``; errors as of ``Results.write``."""
-        written = self.results.write(out_dir)
-        path = Path(out_dir) / "seeds.json"
-        staging = path.with_name(f".seeds.json.{os.getpid()}.part")
-        try:
-            staging.write_text(
-                json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False) + "\n", "utf-8"
-            )
-            staging.replace(path)
-        except OSError as error:
-            raise OutputError(path, error, "the outputs are incomplete") from error
-        finally:
-            staging.unlink(missing_ok=True)
-        return [*written, path]
+        text = json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return self.results.write(out_dir, {"seeds.json": text})
 
 
 def simulate_seeds(
@@ -331,6 +342,19 @@ def _interval(
         from_profile=(down, up),
         by_seed=by_seed,
     )
+
+
+def _saturation(ttfts: Sequence[float | None], longer: Headline | None, error: float) -> str | None:
+    """Why a system counts as near saturation, from the mean TTFTs of its seeds; None = it does not."""
+    known = [value for value in ttfts if value is not None]
+    slower = None if longer is None else longer["mean_ttft_ms"]
+    if known and ttfts[0] and slower is not None and error:
+        growth = slower / ttfts[0] - 1
+        if growth > AMPLIFIED * error:
+            return f"steps {error:.1%} longer make the mean TTFT {growth:.0%} longer"
+    if len(known) > 1 and max(known) - min(known) > SPREAD * math.fsum(known) / len(known):
+        return f"mean TTFTs of the seeds go from {min(known):,.0f} to {max(known):,.0f} ms"
+    return None
 
 
 def t_quantile(degrees: int) -> float:

@@ -6,6 +6,7 @@ without a ``__main__`` guard. It ends by itself when the process that started it
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -175,6 +176,8 @@ def serve() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     path, scenario = pickle.loads(_read(0))
+    # Ours, before the path of the parent's user can have a folder of that name in front.
+    importlib.import_module("policies")
     sys.path[:] = path
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _write(out, pickle.dumps(_answer(lambda: _simulate(scenario))))

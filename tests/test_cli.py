@@ -282,9 +282,9 @@ def test_ctrl_c_is_130_and_leaves_nothing(scenario: str, tmp_path: Path) -> None
         argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
     )
     deadline = time.monotonic() + 120  # on a busy machine it may take long to get there
-    while not list(tmp_path.glob(".d.jsonl.*")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(tmp_path.glob("d.jsonl.*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    has_begun = bool(list(tmp_path.glob(".d.jsonl.*")))
+    has_begun = bool(list(tmp_path.glob("d.jsonl.*")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert has_begun
@@ -422,18 +422,43 @@ def test_a_closed_standard_output(scenario: str, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().err == "simrun: cannot write standard output: it is closed\n"
 
 
-def test_a_reader_that_has_gone_is_no_error(scenario: str) -> None:
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["schema"]])
+def test_a_reader_that_has_gone_is_no_error(scenario: str, arguments: list[str] | None) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "sim.cli", scenario, "--json"],
+        [sys.executable, "-m", "sim.cli", *(arguments or [scenario, "--json"])],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
     os.close(writing)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_killed_run_leaves_a_part_that_the_next_one_removes(scenario: str, tmp_path: Path) -> None:
+    decisions = tmp_path / "d.jsonl"
+    long_run = [scenario, "--set", "workload.requests=2000000", "--set", "workload.arrival.rate=5"]
+    argv = [sys.executable, "-m", "sim.cli", *long_run, "--decisions", str(decisions)]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+
+    def parts() -> list[str]:
+        return [each.name for each in tmp_path.iterdir() if each.name.endswith(".part")]
+
+    while not parts() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    mine = tmp_path / "d.jsonl.mine.part.txt"
+    mine.write_text("kept")
+    assert simrun(scenario, "--decisions", str(decisions)) == 0
+    assert parts() == [f"d.jsonl.{process.pid}.part"], "a run under way keeps its part"
+    process.kill()
+    process.wait()
+    assert parts() == [f"d.jsonl.{process.pid}.part"]
+    assert simrun(scenario, "--decisions", str(decisions)) == 0
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["d.jsonl", mine.name, "tiny.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")
 METRICS = ("ttft", "tpot", "itl", "e2el")
 SECTIONS = (
     "counts",
+    "load",
     "queue",
     "kv",
     "preemptions",
@@ -71,6 +72,10 @@ SECTIONS = (
     "replicas",
     "run",
 )
+CALM = [
+    part for index, rate in enumerate((4, 3, 1)) for part in ("--set", f"workload.classes.{index}.arrival.rate={rate}")
+]
+"""A tenth of the load; what is too long for the engine is still rejected."""
 ENDS = ("completed", "rejected", "timed_out", "failed", "cancelled")
 LINE_KEYS = ["step", "time_s", "replica", "scheduled", "preempted", "finished", "free_blocks"]
 COMMAND = str(Path(sys.executable).with_name("simrun"))
@@ -356,7 +361,9 @@ def test_json_prints_the_summary_and_nothing_else(outputs: Outputs) -> None:
     [
         ([], 0),
         (["--check-slo"], 3),
-        (["--check-slo", "--set", "slo={ttft_p95_ms: 1000000}"], 0),
+        (["--check-slo", "--set", "slo={ttft_p95_ms: 1000000}"], 3),
+        (["--check-slo", "--set", "slo={ttft_p95_ms: 1000000, max_rejected: 1}", *CALM], 0),
+        (["--check-slo", "--set", "slo={ttft_p95_ms: 1000000}", *CALM], 3),
         (["--set", "engine.max_num_seqs=0"], 2),
         (["--set", "engine.polcy=fcfs"], 2),
     ],

@@ -13,6 +13,7 @@ import pytest
 import sim
 from sim.errors import InputError, SimulationError
 from sim.uncertainty import (
+    SAME_NOTE,
     UNMEASURED_ERROR,
     Interrupted,
     _interval,
@@ -195,6 +196,31 @@ def test_constant_steps_have_the_spread_over_seeds_only() -> None:
     assert (found.shorter, found.longer) == (None, None)
     assert found.document()["scaled"] == []
     assert found.intervals["mean_ttft_ms"].from_profile == (0.0, 0.0)
+
+
+def test_a_workload_without_randomness_is_told(found: Any) -> None:
+    assert found.notes() == []
+    fixed = {
+        "requests": 20,
+        "arrival": {"process": "constant", "rate": 5.0},
+        "input_tokens": {"dist": "fixed", "value": 200},
+        "output_tokens": {"dist": "values", "values": [5, 9]},
+    }
+    same = simulate_seeds({**SCENARIO, "workload": fixed}, seeds=3, jobs=1)
+    assert same.notes() == [SAME_NOTE]
+    assert same.results.summary["intervals"]["notes"] == [SAME_NOTE]
+    assert simulate_seeds({**SCENARIO, "workload": fixed}, seeds=1, jobs=1).notes() == []
+
+
+def test_near_saturation_is_told_and_by_what_it_shows() -> None:
+    few_seats = {**SCENARIO["engine"], "max_num_seqs": 4}
+    (note,) = simulate_seeds({**SCENARIO, "engine": few_seats}, seeds=2, jobs=1).notes()
+    assert note.startswith("near saturation (steps ")
+    assert "longer make the mean TTFT" in note
+    constant = {**SCENARIO, "engine": few_seats, "latency": {"kind": "constant", "step_s": 0.0085}}
+    constant["workload"] = {**SCENARIO["workload"], "requests": 150}
+    (note,) = simulate_seeds(constant, seeds=4, jobs=1).notes()
+    assert note.startswith("near saturation (mean TTFTs of the seeds go from ")
 
 
 def test_written_files(found: Any, tmp_path: Path) -> None:

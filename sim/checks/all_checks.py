@@ -88,12 +88,15 @@ def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
 
 
 def _check_profile(parts: Parts, findings: Findings) -> None:
-    from sim.latency.gpus import GPUS
+    from sim.latency.gpus import load_gpu
     from sim.latency.kind import latency_kind
     from sim.latency.profile.library import check_profile
 
     engine, latency = parts.engine, parts.latency
-    if engine is None or latency is None or engine.gpu not in GPUS or latency_kind(engine.gpu, latency) != "profile":
+    if engine is None or latency is None or latency_kind(engine.gpu, latency) != "profile":
         return
-    gpu = GPUS[engine.gpu]
+    try:
+        gpu = load_gpu(engine.gpu)
+    except InputError:
+        return  # told by the memory plan
     collect(findings, lambda: check_profile(latency.profile, gpu, parts.base_dir), ("latency",))

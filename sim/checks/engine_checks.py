@@ -11,6 +11,8 @@ from sim.latency.kind import latency_kind
 from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, SpeculativeConfig
 
 _ENGINE = ("engine",)
+NVIDIA_BLOCK = 16
+"""Tokens that the attention kernels on NVIDIA GPUs need a block to be a multiple of."""
 
 LATENCY_KEYS = {
     "step_s": ("constant",),
@@ -45,6 +47,11 @@ def _check_budget(engine: EngineConfig, findings: Findings) -> None:
         findings.note(
             f"`engine.max_num_batched_tokens` ({budget}) is more than max_num_seqs * max_model_len ({seqs * length}) "
             "and cannot be used up; vLLM warns about it"
+        )
+    if engine.block_size % NVIDIA_BLOCK and isinstance(engine.gpu, str):
+        findings.note(
+            f"`engine.block_size` ({engine.block_size}) is no multiple of {NVIDIA_BLOCK}: vLLM refuses to "
+            "start like this on NVIDIA GPUs"
         )
     if engine.long_prefill_token_threshold > length:  # vLLM: ValueError
         findings.problem(

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.checks.findings import Findings, collect
+from sim.errors import InputError
 from sim.latency.fitted import Fitted, load_fit
+from sim.latency.gpus import load_gpu
 from sim.latency.kind import latency_kind
 
 if TYPE_CHECKING:
@@ -35,10 +37,14 @@ def check_fit(engine: EngineConfig | None, latency: LatencyConfig, base_dir: Pat
             f"`latency.fit` was fitted under `kind: {fitted.kind}`, and this is `kind: {kind}`; "
             f"give `latency.kind: {fitted.kind}`, or fit again with this one",
         )
-    if fitted.gpu != engine.gpu:
+    try:
+        gpu = load_gpu(engine.gpu)
+    except InputError:
+        return  # an unknown GPU is told where memory is planned
+    if fitted.gpu != gpu.name:
         findings.problem(
             path,
-            f"`latency.fit` was fitted on {fitted.gpu}, but engine.gpu is {engine.gpu}; fit runs of {engine.gpu}, or "
+            f"`latency.fit` was fitted on {fitted.gpu}, but engine.gpu is {gpu.name}; fit runs of {gpu.name}, or "
             "leave the fit out",
         )
     for key, names in REPLACED.items():

@@ -27,6 +27,8 @@ from sim.scenario.schema import (
 _WORKLOAD: Path = ("workload",)
 _SHORTEST = {FixedLength: "value", UniformLength: "low", ZipfLength: "low", ValuesLength: "values"}
 _LENGTH_KEYS = ("input_tokens", "output_tokens", "max_tokens")
+TELLING_SHIFT = 0.05
+"""A mean that cutting moves by more than this share is noted."""
 
 
 def check_lengths(workload: WorkloadConfig, engine: EngineConfig | None, findings: Findings) -> None:
@@ -73,8 +75,28 @@ def check_workload(workload: WorkloadConfig, base_dir: FilePath, findings: Findi
             findings.problem(
                 (*path, "arrival"), f"every stage of `{dotted(path)}.arrival` has rate 0: no request would ever arrive"
             )
+        _note_means(path, traffic, findings)
         if traffic.trace is not None:
             collect(findings, partial(resolve, traffic.trace.path, base_dir), (*path, "trace", "path"))
+
+
+def _note_means(path: Path, traffic: TrafficFields, findings: Findings) -> None:
+    """Say where the lengths that are drawn have another mean than their distribution is given."""
+    from sim.workload.lengths import mean_of_draws
+
+    lengths = {(*path, key): getattr(traffic, key) for key in _LENGTH_KEYS}
+    if traffic.sessions is not None and not isinstance(traffic.sessions.turns, int):
+        lengths[*path, "sessions", "turns"] = traffic.sessions.turns
+    for place, length in lengths.items():
+        drawn = None if length is None else mean_of_draws(length)
+        if drawn is None or abs(drawn / length.mean - 1) <= TELLING_SHIFT:
+            continue
+        bounds = "at least 1" if drawn > length.mean else f"at most {length.max:,}"
+        remedy = "choose a smaller `cv`, or lognormal" if length.dist == "normal" else "raise `max`, or lower `mean`"
+        findings.note(
+            f"`{dotted(place)}`: {length.dist} lengths of mean {length.mean:g} that are {bounds} are {drawn:.0f} in "
+            f"the mean; to draw what is written, {remedy}"
+        )
 
 
 def _traffics(workload: WorkloadConfig) -> Iterator[tuple[Path, TrafficFields]]:

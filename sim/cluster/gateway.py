@@ -51,7 +51,7 @@ Progress = Callable[[int, int, int], None]
 
 
 class Gateway:
-    """Feeds a workload to replicas. ``replicas`` is filled by who builds the cluster, before the run."""
+    """Feeds a workload to replicas. ``replicas`` is filled after construction, before the run."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Gateway:
             self._look_up(max(self.env.now, request.last_token_ns))
 
     def on_ends(self, count: int, now_ns: int) -> None:
-        """``count`` requests that nothing waits for have ended by ``now_ns``."""
+        """Count requests that have ended by ``now_ns`` and that nothing waits for."""
         before, self.num_ended = self.num_ended, self.num_ended + count
         if before // PROGRESS_EVERY != self.num_ended // PROGRESS_EVERY:
             self._look_up(now_ns)
@@ -135,7 +135,7 @@ class Gateway:
                 self._progress(self.num_ended, len(self.workload), self._latest_ns)
 
     def _abandon(self, row: int) -> None:
-        """``row`` and the turns after it are not sent."""
+        """Leave out ``row`` and the turns after it: they are never sent."""
         turn: int | None = row
         while turn is not None:
             self.num_unsent += 1
@@ -144,26 +144,26 @@ class Gateway:
     # --- what happens to replicas and their requests -----------------------------------------
 
     def cancel(self, row: int) -> None:
-        """The client of a request leaves, if it has been sent and has not ended."""
+        """Cancel a request because its client leaves; nothing happens where it has not been sent or has ended."""
         request = self._sent.get(row)
         if request is not None:
             self.replicas[request.replica].cancel(request, Status.CANCELLED)
 
     def crash(self, index: int) -> None:
-        """A replica loses what it has; its requests have failed."""
+        """Crash a replica: it loses what it has, and its requests have failed."""
         reason = f"replica {index} crashed at {self.env.now / 1e9:g} s"
         for request in self.replicas[index].crash():
             self.recorder.end(attempt_row(request, Status.FAILED, self.env.now), reason)
             self.on_end(request, Status.FAILED)
 
     def drain(self, index: int) -> None:
-        """No further requests go to a replica."""
+        """Send no further requests to a replica."""
         replica = self.replicas[index]
         self._num_draining += not replica.is_draining
         replica.drain()
 
     def undrain(self, index: int) -> None:
-        """Requests go to a replica again."""
+        """Send requests to a replica again."""
         replica = self.replicas[index]
         self._num_draining -= replica.is_draining
         replica.undrain()
@@ -220,7 +220,7 @@ class Gateway:
         return zip(rows.tolist(), *columns, offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
 
     def _release(self, row: int) -> None:
-        """A request whose arrival follows another's end, after its think time."""
+        """Let ``row`` arrive after its think time: the end that it followed is now."""
         think_ns = self.client_overhead_ns + int(self.workload.arrival_ns[row])
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:

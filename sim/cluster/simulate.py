@@ -16,7 +16,7 @@ from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
-from sim.engine.fast.allowed import NotFollowed, why_not
+from sim.engine.fast.allowed import NotFollowed, surprise, why_not
 from sim.engine.fast.cohort import Member
 from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.sums import DecodeSums
@@ -24,6 +24,7 @@ from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.replica import Replica
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
+from sim.engine.variants.drafts_fast import DraftMember, FastDrafts, why_not_drafts
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.engine.variants.window_fast import WindowMember, WindowReplica
@@ -54,17 +55,51 @@ def simulate_cluster(
     Raises InputError for inputs that only show when they are used (a malformed trace line), and
     SimulationError where a request or a KV block was lost.
     """
-    scenario, engine = loaded.scenario, loaded.scenario.engine
+    engine = loaded.scenario.engine
     if workload is None:
         workload = build_workload(
-            scenario.workload,
-            scenario.seed,
+            loaded.scenario.workload,
+            loaded.scenario.seed,
             loaded.base_dir,
             engine.max_model_len_in_effect,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
-        deployment = resolve_deployment(engine, scenario.latency, loaded.base_dir)
+        deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
+    parts = (loaded, progress, workload, deployment, acts)
+    every_step, notes = takes_every_step(deployment, workload, loaded.scenario.seed)
+    if every_step:
+        record = _simulate(*parts, decisions, every_step=True)
+        record.notes += notes
+        return record
+    started_s = time.process_time()
+    try:
+        return _simulate(*parts, decisions, every_step=False)
+    except NotFollowed:
+        record = _step_by_step(parts, decisions)
+    return replace(record, cpu_s=time.process_time() - started_s, num_restarts=1)
+
+
+Parts = tuple["LoadedScenario", Progress | None, RequestTable, Deployment, Sequence[Act]]
+
+
+def _step_by_step(parts: Parts, decisions: TextIO | None) -> RunRecord:
+    """Simulate once more: the fast engine met a state that it cannot follow."""
+    return _simulate(*parts, decisions, every_step=True)
+
+
+def _simulate(
+    loaded: LoadedScenario,
+    progress: Progress | None,
+    workload: RequestTable,
+    deployment: Deployment,
+    acts: Sequence[Act],
+    decisions: TextIO | None,
+    *,
+    every_step: bool,
+) -> RunRecord:
+    """Simulate from the first arrival to the last end; ``every_step``: the reference takes each."""
+    scenario, engine = loaded.scenario, loaded.scenario.engine
     settings, group_cost = deployment.settings, deployment.group_cost
     recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
     env = Clock()
@@ -77,10 +112,9 @@ def simulate_cluster(
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
     num_ranks = scenario.cluster.replicas * engine.data_parallel_size
-    every_step = takes_every_step(engine, workload, settings, scenario.seed)
     sums = None if every_step else DecodeSums(deployment.cost, recorder)
     if sums is not None:
-        gateway.request_type = WindowMember if outgrows(workload, settings) else Member
+        gateway.request_type = _request_type(engine, workload, settings)
     gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
     if group_cost is not None:
         _group(gateway, group_cost, deployment)
@@ -100,15 +134,7 @@ def simulate_cluster(
     except NotFollowed:
         if log is not None:
             log.forget()
-        again = simulate_cluster(
-            _step_by_step(loaded),
-            decisions=decisions,
-            progress=progress,
-            workload=workload,
-            deployment=deployment,
-            acts=acts,
-        )
-        return replace(again, cpu_s=time.process_time() - started_s)
+        raise
     finally:
         if log is not None:
             log.close()  # also the decisions that led to a failure
@@ -118,13 +144,25 @@ def simulate_cluster(
     return _record(loaded, gateway, deployment, cpu_s)
 
 
-def takes_every_step(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings, seed: int) -> bool:
-    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same."""
-    if engine.stepping == "reference" or engine.speculative is not None:
-        return True
-    if settings.enable_prefix_caching and has_shared_content(workload) and outgrows(workload, settings):
-        return True  # a prefix behind a window may be found by its end alone
-    return why_not(settings, _build_policy(engine, workload, seed)) is not None
+def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) -> tuple[bool, list[str]]:
+    """Whether the reference takes each step: on demand, or because the fast engine is not known to do the same; and
+    what the reader should know of it."""
+    engine, settings = deployment.engine, deployment.settings
+    if engine.stepping == "reference":
+        return True, []
+    policy = _build_policy(engine, workload, seed)
+    keys = [name for name, field in type(engine).model_fields.items() if getattr(engine, name) != field.default]
+    reason = surprise(settings, policy, keys, Scheduler)
+    if reason is not None:
+        return True, [f"steps are taken one by one: {reason}"]
+    is_behind = outgrows(workload, settings)
+    if settings.enable_prefix_caching and is_behind and has_shared_content(workload):
+        return True, []  # a prefix behind a window may be found by its end alone
+    if is_behind and deployment.group_cost is not None:
+        return True, []  # ranks keep all of their KV
+    if engine.speculative is None:
+        return why_not(settings, policy) is not None, []
+    return is_behind or deployment.group_cost is not None or why_not_drafts(settings, policy) is not None, []
 
 
 def has_shared_content(workload: RequestTable) -> bool:
@@ -132,10 +170,11 @@ def has_shared_content(workload: RequestTable) -> bool:
     return len(workload.segment_content_id) > 0 or bool((workload.session != NO_GROUP).any())
 
 
-def _step_by_step(loaded: LoadedScenario) -> LoadedScenario:
-    """The same for the reference engine."""
-    engine = loaded.scenario.engine.model_copy(update={"stepping": "reference"})
-    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
+def _request_type(engine: EngineConfig, workload: RequestTable, settings: SchedulerSettings) -> type[Member]:
+    """What a request is to the fast engine."""
+    if engine.speculative is not None:
+        return DraftMember
+    return WindowMember if outgrows(workload, settings) else Member
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
@@ -190,6 +229,9 @@ def _build_replica(
         if gateway.request_type is WindowMember:
             return WindowReplica(gateway.env, index, engine.model, settings, new_policy, *of_cost)
         unbounded = replace(settings, sliding_window=None)
+        if (speculative := engine.speculative) is not None:
+            common_to_fast = (gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
+            return FastDrafts(speculative.rates, loaded.scenario.seed, *common_to_fast)
         kind = FastReplica if group_cost is None else FastRank
         return kind(gateway.env, index, engine.model, unbounded, new_policy, *of_cost)
     except PolicyError as error:
@@ -210,7 +252,7 @@ def _group(gateway: Gateway, cost: GroupCost, deployment: Deployment) -> None:
 
 
 def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Policy:
-    """A policy of its own for each replica, as in live engines."""
+    """Build the policy of one replica: each has its own, as in live engines."""
     name, params = _named(engine.predictor)
     rows = {request_id: row for row, request_id in enumerate(workload.request_ids or ())}
 
@@ -229,7 +271,7 @@ def _build_policy(engine: EngineConfig, workload: RequestTable, seed: int) -> Po
 
 
 def _class_means(workload: RequestTable) -> dict[str, float]:
-    """Mean output of each class, as an operator would know it from last week's logs."""
+    """Return the mean output of each class, as an operator would know it from last week's logs."""
     means = {}
     for index, info in enumerate(workload.classes):
         outputs = workload.output_tokens[workload.class_index == index]
@@ -273,7 +315,7 @@ def _reasons_of_cancelled(requests: dict[str, IntColumn], workload: RequestTable
 
 
 def _notes(gateway: Gateway) -> list[str]:
-    """What the reader should know of requests that never were."""
+    """Say what the reader should know of requests that were never sent."""
     if not gateway.num_unsent:
         return []
     return [f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"]

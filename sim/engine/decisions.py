@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from typing import TextIO
+
+from sim.engine.request import Request
 
 
 class DecisionLog:
@@ -16,8 +20,29 @@ class DecisionLog:
         self._in_order = in_order
         self._lines: list[tuple[int, int, int, str]] = []
 
-    def write(self, time_ns: int, replica: int, line: str) -> None:
-        """The line of a step at ``time_ns``; one replica's lines come in order."""
+    def step(
+        self,
+        time_ns: int,
+        replica: int,
+        step: int,
+        scheduled: Mapping[str, int],
+        preempted: Iterable[Request],
+        finished: Iterable[Request],
+        num_free_blocks: int,
+    ) -> None:
+        """Step number ``step`` of a replica, formed at ``time_ns``; the steps of one replica come in order."""
+        line = {
+            "step": step,
+            "time_s": time_ns / 1e9,
+            "replica": replica,
+            "scheduled": scheduled,
+            "preempted": [request.request_id for request in preempted],
+            "finished": [request.request_id for request in finished],
+            "free_blocks": num_free_blocks,
+        }
+        self._write(time_ns, replica, json.dumps(line))
+
+    def _write(self, time_ns: int, replica: int, line: str) -> None:
         if self._in_order:
             self._stream.write(line + "\n")
         else:

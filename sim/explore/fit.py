@@ -23,6 +23,7 @@ from sim.explore.fit_result import Fit
 from sim.explore.measured_run import RATES, MeasuredRun, read_run
 from sim.latency.build import build_step_cost
 from sim.latency.fitted import Fitted
+from sim.latency.gpus import load_gpu
 from sim.latency.kind import latency_kind
 from sim.live.validate import table_of
 from sim.run import load
@@ -74,7 +75,9 @@ def fit(
     kind = latency_kind(first.engine.gpu, first.latency)
     cost = build_step_cost(first.engine, first.latency, cases[0].loaded.base_dir, cases[0].planned)
     engines = [(case.loaded.scenario.engine, case.planned.model) for case in cases]
-    solver = _Solver(cases, choose_parameters(engines, first.latency, cost), Fitted(kind, first.engine.gpu), progress)
+    solver = _Solver(
+        cases, choose_parameters(engines, first.latency, cost), Fitted(kind, cases[0].planned.gpu.name), progress
+    )
     return solver.fit()
 
 
@@ -109,7 +112,7 @@ def _cases(files: Sequence[str], scenarios: Sequence[AnyScenario], overrides: Se
 def _check_alike(loaded: Sequence[LoadedScenario]) -> None:
     """Raise InputError where scenarios are not of one GPU and kind of step cost, or have a fit already."""
     for what, told in (
-        ("engine.gpu", [each.scenario.engine.gpu for each in loaded]),
+        ("engine.gpu", [load_gpu(each.scenario.engine.gpu).name for each in loaded]),
         ("latency.kind", [latency_kind(each.scenario.engine.gpu, each.scenario.latency) for each in loaded]),
     ):
         if len(set(told)) > 1:

@@ -9,10 +9,14 @@ Bandwidths are bytes/s; link bandwidths are per direction, half of what datashee
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.scenario.schema import GpuConfig
 
 GIB = 1 << 30
 
@@ -177,13 +181,74 @@ GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in _presets()}
 """Presets by name."""
 
 
-def load_gpu(name: str) -> GpuSpec:
-    """A GPU preset by name. Raises InputError with the nearest names for an unknown one."""
-    gpu = GPUS.get(name.lower())
-    if gpu is not None:
-        return gpu
-    near = [known for known in GPUS if known.startswith(name.lower())] or get_close_matches(
-        name.lower(), GPUS, n=3, cutoff=0.4
+def load_gpu(gpu: str | GpuConfig) -> GpuSpec:
+    """A GPU preset by name, or the GPU that a scenario describes.
+
+    Raises InputError for an unknown name, with the presets that it can mean, and for a preset's name on a GPU of
+    one's own.
+    """
+    if not isinstance(gpu, str):
+        return _described(gpu)
+    found = GPUS.get(gpu.lower())
+    if found is not None:
+        return found
+    meant = [preset.name for preset in GPUS.values() if _can_mean(gpu, preset)]
+    if meant:
+        raise InputError(f"engine.gpu: unknown GPU {gpu!r}; did you mean {' or '.join(meant)}?")
+    section = "{name: ..., memory_gib: ..., memory_bandwidth_gb_s: ..., fp16_tflops: ...}"
+    hint = f"presets: {', '.join(GPUS)}; another goes in as a section: {section}"
+    raise InputError(f"engine.gpu: unknown GPU {gpu!r}; {hint}")
+
+
+def _described(gpu: GpuConfig) -> GpuSpec:
+    if gpu.name.lower() in GPUS:
+        raise InputError(
+            f"engine.gpu.name: {gpu.name} is a preset; write `gpu: {gpu.name.lower()}`, or give your own another name"
+        )
+    tflops = 1e12
+    return GpuSpec(
+        name=gpu.name,
+        memory_bytes=int(gpu.memory_gib * GIB),
+        memory_bandwidth=gpu.memory_bandwidth_gb_s * 1e9,
+        fp32_flops=tflops * (gpu.fp16_tflops / 16 if gpu.fp32_tflops is None else gpu.fp32_tflops),
+        tf32_flops=gpu.fp16_tflops / 2 * tflops,
+        fp16_flops=gpu.fp16_tflops * tflops,
+        fp8_flops=None if gpu.fp8_tflops is None else gpu.fp8_tflops * tflops,
+        int8_flops=None if gpu.int8_tflops is None else gpu.int8_tflops * tflops,
+        nvlink_bandwidth=None if gpu.nvlink_gb_s is None else gpu.nvlink_gb_s * 1e9,
+        pcie_bandwidth=gpu.pcie_gb_s * 1e9,
+        num_sms=0,
+        l2_bytes=0,
+        tdp_w=0.0,
+        usd_per_hour=gpu.usd_per_hour or 0.0,
+        source="the scenario",
     )
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(GPUS)}"
-    raise InputError(f"engine.gpu: unknown GPU {name!r}{hint}")
+
+
+_NOISE = re.compile(r"nvidia|geforce|tesla|rtx|hgx|sxm\d?|gpu")
+"""Parts of names that tell no two presets apart. (``pcie`` and ``nvl`` do: those are other GPUs.)"""
+_MEMORY = re.compile(r"(?<![a-z\d])(\d{2,3})gi?b?(?![a-z\d])")
+
+
+def _can_mean(name: str, preset: GpuSpec) -> bool:
+    """Whether ``name`` is another spelling of a preset's: the same chip, and no other memory.
+
+    ``H100_SXM5 80GB`` can mean h100-sxm. ``mi300x``, ``l40`` and ``h100-pcie`` are GPUs without a preset.
+    """
+    given, known = _chip(name), _chip(preset.name)
+    if given != known:  # else two letters the wrong way round: the same letters and, in order, the same digits
+        given, known = _letters(name), _letters(preset.name)
+        if sorted(given) != sorted(known) or re.findall(r"\d+", given) != re.findall(r"\d+", known):
+            return False
+    sizes = [int(size) for size in _MEMORY.findall(name.lower())]
+    return all(abs(size * GIB / preset.memory_bytes - 1) < 0.1 for size in sizes)
+
+
+def _chip(name: str) -> str:
+    """What tells chips apart in a name: ``NVIDIA A100-SXM4-80GB`` -> ``a100``."""
+    return _NOISE.sub("", _letters(name))
+
+
+def _letters(name: str) -> str:
+    """A name without its memory and all that is neither letter nor digit."""
+    return re.sub(r"[^a-z\d]", "", _MEMORY.sub("", name.lower()))

@@ -8,21 +8,22 @@ from sim.latency.profile.library import profile_for_gpu
 
 if TYPE_CHECKING:
     from sim.latency.fitted import Fitted
-    from sim.scenario.schema import LatencyConfig
+    from sim.scenario.schema import GpuConfig, LatencyConfig
 
 CLIENT_OVERHEAD_MS = 4.0
 """HTTP, tokenisation of a prompt of about a thousand tokens, three hops between processes, detokenisation: an
 engineer's figure for vLLM's own server on the client's machine."""
 
 
-def latency_kind(gpu: str, latency: LatencyConfig) -> Literal["roofline", "constant", "profile"]:
+def latency_kind(gpu: str | GpuConfig, latency: LatencyConfig) -> Literal["roofline", "constant", "profile"]:
     """The kind that is used: as said, else a profile where one is named or the GPU has a built-in one."""
     if latency.kind is not None:
         return latency.kind
-    return "profile" if latency.profile is not None or profile_for_gpu(gpu) is not None else "roofline"
+    has_profile = latency.profile is not None or (isinstance(gpu, str) and profile_for_gpu(gpu) is not None)
+    return "profile" if has_profile else "roofline"
 
 
-def client_overhead_ns(gpu: str, latency: LatencyConfig, fitted: Fitted | None = None) -> int:
+def client_overhead_ns(gpu: str | GpuConfig, latency: LatencyConfig, fitted: Fitted | None = None) -> int:
     """What lies between a client and the engine, there and back: as fitted, else as said, else a figure where times are
     to be real."""
     if fitted is not None and (found := fitted.ns("client_ms")) is not None:

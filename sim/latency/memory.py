@@ -396,7 +396,7 @@ def _notes(
     if blocks > max(stage.blocks(engine.block_size), MIN_BLOCKS):
         notes.append(
             f"num_gpu_blocks_override {blocks} is more than the {stage.blocks(engine.block_size)} blocks that "
-            f"{engine.gpu} has memory for"
+            f"{engine.gpu_name} has memory for"
         )
     if engine.max_model_len > model.max_position_embeddings:
         notes.append(

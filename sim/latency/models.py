@@ -6,10 +6,12 @@ parameters, dimensions in elements.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from sim.errors import InputError
+from sim.latency.hub_names import positions_of, preset_of
 from sim.latency.model_spec import ModelSpec
 
 
@@ -147,7 +149,8 @@ MODELS: dict[str, ModelSpec] = {model.name: model for model in _presets()}
 
 
 def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "engine.model") -> ModelSpec:
-    """A preset by name, or a Hugging Face ``config.json`` (the file, or a directory that holds one).
+    """A preset by name or by the name of its repository, or a Hugging Face ``config.json`` (the file, or a directory
+    that holds one).
 
     Relative paths start at ``base_dir`` (the scenario's directory), else at the working directory. ``key`` is the
     setting that errors name.
@@ -163,6 +166,10 @@ def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "e
         from sim.latency.hf_config import read_model_config
 
         return read_model_config(path)
+    named = preset_of(name_or_path)
+    if named is not None:
+        longest = positions_of(name_or_path)
+        return MODELS[named] if longest is None else replace(MODELS[named], max_position_embeddings=longest)
     short = name_or_path.lower().rstrip("/").rsplit("/", 1)[-1]
     near = get_close_matches(short, MODELS, n=3, cutoff=0.55)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(MODELS)}"

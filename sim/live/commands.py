@@ -1,4 +1,4 @@
-"""``simrun vllm-args``, ``observe`` and ``validate``: the sub-commands that have to do with a running server."""
+"""``simrun vllm-args``, ``import-args``, ``observe`` and ``validate``: what has to do with a running server."""
 
 from __future__ import annotations
 
@@ -55,6 +55,38 @@ def vllm_args_command(
     command = serve_command(loaded, model, as_module=as_module)
     with standard_output():
         click.echo(command.to_json() if as_json else command.shell(), nl=False)
+    return EXIT_DONE
+
+
+@click.command("import-args", context_settings=SETTINGS)
+@click.argument("command", metavar="'vllm serve ...'")
+@click.option("--gpu", metavar="NAME", required=True, help="The GPU it runs on: no command line names it.")
+@click.option("--model", metavar="NAME", help="A preset or a config.json instead of the command's model.")
+@json_option
+def import_args_command(command: str, gpu: str, model: str | None, as_json: bool) -> int:
+    """Print the scenario of a `vllm serve` command line.
+
+    What it leaves out of the command is in the scenario's first lines, and said.
+    """
+    import json
+
+    from sim.checks.all_checks import check_all
+    from sim.live.import_args import import_command
+    from sim.run import load
+    from sim.scenario.resolved import block_yaml
+
+    found = import_command(command, gpu, model)
+    document = found.document()
+    check_all(load(document))
+    with standard_output():
+        if as_json:
+            told = {"scenario": document, "left_out": found.left_out, "no_matter": found.no_matter}
+            click.echo(json.dumps(told, indent=2))
+        else:
+            comments = "".join(f"# {line}\n" for line in found.comments())
+            click.echo(comments + block_yaml(document), nl=False)
+    for each in found.left_out:
+        click.echo(f"simrun: note: left out: {each}", err=True)
     return EXIT_DONE
 
 
@@ -413,4 +445,4 @@ def validate_command(measured: str, scenario: str, overrides: tuple[str, ...], o
     return EXIT_DONE
 
 
-COMMANDS = (vllm_args_command, observe_command, validate_command)
+COMMANDS = (vllm_args_command, import_args_command, observe_command, validate_command)

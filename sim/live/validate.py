@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from sim.errors import InputError, OutputError
 from sim.live.measured import Measured, bundled_share, figures, reasons
 from sim.live.observation_file import Observation
 from sim.results.metrics import METRICS, STATISTICS
+from sim.results.staging import staging_folder
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, RequestTable
 
 if TYPE_CHECKING:
@@ -124,19 +124,15 @@ class Validation:
         """
         target = Path(folder)
         written = [target / name for name in FILES]
-        staged = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in written]
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            staged[0].write_text(self.to_json(), encoding="utf-8", newline="\n")
-            with staged[1].open("w", encoding="utf-8", newline="") as stream:
-                csv.writer(stream, lineterminator="\n").writerows(self.request_rows())
-            for part, path in zip(staged, written, strict=True):
-                part.replace(path)
+            with staging_folder(target) as staging:
+                (staging / FILES[0]).write_text(self.to_json(), encoding="utf-8", newline="\n")
+                with (staging / FILES[1]).open("w", encoding="utf-8", newline="") as stream:
+                    csv.writer(stream, lineterminator="\n").writerows(self.request_rows())
+                for path in written:
+                    (staging / path.name).replace(path)
         except OSError as error:
             raise OutputError(f"--out {folder}", error) from error
-        finally:
-            for part in staged:
-                part.unlink(missing_ok=True)
         return written
 
     def request_rows(self) -> list[list[Any]]:

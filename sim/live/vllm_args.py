@@ -16,7 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from sim.checks.engine_checks import NVIDIA_BLOCK
 from sim.errors import InputError, Problem
+from sim.latency.hub_names import REPOSITORIES, preset_of
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
@@ -26,39 +28,6 @@ VLLM_VERSION = "0.32.0"
 """The version whose argument parser the flags were checked against (``tests/live/test_http_vllm_args.py``)."""
 SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
 """What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
-
-REPOSITORIES: Mapping[str, str] = MappingProxyType(
-    {
-        "llama-2-7b": "meta-llama/Llama-2-7b-hf",
-        "llama-2-13b": "meta-llama/Llama-2-13b-hf",
-        "llama-2-70b": "meta-llama/Llama-2-70b-hf",
-        "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
-        "llama-3-70b": "meta-llama/Meta-Llama-3-70B",
-        "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
-        "llama-3.1-70b": "meta-llama/Llama-3.1-70B",
-        "llama-3.1-405b": "meta-llama/Llama-3.1-405B",
-        "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
-        "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
-        "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
-        "codellama-34b": "codellama/CodeLlama-34b-hf",
-        "qwen2.5-7b": "Qwen/Qwen2.5-7B",
-        "qwen2.5-14b": "Qwen/Qwen2.5-14B",
-        "qwen2.5-32b": "Qwen/Qwen2.5-32B",
-        "qwen2.5-72b": "Qwen/Qwen2.5-72B",
-        "qwen3-8b": "Qwen/Qwen3-8B",
-        "qwen3-14b": "Qwen/Qwen3-14B",
-        "qwen3-32b": "Qwen/Qwen3-32B",
-        "mistral-7b": "mistralai/Mistral-7B-v0.1",
-        "mistral-7b-v0.3": "mistralai/Mistral-7B-v0.3",
-        "mistral-nemo-12b": "mistralai/Mistral-Nemo-Base-2407",
-        "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
-        "llama-4-scout-17b-16e": "meta-llama/Llama-4-Scout-17B-16E",
-        "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
-        "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
-        "minimax-m2.5": "MiniMaxAI/MiniMax-M2.5",
-    }
-)
-"""Model preset -> its repository on Hugging Face. Tuned variants of the same shape go by ``--model``."""
 
 PLAIN_VALUES: Mapping[str, str] = MappingProxyType(
     {
@@ -190,6 +159,11 @@ def _refusals(loaded: LoadedScenario) -> Iterator[Problem]:
     for key, about in type(engine).model_fields.items():
         if key not in placed and getattr(engine, key) != about.get_default(call_default_factory=True):
             yield loaded.problem(("engine", key), f"`engine.{key}`: this command does not know its vLLM counterpart")
+    if engine.block_size % NVIDIA_BLOCK and isinstance(engine.gpu, str):
+        yield loaded.problem(
+            ("engine", "block_size"),
+            f"vLLM refuses a block_size ({engine.block_size}) on {engine.gpu} that is no multiple of {NVIDIA_BLOCK}",
+        )
     if not engine.enable_chunked_prefill and engine.max_num_batched_tokens < engine.max_model_len:
         yield loaded.problem(
             ("engine", "enable_chunked_prefill"),
@@ -208,6 +182,8 @@ def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, pro
     if name in REPOSITORIES:
         return REPOSITORIES[name]
     path = loaded.base_dir / Path(engine.model).expanduser()
+    if not path.exists() and (repository := _repository(engine.model)) is not None:
+        return repository
     folder = path if path.is_dir() else path.parent
     if name in MODELS or not folder.is_dir():
         problems.append(
@@ -218,6 +194,12 @@ def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, pro
             f"{folder} holds no weights: vLLM is told to make some up; --model names a folder that does"
         )
     return str(folder)
+
+
+def _repository(name: str) -> str | None:
+    """The repository that a scenario names, as it is written there; its preset's where the owner is left out."""
+    preset = preset_of(name)
+    return name if preset is not None and "/" in name else REPOSITORIES.get(preset or "")
 
 
 def _dtype_flags(
@@ -328,6 +310,8 @@ def _draft_repository(loaded: LoadedScenario, name: str, path: tuple[str, ...], 
     if name.lower() in REPOSITORIES:
         return REPOSITORIES[name.lower()]
     place = loaded.base_dir / Path(name).expanduser()
+    if not place.exists() and (repository := _repository(name)) is not None:
+        return repository
     folder = place if place.is_dir() else place.parent
     if name.lower() in MODELS or not folder.is_dir():
         problems.append(loaded.problem(path, f"no repository is known for `{name}`"))
@@ -379,7 +363,7 @@ def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
     from sim.latency.memory import plan_memory
 
     scenario, engine = loaded.scenario, loaded.scenario.engine
-    notes = [f"{scenario.name}: {engine.gpu}, for vLLM {VLLM_VERSION}"]
+    notes = [f"{scenario.name}: {engine.gpu_name}, for vLLM {VLLM_VERSION}"]
     if engine.num_gpu_blocks_override is None:
         blocks = plan_memory(engine, loaded.base_dir).num_gpu_blocks
         notes.append(

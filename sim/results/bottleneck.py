@@ -10,6 +10,22 @@ SEATS_FULL_ABOVE = 0.9
 COMPUTE_ABOVE = 0.5
 QUEUE_SHARE_ABOVE = 0.25
 PREEMPTED_ABOVE = 0.01
+TIMES_ABOVE = 3.0
+"""Headroom from which on it is worded as a multiple."""
+
+
+def bottleneck_words(summary: dict[str, Any]) -> str:
+    """The name, and what it leaves: an accelerator that is busy all the time may serve far more in larger batches."""
+    name, headroom = bottleneck(summary)[0], summary["load"]["headroom"]
+    return name if headroom is None else f"{name}; {_left(headroom)}"
+
+
+def _left(headroom: float) -> str:
+    if headroom < 1:
+        return f"{1 - headroom:.0%} of the load is too much"
+    if headroom >= TIMES_ABOVE:
+        return f"{headroom:.2g} times the load could be served"
+    return f"{headroom - 1:.0%} more load could be served"
 
 
 def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
@@ -46,7 +62,7 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     if (use["host_fraction"] or 0.0) > busy:
         return "host", f"Host time per step exceeds accelerator time; accelerators are busy {busy:.0%} of the time."
     if busy < IDLE_BELOW and queue_share < QUEUE_SHARE_ABOVE:
-        return "load", f"Accelerators are busy {busy:.0%} of the time and requests hardly queue: there is headroom."
+        return "load", f"Accelerators are busy {busy:.0%} of the time and requests hardly queue."
     kind = "accelerator" if bound is None else "compute" if bound > COMPUTE_ABOVE else "memory bandwidth"
     detail = "" if bound is None else f", {bound:.0%} of it in steps bound by arithmetic"
     return kind, f"Accelerators are busy {busy:.0%} of the time{detail}. {waits}."

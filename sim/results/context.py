@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.record import IntColumn
+from sim.results.load import Measure
+from sim.results.record import IntColumn, RunRecord
 
 
 class Work(Protocol):
@@ -54,6 +55,11 @@ class RunContext:
     price: Price | None = None
     max_num_seqs: int | None = None
     """Seats of one replica."""
+    setup: Mapping[str, str | int] = field(default_factory=dict)
+    """What ran: model, GPU, parallelism, policy and the like, by name."""
+    capacity: Callable[[RunRecord], float | None] | None = None
+    """Requests per second that the replicas could serve of a run's mix; asked for only where there is a rate."""
+    measure: Measure = field(default_factory=Measure)
     scenario_yaml: str = ""
     """The resolved scenario, every default written out."""
     report: bool = True

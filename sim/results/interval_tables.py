@@ -31,6 +31,12 @@ def heading(section: dict[str, Any]) -> str:
     return f"Mean of {which} [low, high]: {' and '.join(parts) or 'nothing is uncertain'}"
 
 
+def notes(section: dict[str, Any]) -> list[str]:
+    """What the intervals are of, and what makes them worth less."""
+    first = ["intervals are of the mean over runs of this length, not of one run or of an endless one"]
+    return [*(first if len(section["seeds"]) > 1 else []), *section.get("notes", [])]
+
+
 def verdict(section: dict[str, Any]) -> str | None:
     """In how many seeds the SLO held, and whose table comes below."""
     met, seeds = section["slo_met_by_seed"], section["seeds"]

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.limits import latency_limits
 from sim.results.record import RunRecord, Status
 
 IntColumn = npt.NDArray[np.int64]
@@ -196,7 +197,7 @@ class RequestTimes:
         """
         own = {"ttft": self.ttft_ns, "tpot": self.tpot_ns, "itl": self.tpot_ns, "e2el": self.e2el_ns}
         result: Mask = np.ones(len(self.row), dtype=bool)
-        for name, limit_ms in limits.items():
+        for name, limit_ms in latency_limits(limits).items():
             result &= ~(own[name.split("_")[0]] / NS_PER_MS > limit_ms)
         return result
 

@@ -153,6 +153,18 @@ class ColumnWriter:
             self._num_in_chunks += num_rows
             self._rows.clear()
 
+    def parts(self, name: str) -> list[IntColumn]:
+        """One column of all rows, in parts."""
+        self.trim(0)
+        place = self.names.index(name)
+        return [np.empty(0, dtype=np.int64), *(chunk[place] for chunk in self._chunks)]
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._rows.clear()
+        self._chunks.clear()
+        self._num_in_chunks = 0
+
     def take_columns(self) -> dict[str, IntColumn]:
         """All rows, by column name; the writer is empty afterwards."""
         self.trim(0)
@@ -253,12 +265,21 @@ class Recorder:
 
     def step_columns(self) -> dict[str, IntColumn]:
         """All steps by (instant, replica); once, at the end."""
-        steps, decodes = self.steps.take_columns(), self.decodes.take_columns()
-        if len(decodes["replica"]):
-            nothing = np.broadcast_to(np.int64(0), len(decodes["replica"]))
-            every = {**decodes, "num_sampled": decodes["num_decodes"], "num_seats": decodes["num_running"]}
-            steps = {name: np.concatenate([every.get(name, nothing), steps[name]]) for name in steps}
-        return _in_order_of_scheduling(steps)
+        # Column by column: a run of a million requests has four million rows.
+        steps, decodes = self.steps, self.decodes
+        same = {"num_sampled": "num_decodes", "num_seats": "num_running"}
+        num_decodes = len(decodes)
+
+        def column(name: str) -> IntColumn:
+            source = same.get(name, name)
+            of_decodes = decodes.parts(source) if source in decodes.names else [np.zeros(num_decodes, dtype=np.int64)]
+            return np.concatenate([*of_decodes, *steps.parts(name)])
+
+        order = _order_of_scheduling({name: column(name) for name in ("scheduled_ns", "replica", "gpu_ns", "end_ns")})
+        columns = {name: column(name)[order] for name in steps.names}
+        steps.clear()
+        decodes.clear()
+        return columns
 
     def attempt_columns(self) -> dict[str, IntColumn]:
         """All attempts that ended, those of one request in order; once, at the end."""
@@ -293,11 +314,9 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
     return {name: columns[name] for name in REQUEST_COLUMNS}
 
 
-def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]:
+def _order_of_scheduling(steps: dict[str, IntColumn]) -> IntColumn:
     """Rows by (instant, replica), those of one replica as it took them."""
     scheduled_ns = steps["scheduled_ns"]
-    if (scheduled_ns[1:] > scheduled_ns[:-1]).all():
-        return steps
     order = np.argsort(scheduled_ns, kind="stable")
     is_tied = np.append(False, np.diff(scheduled_ns[order]) == 0)
     tied = np.flatnonzero(is_tied | np.append(is_tied[1:], False))
@@ -305,7 +324,7 @@ def _in_order_of_scheduling(steps: dict[str, IntColumn]) -> dict[str, IntColumn]
     # At one instant, a replica whose host takes no time forms several batches; the last one may compute nothing.
     is_empty = steps["gpu_ns"][rows] == 0
     order[tied] = rows[np.lexsort((steps["end_ns"][rows], is_empty, steps["replica"][rows], scheduled_ns[rows]))]
-    return {name: column[order] for name, column in steps.items()}
+    return order
 
 
 def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
@@ -343,6 +362,8 @@ class RunRecord:
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
     drafts: DraftCounts | None = None
     """Speculative decoding: what became of the drafts."""
+    num_restarts: int = 0
+    """How often a fast run met a state that only the reference knows, and was done anew."""
     data_parallel_size: int = 1
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     reserved_tokens_per_request: int = 0

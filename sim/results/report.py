@@ -7,13 +7,13 @@ from html import escape
 from typing import Any
 
 from sim.results import wording
-from sim.results.bottleneck import bottleneck
+from sim.results.bottleneck import bottleneck, bottleneck_words
 from sim.results.context import RunContext
 from sim.results.figures import SECONDS_FROM_MS, distribution_chart, time_charts
 from sim.results.metrics import METRICS, RequestTimes, Samples
 from sim.results.record import RunRecord
 from sim.results.series import binned
-from sim.results.wording import endings, nice_number, source_of
+from sim.results.wording import endings, nice_number, overload_sentence, setup_words, source_of
 
 METRIC_NAMES = {
     "ttft": "Time to first token",
@@ -43,6 +43,7 @@ line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
 .badge{display:inline-block;border-radius:999px;padding:1px 9px;font-size:12.5px;font-weight:600;
 border:1px solid currentColor}
 .good{color:var(--good)}.bad{color:var(--bad)}.limit{border-left:4px solid var(--c1);margin-top:12px}
+.over{border-left-color:var(--bad)}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
 th,td{padding:6px 7px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{color:var(--soft);font-weight:500;font-size:13px}th:first-child,td:first-child{text-align:left}
@@ -94,7 +95,8 @@ def _tiles(summary: dict[str, Any]) -> str:
         _two("TTFT p50 / p95", summary["p50_ttft_ms"], summary["p95_ttft_ms"]),
         _two("ITL p50 / p99", summary["p50_itl_ms"], summary["p99_itl_ms"]),
         ("E2E p95", number(_per(summary["p95_e2el_ms"], 1000), " <i>s</i>")),
-        ("Accelerators busy", percent(summary["utilization"]["busy_fraction"])),
+        ("Headroom (could be served / offered)", number(summary["load"]["headroom"])),
+        ("Accelerators busy (a step of any size)", percent(summary["utilization"]["busy_fraction"])),
         ("KV use mean / peak", f"{percent(kv['mean_usage'])} / {percent(kv['max_usage'])}"),
         ("Preemptions", f"{summary['preemptions']['total']:,}"),
     ]
@@ -138,7 +140,12 @@ def _slo_table(summary: dict[str, Any]) -> str:
         for where, verdict in sources
         for name, entry in verdict["limits"].items()
     ]
-    head = ["requests", "limit on", "value (ms)", "limit (ms)", "verdict"]
+    rows += [
+        [escape(where), escape(name), percent(entry["value"]), percent(entry["limit"]), badge(entry["met"])]
+        for where, verdict in sources
+        for name, entry in verdict["shares"].items()
+    ]
+    head = ["requests", "limit on", "value (ms or share)", "limit", "verdict"]
     return f"<h2>Service-level objectives {badge(slo['met'])}</h2>{table(head, rows)}"
 
 
@@ -206,10 +213,19 @@ def _charts(record: RunRecord) -> str:
     )
 
 
+def _overload(sentence: str) -> str:
+    return (
+        f'<b class="bad">Overload: {escape(sentence)}.</b> Latencies grow with the length of the run; they are not the '
+        "system's."
+    )
+
+
 def render_report(record: RunRecord, summary: dict[str, Any], context: RunContext) -> str:
     """The page. Every name that comes from the user is escaped."""
     run = summary["run"]
-    name, sentence = bottleneck(summary)
+    name, sentence = bottleneck_words(summary), bottleneck(summary)[1]
+    overload = overload_sentence(summary["load"])
+    setup = setup_words(run["setup"], summary["load"])
     notes = "".join(f"<li>{escape(note)}</li>" for note in run["notes"])
     ended = endings(summary["counts"])
     sub = (
@@ -220,8 +236,11 @@ def render_report(record: RunRecord, summary: dict[str, Any], context: RunContex
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>{escape(context.name)} {NONE} simrun</title>'
         f"<style>{STYLE}</style></head><body><main><h1>{escape(context.name)}</h1>"
-        f'<p class="sub">{sub}</p>{_tiles(summary)}'
-        f'<div class="card limit"><b>Bottleneck: {escape(name)}.</b> {escape(sentence)}</div>'
+        + (f"<p>{escape(setup)}</p>" if setup else "")
+        + f'<p class="sub">{sub}</p>'
+        + (f'<div class="card limit over">{_overload(overload)}</div>' if overload else "")
+        + _tiles(summary)
+        + f'<div class="card limit"><b>Bottleneck: {escape(name)}.</b> {escape(sentence)}</div>'
         + (f'<p class="bad">Not completed: {escape(ended)}.</p>' if ended else "")
         + _slo_table(summary)
         + f"<h2>Latency</h2>{_latency_table(summary)}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,18 @@ from sim.errors import InputError, OutputError
 from sim.results.columns import Named, request_columns, step_columns
 from sim.results.context import RunContext
 from sim.results.record import RunRecord
+from sim.results.staging import staging_folder
 from sim.results.summary import build_summary
+from sim.results.verdicts import what_is_missed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RESOLVED = "scenario.resolved.yaml"
+FILES = (
+    *("summary.json", "requests.parquet", "steps.parquet", RESOLVED, "report.html", "trace.json.gz", "seeds.json"),
+)
+"""All that a run, or several seeds of one, can write."""
 
 
 class Results:
@@ -47,6 +54,12 @@ class Results:
         slo = self.summary["slo"]
         return slo is None or bool(slo["met"])
 
+    @property
+    def misses(self) -> list[str]:
+        """Why the run does not pass ``--check-slo``, a line each: limits that are missed, requests that were not served
+        (none may be where there is no SLO), and overload."""
+        return what_is_missed(self.summary)
+
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request: its times, tokens and how it ended."""
@@ -67,10 +80,15 @@ class Results:
 
         return pd.DataFrame(step_columns(self.record))
 
-    def write(self, out_dir: str | os.PathLike[str]) -> list[Path]:
+    def write(self, out_dir: str | os.PathLike[str], more: Mapping[str, str] | None = None) -> list[Path]:
         """Write the files that the scenario's ``outputs`` ask for into ``out_dir``, created if missing.
 
-        Files appear complete or not at all: they are written beside their place and moved there at the end.
+        Files appear complete or not at all: they are written beside their place and moved there at the end. Those
+        that an earlier run wrote there and this one does not are removed: what is there is of one run.
+
+        Args:
+            out_dir: the folder.
+            more: texts of further files, by name (one of ``FILES``).
 
         Returns:
             The files written, in the order of the documentation.
@@ -80,19 +98,25 @@ class Results:
             OutputError: it stopped taking data, as a full disk does.
         """
         target = Path(out_dir)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=".simrun-", dir=target))
-        except OSError as error:
-            raise InputError(f"--out {target}: {os.strerror(error.errno or 0)}; name a folder to write to") from error
-        try:
-            names = self._write_files(staging)
-            for name in names:
-                os.replace(staging / name, target / name)
-        except OSError as error:
-            raise OutputError(target, error, "the outputs are incomplete") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with ExitStack() as stack:
+            try:
+                staging = stack.enter_context(staging_folder(target))
+            except OSError as error:
+                message = f"--out {target}: {os.strerror(error.errno or 0)}; name a folder to write to"
+                raise InputError(message) from error
+            try:
+                names = self._write_files(staging)
+                for name, content in (more or {}).items():
+                    (staging / name).write_text(content, encoding="utf-8", newline="\n")
+                    names.append(name)
+                # Of an earlier run, not of somebody who keeps a file of such a name here.
+                stale = [name for name in FILES if name not in names] if (target / RESOLVED).exists() else []
+                for name in names:
+                    os.replace(staging / name, target / name)
+                for name in stale:
+                    (target / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(target, error, "the outputs are incomplete") from error
         return [target / name for name in names]
 
     def _write_files(self, folder: Path) -> list[str]:
@@ -117,7 +141,7 @@ class Results:
             ("summary.json", True, text(lambda: self.summary_json)),
             ("requests.parquet", context.requests, lambda path: write_requests(path, self.record)),
             ("steps.parquet", context.steps, lambda path: write_steps(path, self.record)),
-            ("scenario.resolved.yaml", True, text(lambda: context.scenario_yaml)),
+            (RESOLVED, True, text(lambda: context.scenario_yaml)),
             ("report.html", context.report, text(report)),
             ("trace.json.gz", context.trace, trace),
         ]

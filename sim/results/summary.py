@@ -12,6 +12,7 @@ import numpy as np
 
 from sim.results.context import RunContext
 from sim.results.fragmentation import mean_unused_slots
+from sim.results.load import load_section
 from sim.results.metrics import (
     METRICS,
     NS_PER_MS,
@@ -59,10 +60,14 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
         left = counts["submitted"] - counts["completed"]
         notes.append(f"SLO percentiles are over completed requests; {left} that did not complete are not in them")
     notes += _why_not_completed(record)
+    load = load_section(record, times, context.capacity, context.measure)
+    if counts["completed"] and not load["steady"]["requests"] and load["offered_rate"] is not None:
+        notes.append("measure: no request that completed arrived after the warm-up, so there are no steady figures")
     step_rows = RowsByReplica(record.steps, len(record.num_gpu_blocks))
     use = [kv_use(record, blocks, step_rows[index], window) for index, blocks in enumerate(record.num_gpu_blocks)]
     summary = _headline(record, times, samples, duration_s, None if good is None else int(good.sum()))
     summary["counts"] = counts
+    summary["load"] = load
     summary["queue"] = _queue(record, samples["queue"], window)
     summary["kv"] = _kv(record, use, window)
     summary["preemptions"] = _preemptions(record)
@@ -277,6 +282,7 @@ def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, 
     last_ns = busy_window(record)[1]
     return {
         "scenario": context.name,
+        "setup": dict(context.setup),
         "seed": context.seed,
         "version": __version__,
         "profile_hash": record.latency.get("profile_hash"),

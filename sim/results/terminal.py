@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sim.results import interval_tables
-from sim.results.bottleneck import bottleneck
-from sim.results.wording import endings, nice_number, number, percent, plain, source_of
+from sim.results.bottleneck import bottleneck_words
+from sim.results.wording import (
+    endings,
+    load_words,
+    nice_number,
+    number,
+    overload_sentence,
+    percent,
+    plain,
+    setup_words,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -55,9 +65,15 @@ def _heading(console: Console, summary: dict[str, Any]) -> None:
 
     run = summary["run"]
     console.print(Text(plain(run["scenario"]), style="bold"))
+    if setup := setup_words(run["setup"], summary["load"]):
+        console.print(plain(setup))
     spent = f"in {nice_number(run['cpu_s'])} s of CPU" if run["cpu_s"] >= 0.005 else "at once"
     console.print(f"{nice_number(summary['duration'])} s simulated {spent}, {run['steps']:,} steps, seed {run['seed']}")
     console.print(Text(f"step times: {source_of(run['latency'])}", style="yellow"))
+    overload = overload_sentence(summary["load"])
+    if overload is not None:
+        console.print(Text(f"OVERLOAD: {overload}.", style="bold red"))
+        console.print("Latencies below grow with the run's length; they are not the system's.")
     console.print()
 
 
@@ -68,6 +84,9 @@ def _intervals(console: Console, section: dict[str, Any]) -> None:
     for table in (interval_tables.totals(section), *interval_tables.latencies(section)):
         console.print()
         console.print(table)
+    console.print()
+    for note in interval_tables.notes(section):
+        console.print(f"note: {note}")
     verdict = interval_tables.verdict(section)
     if verdict is not None:
         console.print()
@@ -101,9 +120,13 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
         rows.pop()
     elif summary["request_goodput"] is not None:
         rows.append(("Goodput", f"{number(summary['request_goodput'])} requests/s within their SLO"))
-    accelerator = f"busy {percent(use['busy_fraction'])}, mean batch {number(use['mean_batch_size'])}"
+    if (load := load_words(summary["load"])) is not None:
+        rows.append(("Load", load))
+    accelerator = (
+        f"busy {percent(use['busy_fraction'])} (steps of any size), mean batch {number(use['mean_batch_size'])}"
+    )
     if use["mfu"] is not None:
-        accelerator += f", MFU {percent(use['mfu'])}, memory bandwidth {percent(use['memory_bandwidth'])}"
+        accelerator += f", MFU {percent(use['mfu'])}, bandwidth {percent(use['memory_bandwidth'])}"
     hits = kv["prefix_cache_hit_rate"]
     preemptions = summary["preemptions"]
     evicted = f"{preemptions['total']:,}"
@@ -119,7 +142,7 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
             f"{kv['block_size']}" + (f"; prefix hits {percent(hits)}" if hits else ""),
         ),
         ("Preemptions", evicted),
-        ("Bottleneck", bottleneck(summary)[0]),
+        ("Bottleneck", bottleneck_words(summary)),
     ]
     cost = summary["cost"] or {}
     if cost.get("usd_per_million_tokens") is not None and not in_intervals:
@@ -174,6 +197,11 @@ def _slo(slo: dict[str, Any]) -> RenderableType:
             word, style = words[entry["met"]]
             value, limit = number(entry["value"]), number(entry["limit"])
             table.add_row(name, plain(where), value, limit, Text(word, style=style))
+        for name, entry in verdict["shares"].items():
+            word, style = words[entry["met"]]
+            if entry["value"] or entry["limit"]:
+                limit = percent(entry["limit"])
+                table.add_row(name, plain(where), percent(entry["value"]), limit, Text(word, style=style))
     return table
 
 

@@ -52,9 +52,32 @@ def trace_events(
         notes.append(f"requests: the first {len(rows):,} of {len(arrival):,}")
     if notes:
         notes.append("counters cover the whole run")
+    left_out = "; ".join(notes) or None
     events = [*_names(record), *_steps(record, drawn), *_host(record, drawn), *_copies(record, drawn)]
     events += [*_requests(record, rows), *_counters(record)]
-    return events, "; ".join(notes) or None
+    if left_out is not None:
+        end_us = _us(horizon) if len(drawn) < len(order) else max(event.get("ts", 0) for event in events)
+        events += _cut(left_out, end_us)
+    return events, left_out
+
+
+def left_out(record: RunRecord) -> str | None:
+    """What ``trace.json.gz`` does not draw of the run, in one line; None = it draws all."""
+    num_rows, num_requests = len(record.steps["replica"]), len(record.requests["row"])
+    if num_rows <= MAX_STEPS and num_requests <= MAX_REQUESTS:
+        return None
+    return (
+        f"trace.json.gz is cut: the first {min(MAX_STEPS, num_rows):,} of {num_rows:,} rows of steps, and of their "
+        f"requests at most {MAX_REQUESTS:,} of {num_requests:,}; the tables have all"
+    )
+
+
+def _cut(left_out: str, end_us: float) -> Iterator[Event]:
+    """What a reader sees of the cut: a label of the cluster's process, and a mark where it is."""
+    labels = {"labels": f"cut: {left_out}"}
+    yield {"ph": "M", "name": "process_labels", "pid": CLUSTER_PID, "tid": 0, "args": labels}
+    mark = {"ph": "i", "s": "g", "pid": CLUSTER_PID, "tid": 0, "ts": end_us}
+    yield {**mark, "name": f"trace cut here: {left_out}", "cat": "cut"}
 
 
 def write_trace(path: Path, record: RunRecord) -> None:
@@ -198,9 +221,12 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
         free, busy = lanes.setdefault(replica, []), ends.setdefault(replica, [])
         while busy and busy[0][0] <= arrival:
             heapq.heappush(free, heapq.heappop(busy)[1])
-        lane = heapq.heappop(free) if free else len(busy) + 1
+        is_new = not free
+        lane = len(busy) + 1 if is_new else heapq.heappop(free)
         heapq.heappush(busy, (end, lane))
         place = {"pid": REQUESTS_PID + replica, "tid": lane}
+        if is_new:
+            yield {"ph": "M", "name": "thread_name", **place, "args": {"name": f"request lane {lane}"}}
         names = ("input_tokens", "output_tokens", "num_cached_tokens", "num_preemptions", "num_recomputed_tokens")
         args = {name: columns[name][i] for name in names}
         args["status"] = Status(columns["status"][i]).name.lower()

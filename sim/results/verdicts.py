@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.limits import latency_limits
 from sim.results.metrics import (
     NS_PER_MS,
     NS_PER_S,
@@ -21,8 +22,14 @@ from sim.results.metrics import (
     step_segments,
 )
 from sim.results.record import RunRecord, Status
+from sim.results.wording import overload_sentence
 
 Limits = Mapping[str, float]
+SHARES = {
+    "max_rejected": (Status.REJECTED,),
+    "max_failed": (Status.FAILED, Status.TIMED_OUT, Status.CANCELLED),
+}
+"""Limits on the shares of submitted requests that end in one of these ways; 0 where an SLO does not say."""
 TENANT_STATISTICS = ("mean", "p50", "p95", "p99")
 
 
@@ -39,7 +46,7 @@ def judge(limits: Limits, samples: Mapping[str, Samples | None], completed: int)
     did. A metric whose samples are None cannot be judged: its ``met`` is null and does not count.
     """
     found: dict[str, Any] = {}
-    for name, limit in limits.items():
+    for name, limit in latency_limits(limits).items():
         metric, which, _ = name.split("_")
         own = samples[metric]
         value = None if own is None else statistic(own, which)
@@ -48,6 +55,23 @@ def judge(limits: Limits, samples: Mapping[str, Samples | None], completed: int)
             met = completed > 0 and (value is None or value <= limit)
         found[name] = {"value": value, "limit": limit, "met": met}
     return {"met": all(entry["met"] is not False for entry in found.values()), "limits": found}
+
+
+def judge_shares(limits: Limits, counts: Mapping[str, int]) -> dict[str, Any]:
+    """The verdict on each of ``SHARES``, by its name. 3 rejected of 100 are 0.03."""
+    found: dict[str, Any] = {}
+    for name, kinds in SHARES.items():
+        limit = limits.get(name, 0.0)
+        value = sum(counts[kind.name.lower()] for kind in kinds) / max(counts["submitted"], 1)
+        found[name] = {"value": value, "limit": limit, "met": value <= limit}
+    return found
+
+
+def _with_shares(verdict: dict[str, Any], limits: Limits, counts: Mapping[str, int]) -> dict[str, Any]:
+    """``verdict`` with ``shares``, which count in its ``met``."""
+    verdict["shares"] = judge_shares(limits, counts)
+    verdict["met"] = verdict["met"] and all(entry["met"] for entry in verdict["shares"].values())
+    return verdict
 
 
 def class_verdicts(record: RunRecord, times: RequestTimes, itl: Samples) -> tuple[dict[str, Any], list[str]]:
@@ -67,6 +91,7 @@ def class_verdicts(record: RunRecord, times: RequestTimes, itl: Samples) -> tupl
         if len(record.workload.classes) == 1:
             samples["itl"] = itl
         verdict = judge(info.slo, samples, int(mine.sum()))
+        _with_shares(verdict, info.slo, request_counts(record, record.requests["class_index"] == index))
         if "itl_mean_ms" in info.slo and samples["itl"] is None:
             limit, value = info.slo["itl_mean_ms"], _mean_gap_ms(record, times, mine)
             met = bool(mine.any()) and (value is None or value <= limit)
@@ -95,6 +120,10 @@ def slo_section(
         return None
     completed = int((record.requests["status"] == Status.COMPLETED).sum())
     verdict = judge(limits or {}, samples, completed)
+    # Without limits for the whole run, the requests that no class of its own judges.
+    own = [index for index, info in enumerate(record.workload.classes) if info.slo and not limits]
+    counts = request_counts(record, ~np.isin(record.requests["class_index"], own))
+    _with_shares(verdict, limits or {}, counts)
     verdict["classes"] = dict(classes)
     verdict["met"] = verdict["met"] and all(own["met"] for own in classes.values())
     return verdict
@@ -206,3 +235,19 @@ def _place_in_deployment(record: RunRecord, index: int) -> dict[str, int]:
     """Under data parallelism, whose rank a replica is."""
     size = record.data_parallel_size
     return {"deployment": index // size, "data_parallel_rank": index % size} if size > 1 else {}
+
+
+def what_is_missed(summary: Mapping[str, Any]) -> list[str]:
+    """Every missed limit of a summary in words, and overload, which no latency of a finite run can be trusted under."""
+    slo = summary["slo"] or {"limits": {}, "shares": judge_shares({}, summary["counts"]), "classes": {}}
+    lines = []
+    for where, verdict in [("", slo), *((f" of class {name}", each) for name, each in slo["classes"].items())]:
+        for name, entry in verdict["limits"].items():
+            if entry["met"] is False:
+                value = "no samples" if entry["value"] is None else f"{entry['value']:.6g} ms"
+                lines.append(f"{name}{where}: {value}, limit {entry['limit']:g} ms")
+        for name, entry in verdict["shares"].items():
+            if not entry["met"]:
+                lines.append(f"{name}{where}: {entry['value']:.3g} of the submitted, limit {entry['limit']:g}")
+    overload = overload_sentence(summary["load"])
+    return lines if overload is None else [*lines, f"overload: {overload}"]

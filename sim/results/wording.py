@@ -61,3 +61,39 @@ def endings(counts: dict[str, int]) -> str:
     kinds = [each.name.lower() for each in Status if each is not Status.COMPLETED]
     others = [(kind, n) for kind in kinds if (n := counts.get(kind))]
     return ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in others)
+
+
+def overload_sentence(load: dict[str, Any]) -> str | None:
+    """What a saturated run says of itself; None for the others."""
+    if not load["saturated"]:
+        return None
+    served = f"{number(load['offered_rate'])} requests/s offered, {number(load['served_rate'])} served"
+    if load["headroom"] is None:
+        return served
+    if load["headroom"] < 1:
+        return f"{served} (at most {number(load['capacity'])}: headroom {load['headroom']:.2f})"
+    return f"{served}, and requests pile up, though {number(load['capacity'])} could be on average"
+
+
+def load_words(load: dict[str, Any]) -> str | None:
+    """Offered rate and headroom; None where requests have no rate of their own."""
+    if load["offered_rate"] is None:
+        return None
+    offered = f"{number(load['offered_rate'])} requests/s offered"
+    if load["headroom"] is None:
+        return offered
+    return f"{offered}, about {number(load['capacity'])} could be served: headroom {load['headroom']:.2f}"
+
+
+def setup_words(setup: dict[str, Any], load: dict[str, Any]) -> str:
+    """What ran, in one line: model, types, GPU, parallelism, replicas, router, policy, rate."""
+    if not setup:
+        return ""
+    kinds = (("tensor", "TP"), ("pipeline", "PP"), ("data", "DP"))
+    sizes = [f"{short}{setup[f'{name}_parallel_size']}" for name, short in kinds]
+    parallel = " ".join([sizes[0], *(each for each in sizes[1:] if not each.endswith("P1"))])
+    kv = "" if setup["kv_cache_dtype"] == "auto" else f" (KV {setup['kv_cache_dtype']})"
+    replicas = f"{setup['replicas']:,} replica" + ("" if setup["replicas"] == 1 else f"s by {setup['router']}")
+    rate = "" if load["offered_rate"] is None else f", {number(load['offered_rate'])} req/s"
+    model = f"{setup['model']} {setup['dtype']}{kv}"
+    return f"{model} on {setup['gpu']} {parallel}, {replicas}, policy {setup['policy']}{rate}"

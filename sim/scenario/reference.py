@@ -13,7 +13,9 @@ from sim.scenario.schema import (
     ClassConfig,
     ClusterConfig,
     EngineConfig,
+    GpuConfig,
     LatencyConfig,
+    MeasureConfig,
     NamedSpec,
     OutputsConfig,
     PrefixConfig,
@@ -68,9 +70,11 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`sessions`", SessionsConfig),
     ("`cluster`", ClusterConfig),
     ("`engine`", EngineConfig),
+    ("`gpu` as a section", GpuConfig),
     ("`speculative`", SpeculativeConfig),
     ("`policy`, `predictor` and `router` as a section", NamedSpec),
     ("`latency`", LatencyConfig),
+    ("`measure`", MeasureConfig),
     ("`outputs`", OutputsConfig),
 )
 
@@ -149,13 +153,15 @@ def _stage() -> str:
 
 
 def _slo() -> str:
-    keys = list(SloConfig.model_fields)
+    keys = [key for key in SloConfig.model_fields if key.endswith("_ms")]
+    others = [key for key in SloConfig.model_fields if key not in keys]
     metrics = dict.fromkeys(key.split("_")[0] for key in keys)
     statistics = dict.fromkeys(key.split("_")[1] for key in keys)
     return (
         f"## `slo`\n\n{section_text(SloConfig)}\n\nKeys are `METRIC_STATISTIC_ms` with METRIC one of "
         f"{', '.join(f'`{name}`' for name in metrics)} and STATISTIC one of "
-        f"{', '.join(f'`{name}`' for name in statistics)}, such as `{keys[3]}`; each a number above 0, or null.\n"
+        f"{', '.join(f'`{name}`' for name in statistics)}, such as `{keys[3]}`; each a number above 0, or null.\n\n"
+        f"{_table(SloConfig, others)}"
     )
 
 

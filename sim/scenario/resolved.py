@@ -35,6 +35,11 @@ def resolved_yaml(scenario: Scenario, base_dir: Path | None = None) -> str:
     return "\n".join(_block(data, 0)) + "\n"
 
 
+def block_yaml(data: dict[str, Any]) -> str:
+    """Plain data as YAML text, a key a line."""
+    return "\n".join(_block(data, 0)) + "\n"
+
+
 def _make_absolute(section: dict[str, Any], key: str, base_dir: Path) -> None:
     if section[key] is None:
         return

@@ -30,6 +30,7 @@ from sim.scenario.distributions import (
     WeibullArrival,
     ZipfLength,
 )
+from sim.scenario.hardware import GpuConfig
 from sim.scenario.types import (
     LARGEST,
     All2AllBackend,
@@ -62,6 +63,7 @@ __all__ = [
     "FixedLength",
     "Fraction",
     "GammaArrival",
+    "GpuConfig",
     "LatencyConfig",
     "Length",
     "LognormalLength",
@@ -143,7 +145,8 @@ class TraceConfig(Strict):
 
 
 class SloConfig(Strict):
-    """Limits on percentiles of the run, in ms. Goodput counts requests whose own values stay under them."""
+    """Limits on percentiles of the run, in ms, and on the shares of requests that were not served. Goodput counts
+    requests that completed and whose own values stay under the limits in ms."""
 
     ttft_mean_ms: PositiveFloat | None = None
     ttft_p50_ms: PositiveFloat | None = None
@@ -165,6 +168,10 @@ class SloConfig(Strict):
     e2el_p90_ms: PositiveFloat | None = None
     e2el_p95_ms: PositiveFloat | None = None
     e2el_p99_ms: PositiveFloat | None = None
+    max_rejected: Probability | None = None
+    """Share of the submitted requests that may be rejected; null = 0."""
+    max_failed: Probability | None = None
+    """Share of the submitted requests that may fail, time out or be cancelled; null = 0."""
 
 
 class TrafficFields(Strict):
@@ -237,7 +244,7 @@ class NamedSpec(Strict):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: Text
-    """Its name, or ``module:Class`` of one's own."""
+    """Its name, or ``module:Class`` of one's own: a file in the scenario's folder, else on Python's path."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -287,9 +294,14 @@ class EngineConfig(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
     model: Text
-    """A model preset (``llama-3.1-8b``), or the path of a Hugging Face ``config.json``."""
-    gpu: Text
-    """A GPU preset (``a100-80gb-sxm``)."""
+    """A model preset (``llama-3.1-8b``), its repository's name (``meta-llama/Llama-3.1-8B-Instruct``: case,
+    ``-Instruct``, ``-it``, ``-chat``, ``-base`` and ``-hf`` do not count), or the path of a Hugging Face
+    ``config.json``."""
+    gpu: Annotated[
+        Annotated[Text, Tag("name")] | Annotated[GpuConfig, Tag("section")],
+        Discriminator(_name_or_section),
+    ]
+    """A GPU preset (``a100-80gb-sxm``), or a section with the figures of another."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
@@ -360,6 +372,11 @@ class EngineConfig(Strict):
     """Where policies that need it get the expected output length from."""
 
     @property
+    def gpu_name(self) -> str:
+        """The GPU's name: a preset's, or that of one's own."""
+        return self.gpu if isinstance(self.gpu, str) else self.gpu.name
+
+    @property
     def max_model_len_in_effect(self) -> int:
         """Longest prompt plus output that can run: without chunked prefill, no more than one step's budget.
 
@@ -402,6 +419,17 @@ class LatencyConfig(Strict):
     for ``profile``, 0 otherwise."""
 
 
+class MeasureConfig(Strict):
+    """Which part of a run the steady figures under ``load`` of the summary are taken from. The figures at the top of
+    the summary are always those of the whole run."""
+
+    warmup_s: NonNegativeFloat | None = None
+    """Seconds from the first arrival on that are left out; null = three mean times between a request's first step and
+    its end, at most a quarter of the time of arrivals."""
+    until: Literal["last_arrival", "end"] = "last_arrival"
+    """``last_arrival``: without the drain after it, in which load falls; ``end``: with it."""
+
+
 class OutputsConfig(Strict):
     """Which files ``--out`` gets, beside ``summary.json`` and ``scenario.resolved.yaml``."""
 
@@ -432,5 +460,7 @@ class Scenario(Strict):
     """Where step times come from."""
     slo: SloConfig | None = None
     """Limits that goodput and ``--check-slo`` go by."""
+    measure: MeasureConfig = MeasureConfig()
+    """Which part of the run counts as steady."""
     outputs: OutputsConfig = OutputsConfig()
     """Which files are written."""

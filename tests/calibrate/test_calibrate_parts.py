@@ -21,7 +21,8 @@ from gpu_calibrate.launches.plans import DECODE_LADDER
 from gpu_calibrate.plan.points import Point, work_of
 from gpu_calibrate.timing.collectives import free_port
 from gpu_calibrate.timing.host import MAX_BLOCKS, _Request, finish_step, fit_line, prepare_inputs
-from sim.latency.profile.library import BUILTIN, load_profile
+from sim.latency.profile.file import load_profile
+from sim.latency.profile.library import BUILTIN
 
 
 def test_rotating_sets_make_up_three_times_the_cache() -> None:

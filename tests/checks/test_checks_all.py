@@ -230,3 +230,30 @@ def test_what_is_wrong_elsewhere_is_told_too() -> None:
         "`workload.arrival.rate`",
     }
     assert len(messages) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "input_tokens={dist: normal, mean: 100, cv: 1}",
+            "`workload.input_tokens`: normal lengths of mean 100 that are "
+            "at least 1 are 108 in the mean; to draw what is written, choose a smaller `cv`, or lognormal",
+        ),
+        (
+            "output_tokens={dist: lognormal, mean: 300, cv: 1, max: 400}",
+            "`workload.output_tokens`: lognormal lengths of "
+            "mean 300 that are at most 400 are 231 in the mean; to draw what is written, raise `max`, or lower `mean`",
+        ),
+        ("input_tokens={dist: normal, mean: 100, cv: 0.5}", None),
+        ("input_tokens={dist: lognormal, mean: 300, cv: 1, max: 3000}", None),
+    ],
+)
+def test_a_mean_that_cutting_moves_is_noted(override: str, said: str | None) -> None:
+    assert [note for note in notes(f"workload.{override}") if "in the mean" in note] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(("size", "is_noted"), [(8, True), (24, True), (16, False), (64, False)])
+def test_a_block_that_vllm_refuses_on_nvidia_is_noted(size: int, is_noted: bool) -> None:
+    said = [note for note in notes(f"engine.block_size={size}") if note.startswith("`engine.block_size`")]
+    assert len(said) == is_noted

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_driver import make_request
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine_fast_forward import outcome
+from test_engine_fast_forward import assert_same
 
-from policies.base import Policy, RequestView
+from policies.base import Policy, RankChanges, RequestView
 from sim.engine.reference.waiting import RankedQueue
+from sim.errors import SimulationError
 from sim.run import load, run
 
 
@@ -73,5 +75,83 @@ def test_a_queue_whose_head_has_no_room_waits_alike_in_both_steppings(policy: st
             **change,
         },
     }
-    assert outcome(scenario, "fast") == outcome(scenario, "reference")
+    assert_same(scenario)
     assert max(run(load(scenario)).record.steps["num_waiting"]) > 5
+
+
+class Answering(Policy):
+    """The rank, and the instant of its next change, that a test asks for; request 3's is another."""
+
+    name = "answering"
+    rank_changes = RankChanges.TIME
+    ranks: tuple[Any, Any] = (0, 0)
+    instant: Any = None
+
+    def rank(self, request: RequestView, now_ns: int) -> Any:
+        return self.ranks[request.request_id.endswith("3")]
+
+    def next_change_ns(self, request: RequestView, now_ns: int) -> Any:
+        return self.instant
+
+
+class Undecided(Answering):
+    ranks = (0, None)
+
+
+class Mixed(Answering):
+    ranks = (1.0, "late")
+
+
+class Pairs(Answering):
+    ranks = (1, (1, 2))
+
+
+class Unordered(Answering):
+    ranks = (1, float("nan"))
+
+
+class Timeless(Answering):
+    instant = "soon"
+
+
+@pytest.mark.parametrize("stepping", ["fast", "reference"])
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (Undecided, "policy answering ranked request 3 None (NoneType), but a rank must be a number"),
+        (Mixed, "policy answering ranked request 3 'late' (str), but a rank must be a number"),
+        (Pairs, "policy answering ranked request 3 (1, 2) (tuple), but a rank must be a number"),
+        (Unordered, "policy answering ranked request 3 NaN"),
+        (Timeless, "policy answering named 'soon' (str) as the instant of the next change of request 0"),
+    ],
+)
+def test_an_answer_without_an_order_names_policy_and_request(stepping: str, policy: type[Policy], message: str) -> None:
+    scenario = {
+        "name": "answers",
+        "workload": {
+            "requests": 8,
+            "arrival": {"process": "constant", "rate": 1000.0},
+            "input_tokens": {"dist": "fixed", "value": 64},
+            "output_tokens": {"dist": "fixed", "value": 20},
+        },
+        "engine": {
+            "model": "llama-3.1-8b",
+            "gpu": "h100-sxm",
+            "max_num_seqs": 2,
+            "stepping": stepping,
+            "policy": f"{policy.__module__}:{policy.__name__}",
+        },
+    }
+    with pytest.raises(SimulationError) as raised:
+        run(load(scenario))
+    assert message in str(raised.value)
+
+
+def test_numbers_of_other_libraries_are_ranks() -> None:
+    class Numpy(Answering):
+        ranks = (np.int64(2), np.float32(1))
+
+    queue = RankedQueue(Numpy())
+    for row in (2, 3):
+        queue.add(make_request(row, 1, 1), 0)
+    assert [request.row for request in queue] == [3, 2]

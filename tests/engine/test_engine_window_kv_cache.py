@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from windowed_model import windowed_model
 
 from policies.priority import Priority
+from sim.cluster import simulate
 from sim.engine.fast.segments import SegmentKVCache
 from sim.engine.reference.batch import SchedulerSettings
-from sim.engine.reference.kv_cache import KVCache
 from sim.engine.request import Content
 from sim.engine.variants.choice import build_kv_cache
 from sim.engine.variants.window import NULL_BLOCK, WindowKVCache
@@ -178,9 +178,14 @@ def whole_run(inputs: list[int], stepping: str) -> tuple[Any, list[Any]]:
         },
     }
     caches: list[Any] = []
+    real = simulate._check_nothing_lost
+
+    def spy(gateway: Any) -> None:
+        real(gateway)
+        caches.extend(getattr(replica, "scheduler", replica).kv for replica in gateway.replicas)
+
     with pytest.MonkeyPatch.context() as patch:
-        for cache in (KVCache, SegmentKVCache):
-            patch.setattr(cache, "check_empty", lambda kv: caches.append(kv))
+        patch.setattr(simulate, "_check_nothing_lost", spy)
         results = run(load(scenario))
     return {name: column.tolist() for name, column in results.record.requests.items()}, caches
 

@@ -20,9 +20,14 @@ CONFIG = {
 """The shape of Mistral-7B-v0.1."""
 
 
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+"""What makes a mixture of experts of it."""
+
+
 @cache
-def windowed_model(window: int) -> str:
+def windowed_model(window: int, *, has_experts: bool = False) -> str:
     """The path of a config.json with this window."""
     path = Path(tempfile.mkdtemp(prefix="windowed_")) / f"window-{window}.json"
-    path.write_text(json.dumps({**CONFIG, "sliding_window": window}))
+    experts = EXPERTS if has_experts else {}
+    path.write_text(json.dumps({**CONFIG, **experts, "sliding_window": window}))
     return str(path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sim.errors import InputError
+from sim.latency.hub_names import REPOSITORIES, preset_of
 from sim.latency.models import MODELS, load_model
 
 # Billions of parameters as the model cards (safetensors totals) state them.
@@ -254,7 +256,8 @@ def test_files_that_are_not_configs(tmp_path: Path) -> None:
     ("name", "suggestion"),
     [
         ("llama-3.1-9b", "llama-3.1-8b"),
-        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("somebody/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("Qwen/Qwen3-8B-FP8", "qwen3-8b"),
         ("qwen3-31b", "qwen3-32b"),
     ],
 )
@@ -270,3 +273,54 @@ def test_a_name_like_nothing_gets_the_list() -> None:
 
 def test_names_do_not_depend_on_case() -> None:
     assert load_model("Llama-2-7B") is MODELS["llama-2-7b"]
+
+
+@pytest.mark.parametrize("preset", MODELS)
+def test_every_preset_is_found_by_its_repository(preset: str) -> None:
+    for name in (REPOSITORIES[preset], REPOSITORIES[preset].upper(), REPOSITORIES[preset].partition("/")[2]):
+        assert load_model(name) is MODELS[preset]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3.1-70B-Instruct", "llama-3.1-70b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+        ("meta-llama/Llama-3.3-70B-instruct", "llama-3.3-70b"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
+        ("mistralai/Mistral-7B-Instruct-v0.1", "mistral-7b"),
+        ("mistralai/Mistral-Nemo-Instruct-2407", "mistral-nemo-12b"),
+        ("llama-3.1-8b-it", "llama-3.1-8b"),
+    ],
+)
+def test_tuned_variants_have_the_presets_shape(name: str, preset: str) -> None:
+    assert load_model(name) is MODELS[preset]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "positions"),
+    [("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b", 32768), ("Qwen/Qwen3-8B-Base", "qwen3-8b", 32768)],
+)
+def test_variants_with_another_context_keep_it(name: str, preset: str, positions: int) -> None:
+    assert MODELS[preset].max_position_embeddings != positions
+    assert load_model(name) == replace(MODELS[preset], max_position_embeddings=positions)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mistralai/Mistral-7B-Instruct-v0.2", "Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen/Qwen3-8B-FP8"),
+        *("Qwen/Qwen3-8B-AWQ", "unsloth/Llama-3.1-8B", "meta-llama/", "-instruct", "/"),
+    ],
+)
+def test_other_repositories_are_no_presets(name: str) -> None:
+    assert preset_of(name) is None
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path) -> None:
+    folder = tmp_path / "Qwen" / "Qwen3-8B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_model("Qwen/Qwen3-8B", tmp_path)

@@ -75,6 +75,19 @@ def test_every_preset_has_a_repository() -> None:
     assert set(vllm_args.REPOSITORIES) == set(MODELS)
 
 
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+    ],
+)
+def test_a_repository_that_the_scenario_names_is_served(
+    scenario: str, capsys: pytest.CaptureFixture[str], name: str, served: str
+) -> None:
+    assert command(scenario, capsys, f"engine.model={name}")["argv"][2] == served
+
+
 def test_a_preset_without_a_repository_is_refused(
     scenario: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,3 +269,9 @@ def test_a_folder_without_weights_gets_made_up_ones(tmp_path: Path, capsys: pyte
     assert flags(document)["--load-format"] == "dummy"
     (folder / "model.safetensors").write_bytes(b"")
     assert "--load-format" not in flags(command(str(path), capsys, "engine.max_model_len=1024"))
+
+
+def test_a_block_that_nvidia_gpus_do_not_take_is_refused(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun("vllm-args", scenario, "--set", "engine.block_size=24") == 2
+    assert "vLLM refuses a block_size (24) on h100-sxm that is no multiple of 16" in capsys.readouterr().err
+    assert flags(command(scenario, capsys, "engine.block_size=32"))["--block-size"] == "32"

@@ -165,3 +165,13 @@ def test_nan_is_refused_naming_policy_and_request() -> None:
     heap = RankedHeap(policy, policy.rank, lambda request: request.view)
     with pytest.raises(PolicyError, match="policy nan ranked request r1 NaN"):
         heap.add(Waiting("r1", 0.0, 1))
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"), [(None, "None (NoneType)"), ("soon", "'soon' (str)"), ((1, 2), "(tuple)")]
+)
+def test_a_rank_that_is_no_number_is_refused(answer: Any, shown: str) -> None:
+    heap = RankedHeap(NotANumber(), lambda view, now_ns: answer, lambda request: request.view)
+    with pytest.raises(PolicyError, match="policy nan ranked request r1") as raised:
+        heap.add(Waiting("r1", 0.0, 1))
+    assert shown in str(raised.value)

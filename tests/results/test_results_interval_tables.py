@@ -38,6 +38,13 @@ def test_the_heading_says_what_is_in_the_interval(seeds: list[int], error: float
     assert interval_tables.heading(section(seeds, error)) == expected
 
 
+def test_the_notes_say_what_the_intervals_are_of() -> None:
+    (of,) = interval_tables.notes(section([3, 4], 0.1))
+    assert of == "intervals are of the mean over runs of this length, not of one run or of an endless one"
+    assert interval_tables.notes({**section([3, 4], 0.1), "notes": ["a"]}) == [of, "a"]
+    assert interval_tables.notes(section([3], 0.1)) == []
+
+
 def test_values_with_their_intervals_and_a_dash_for_what_nobody_had() -> None:
     found = section([0, 1], 0.1, p95_ttft_ms=(177.2, 142.4, 212.3), request_throughput=(5.66, 5.3, 6.02))
     text = drawn(interval_tables.totals(found), *interval_tables.latencies(found))

@@ -24,7 +24,7 @@ from sim.results.metrics import (
     run_window,
     step_segments,
 )
-from sim.results.record import FLUSH_RUNS, Recorder
+from sim.results.record import FLUSH_GAPS, MERGE_VALUES, Recorder
 
 INTEGERS = st.integers(0, 2**42)
 PAIRS = st.lists(st.tuples(INTEGERS, st.integers(1, 40)), min_size=1, max_size=40)
@@ -159,17 +159,27 @@ def test_rows_of_a_replica_are_those_a_search_finds(replicas: list[int], count: 
         assert found[replica].tolist() == np.flatnonzero(values == replica).tolist()
 
 
-def test_merged_gaps_are_the_gaps() -> None:
-    """Gaps one by one and in runs, merged on the way, add up to what was recorded."""
+@pytest.mark.parametrize("most", [50, 2 * MERGE_VALUES])
+def test_merged_gaps_are_the_gaps(most: int) -> None:
+    """Gaps with a weight, one by one and as columns, merged on the way, add up to what was recorded."""
     recorder, expected = Recorder(), Counter[int]()
     generator = np.random.default_rng(5)
-    for _ in range(3 * FLUSH_RUNS):
-        gaps, weight = generator.integers(1, 50, 4), int(generator.integers(1, 9))
-        recorder.itl_many(gaps, weight)
-        recorder.itl(int(gaps[0]), 2)
-        for gap in gaps.tolist():
+    num_merged = 0
+    for _ in range(3):
+        for gap, weight in generator.integers(1, [most, 9], (FLUSH_GAPS // 2 - 1, 2)).tolist():
+            recorder.add_gap((gap, weight))
             expected[gap] += weight
-        expected[int(gaps[0])] += 2
+        recorder.trim()
+        assert recorder._gaps, "too few to be merged"
+        recorder.itl(7, 2)
+        expected[7] += 2
+        recorder.trim()
+        num_merged += not recorder._gaps
+        gaps, weights = generator.integers(1, [most, 9], (1000, 2)).T
+        recorder.itl_weighted(gaps, weights)
+        for gap, weight in zip(gaps.tolist(), weights.tolist(), strict=True):
+            expected[gap] += weight
     values, weights = recorder.itl_columns()
+    assert num_merged == 3
     assert dict(zip(values.tolist(), weights.tolist(), strict=True)) == dict(expected)
     assert values.tolist() == sorted(expected)

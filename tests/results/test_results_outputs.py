@@ -50,6 +50,19 @@ def test_outputs_settings_choose_files(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["summary.json", "scenario.resolved.yaml"]
 
 
+def test_a_folder_holds_the_files_of_one_run(tmp_path: Path) -> None:
+    small = RunContext(report=False, trace=False, requests=False, steps=False)
+    (tmp_path / "report.html").write_text("somebody's own, no run was here")
+    Results(make_record(), small).write(tmp_path)
+    assert (tmp_path / "report.html").exists()
+    Results(make_record(), CONTEXT).write(tmp_path, {"seeds.json": "{}\n"})
+    (tmp_path / "notes.txt").write_text("kept")
+    (tmp_path / "simrun-out.killed.part").mkdir()
+    (tmp_path / "simrun-out.killed.part" / "summary.json").write_text("{")
+    Results(make_record(), small).write(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["notes.txt", "scenario.resolved.yaml", "summary.json"]
+
+
 def test_parquet_says_what_the_frames_say(tmp_path: Path) -> None:
     import pandas as pd
 

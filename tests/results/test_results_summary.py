@@ -26,6 +26,7 @@ TOP_KEYS = [
 ]
 SECTIONS = [
     "counts",
+    "load",
     "queue",
     "kv",
     "preemptions",

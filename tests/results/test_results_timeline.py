@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.results import timeline
 from sim.results.record import RunRecord
 from sim.results.results import Results
 from sim.results.timeline import COPIES, HOST, exposed_host_ns, trace_events
@@ -84,7 +85,7 @@ def test_slices_of_the_host_do_not_overlap(engine: dict[str, Any]) -> None:
     assert {event["tid"] for event in events if event.get("cat") == "host"} == {HOST}
     assert len(slices) > 10
     assert all(before[1] <= after[0] + 1e-6 for before, after in itertools.pairwise(sorted(slices)))
-    names = [event["args"]["name"] for event in events if event.get("name") == "thread_name"]
+    names = [event["args"]["name"] for event in events if event.get("name") == "thread_name" and event["pid"] == 1]
     assert names == ["accelerator", "host"]
 
 
@@ -103,3 +104,34 @@ def test_swapped_kv_is_copied_before_its_step() -> None:
         assert 0 < event["dur"] * 1e3 < gpu, "part of the step's time"
     seconds = results.summary["utilization"]["step_time_s"]["swap"]
     assert sum(event["dur"] for event in copies) / 1e6 == pytest.approx(seconds)
+
+
+def test_lanes_of_requests_are_named_once_each() -> None:
+    events, left_out = trace_events(simulated().record)
+    assert left_out is None
+    assert not [event for event in events if event.get("cat") == "cut" or event["name"] == "process_labels"]
+    used = {(event["pid"], event["tid"]) for event in events if event.get("cat") == "request"}
+    named = [(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name" and event["pid"] > 1]
+    assert len(used) > 1
+    assert sorted(named) == sorted(used)
+
+
+def test_a_trace_that_is_cut_says_so_where_it_is_looked_at() -> None:
+    record = simulated().record
+    events, left_out = trace_events(record, max_steps=10)
+    assert left_out is not None
+    assert left_out.startswith(f"steps: the first 10 of {len(record.steps['replica']):,} rows, until ")
+    (mark,) = [event for event in events if event.get("cat") == "cut"]
+    (label,) = [event for event in events if event["name"] == "process_labels"]
+    assert mark["name"] == f"trace cut here: {left_out}"
+    assert label["args"]["labels"] == f"cut: {left_out}"
+    assert mark["ts"] == np.sort(record.steps["scheduled_ns"])[9] / 1000
+
+
+def test_the_command_says_that_the_trace_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = simulated().record
+    assert timeline.left_out(record) is None
+    monkeypatch.setattr(timeline, "MAX_STEPS", 10)
+    said = timeline.left_out(record)
+    assert said is not None
+    assert said.startswith(f"trace.json.gz is cut: the first 10 of {len(record.steps['replica']):,} rows of steps")

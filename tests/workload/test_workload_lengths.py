@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from sim.scenario.schema import Length
 from sim.seeds import rng
-from sim.workload.lengths import draw_lengths, length_problems
+from sim.workload.lengths import draw_lengths, length_problems, mean_of_draws
 from sim.workload.table import IntColumn
 
 LENGTH: TypeAdapter[Any] = TypeAdapter(Length)
@@ -129,3 +129,32 @@ def test_whole_tokens_within_bounds_and_a_prefix_of_more(length: dict[str, Any],
     if length.get("max") is not None:
         assert np.all(column <= length["max"])
     assert draw(n + 7, seed=seed, **length)[:n].tolist() == column.tolist()
+
+
+@pytest.mark.parametrize(
+    ("section", "mean"),
+    [
+        ({"dist": "normal", "mean": 100, "cv": 1}, 108.4),
+        ({"dist": "normal", "mean": 100, "cv": 2}, 139.87),
+        ({"dist": "normal", "mean": 100, "cv": 1, "max": 150}, None),
+        ({"dist": "normal", "mean": 100, "cv": 0}, 100.0),
+        ({"dist": "lognormal", "mean": 100, "cv": 2, "max": 200}, None),
+        ({"dist": "lognormal", "mean": 100, "cv": 2}, 100.0),
+        ({"dist": "exponential", "mean": 100, "max": 120}, None),
+        ({"dist": "exponential", "mean": 100}, 100.0),
+        ({"dist": "exponential", "mean": 1}, 1.0),
+    ],
+)
+def test_the_mean_of_draws_is_what_is_drawn(section: dict[str, Any], mean: float | None) -> None:
+    config = LENGTH.validate_python(section)
+    told = mean_of_draws(config)
+    assert told is not None
+    if mean is not None:
+        assert told == pytest.approx(mean, abs=0.1)
+    drawn = draw_lengths(config, np.random.default_rng(1), 400_000)
+    assert told == pytest.approx(drawn.mean(), rel=0.01)
+
+
+def test_distributions_without_a_mean_of_their_own_have_none() -> None:
+    config = LENGTH.validate_python({"dist": "fixed", "value": 9})
+    assert mean_of_draws(config) is None

@@ -328,6 +328,8 @@ class Cohort:
         for request in ended:
             if request.state is State.PREEMPTED:
                 self.waiting.remove(request)
+            elif request.joined_at == NOT_A_MEMBER:
+                self.skipped.remove(request)  # it lost a step that was for nothing
             else:
                 if request.last_batch > request.ends_at and self.latest > request.ends_at:
                     self.newer_size -= 1  # the step formed before the end was seen computes nothing of use

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from policies.base import EngineState, RankChanges
+from policies.base import EngineState, RankChanges, declared
 from sim.engine.fast.cohort import NOT_A_MEMBER, Cohort, Member
 from sim.engine.reference.recompute import note_resumed
 from sim.engine.reference.waiting import AdmissionOrder, OnDemand
@@ -31,7 +31,9 @@ class Former(Cohort):
         self._prefill_budget = settings.max_prefill_tokens_per_step or settings.max_num_batched_tokens
         self._preempts = policy.preempts
         # Ranks that move with others, and running requests that one waiting may be evicted for, are asked in each step.
-        self.can_wait = not self._preempts and RankChanges.OTHERS not in policy.rank_changes
+        self.can_wait = not self._preempts and RankChanges.OTHERS not in declared(
+            policy, "rank_changes", RankChanges.ALWAYS
+        )
 
     def form(self, now_ns: int) -> int:
         """Form the next batch and add up ``shape``; returns its number, or 0 where it computes nothing."""
@@ -58,7 +60,7 @@ class Former(Cohort):
             tokens = self._go_on(self.part, min(budget, prefill_budget), batch, now_ns, ones)
             is_whole = tokens > 0
             budget -= tokens
-            prefill_budget -= tokens
+            prefill_budget -= shape.num_prefill_tokens  # the last token of a resumed request is a decode
         if self.skipped:
             for request in self._served_alone():
                 self.skipped.remove(request)

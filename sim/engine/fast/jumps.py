@@ -9,7 +9,6 @@ the first that leaves a member out. It becomes history (``_commit``) as far as i
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections import deque
 from itertools import accumulate
@@ -22,15 +21,12 @@ from sim.engine.fast.forming import Former
 from sim.engine.fast.plan import Plan, block_ns
 from sim.engine.fast.sums import LENGTH, DecodeSums
 from sim.engine.reference.batch import SchedulerSettings
-from sim.errors import SimulationError
+from sim.engine.reference.replica import MAX_FRUITLESS_STEPS, stuck
 from sim.latency.base import StepCost
 from sim.results.record import Recorder
 
 IDLE = 1 << 62
 """Instant of the next round of a replica that has nothing to do."""
-
-MAX_FRUITLESS_STEPS = 50_000
-"""As in the reference replica."""
 
 NO_SHAPE = (0,) * 7
 
@@ -247,7 +243,8 @@ class Jumper(Former):
             empty_ns = 0 if had_newer else cost.empty_step_ns()
             times = (self.index, now_ns, now_ns, now_ns + empty_ns, 1)
             rest = (0, 0, free, num_preempted, num_running, now_ns, 0)
-            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest), None))
+            further = (0,) * len(self.recorder.shape_columns)
+            self._rows.append((older, (*times, *counts, *NO_SHAPE, *rest, *further), None))
             if had_newer:
                 self._wait_for_newer()
             else:
@@ -265,7 +262,10 @@ class Jumper(Former):
         tokens = (shape.num_prefills, shape.num_prefill_tokens, shape.num_decodes, shape.decode_context_tokens)
         prompts = (shape.prefill_context_tokens, shape.prefill_attention_pairs, shape.num_sampled)
         rest = (gpu_ns, host_ns, free, num_preempted, num_running, now_ns, 0)
-        self._rows.append((batch, (*times, *counts, *tokens, *prompts, *rest), None))
+        row: tuple[int, ...] = (*times, *counts, *tokens, *prompts, *rest)
+        if names := self.recorder.shape_columns:
+            row += tuple(getattr(shape, name) for name in names)
+        self._rows.append((batch, row, None))
         self._is_settled = False
         if self.is_async:
             self._now_ns = start_ns
@@ -284,11 +284,7 @@ class Jumper(Former):
         self._num_fruitless_steps += 1
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.waiting.peek() if len(self.waiting) else self.running[0]
-            raise SimulationError(
-                f"replica {self.index} is stuck at {now_ns / 1e9:.6f} s: no request got a token in "
-                f"{MAX_FRUITLESS_STEPS} steps; next in line is request {head.request_id} ({head.num_tokens} tokens), "
-                f"{self.kv.num_free_blocks} of {self.kv.num_usable_blocks} KV blocks are free"
-            )
+            raise stuck(self.index, now_ns, head, self.kv.num_free_blocks, self.kv.num_usable_blocks)
 
     # --- many steps ----------------------------------------------------------------------------
 
@@ -407,17 +403,19 @@ class Jumper(Former):
             self._write_first_row()
 
     def _write_ended(self, now_ns: int) -> None:
-        """Write the steps that have ended by ``now_ns``; the others never end."""
+        """Write the steps that have ended by ``now_ns``; the others never end, nor do those behind them."""
         for _, row, plan in self._rows:
             if row[3] <= now_ns:
                 (self.recorder.steps if plan is None else self.recorder.decodes).append(row)
-            elif plan is not None:
+                continue
+            if plan is not None:
                 if not isinstance(plan, Plan):
                     *args, takes = plan
                     plan = Plan(*args, is_async=True)
                     plan.describe(row, takes)
                 if steps := plan.num_ended(now_ns, row[4]):
                     self.recorder.decodes.append(plan.row(steps))
+            break
         self._rows.clear()
 
     def _log(self, now_ns: int, free: int) -> None:
@@ -427,24 +425,14 @@ class Jumper(Former):
         scheduled = {request.request_id: tokens[request] for request in sorted(tokens, key=admission_of)}
         self._write_line(now_ns, scheduled, free, self.num_steps)
 
+    def _write_line(self, now_ns: int, scheduled: dict[str, int], free: int, step: int) -> None:
+        if self.decisions is not None:
+            self.decisions.step(now_ns, self.index, step, scheduled, self.preempted, self.freed, free)
+        self.freed = []
+
     def _log_plan(self, plan: Plan, steps: int) -> None:
         """Lines for the first ``steps`` of the plan."""
         scheduled = {request.request_id: 1 for request in self.running if request.is_counted}
         self.preempted = []
         for step, taken in enumerate(accumulate(plan.takes)):
             self._write_line(plan.formed_ns(step), scheduled, plan.free - taken, self.num_steps + step)
-
-    def _write_line(self, now_ns: int, scheduled: dict[str, int], free: int, step: int) -> None:
-        if self.decisions is None:
-            return
-        line = {
-            "step": step,
-            "time_s": now_ns / 1e9,
-            "replica": self.index,
-            "scheduled": scheduled,
-            "preempted": [request.request_id for request in self.preempted],
-            "finished": [request.request_id for request in self.freed],
-            "free_blocks": free,
-        }
-        self.freed = []
-        self.decisions.write(now_ns, self.index, json.dumps(line))

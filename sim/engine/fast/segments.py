@@ -404,16 +404,32 @@ class SegmentKVCache:
         """Give back all runs held, the deepest one first."""
         bends, run = holding.bends, holding.leaf
         holding.leaf = None
+        above: Run | None = None
         while run is not None:
             below = run.parent
             if bends and bends[-1][0] == run.start:
                 below = bends.pop()[1]
             run.refs -= 1
-            if not run.refs:
+            if run.refs:
+                above = None
+            else:
                 run.parent = None
                 self.num_free_blocks += run.end - run.start
-                run.link_after(self._free.older)
+                if above is None or not self._extend_down(above, run):
+                    run.link_after(self._free.older)
+                    above = run
             run = below
+
+    def _extend_down(self, above: Run, run: Run) -> bool:
+        """Make ``run``, which is free now, a part of the run freed just before, where it is the part below. It undoes
+        a split: prompts cut to many lengths would leave their prefix in single blocks."""
+        is_odd = run.is_later or above.is_later or run.owner or above.owner or above.path is DEAD
+        if is_odd or run.end != above.start:
+            return False
+        del self._heads[above.path.key(above.start)]
+        above.start = run.start
+        self._heads[run.path.key(run.start)] = above
+        return True
 
     def check_empty(self) -> None:
         """Raise SimulationError, naming the holders, unless every block is free."""

@@ -81,7 +81,7 @@ class DecodeSums:
         return stretch
 
     def make_short(self, size: int, first_context: int, num_steps: int) -> Stretch:
-        """The same for a few steps that hardly come again: not kept, and who takes them records the gaps at once."""
+        """The same for a few steps that hardly come again: not kept, and their gaps are recorded one by one."""
         if num_steps > SHORT:
             run = self._cost.decode_run_ns(size, first_context, num_steps)
             return Stretch([0, *run.cumsum(dtype=np.int64).tolist()], int(run.min()))

@@ -76,7 +76,7 @@ class Batch:
     def __init__(self, finished: list[Request] | None = None) -> None:
         self.scheduled: dict[Request, int] = {}
         self.sampled: list[Request] = []
-        """Those whose prefill reaches its end in this step: they get a token when it ends."""
+        """Requests that are computed up to their last known token in this step: they get a new one when it ends."""
         self.preempted: list[Request] = []
         self.finished: list[Request] = finished or []
         """Freed since the step before."""

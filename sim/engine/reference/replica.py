@@ -6,7 +6,6 @@ up to ``depth``: 2 where scheduling is asynchronous, the number of stages under 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -182,7 +181,7 @@ class Replica:
         self._process = self.env.process(self._run())
 
     def _ring(self) -> None:
-        """What was planned may be different now."""
+        """Wake the process: what it waits for may be different now."""
         if self._bell is not None:
             self._bell.ring()
 
@@ -216,7 +215,7 @@ class Replica:
             is_last_at_instant = False
 
     def _sleep(self, longest_ns: int | None) -> Generator[Event, Any, None]:
-        """Until something comes from outside, or for so long."""
+        """Sleep until something comes from outside, ``longest_ns`` at most."""
         bell = self._bell = Bell(self.env, Turn.STEP_START + self.index)
         if longest_ns is None:
             yield bell
@@ -225,7 +224,7 @@ class Replica:
         self._bell = None
 
     def _step(self, batch: Batch) -> Generator[Event, Any, None]:
-        """A batch has been formed: until the next can be."""
+        """Carry out a batch that has been formed, up to the instant at which the next can be."""
         env = self.env
         self._check_progress(batch, env.now)
         if not batch.is_empty:
@@ -242,7 +241,7 @@ class Replica:
             self._write_ended(env.now)
 
     def _dispatch(self, batch: Batch, now_ns: int) -> int:
-        """Hand a batch to the accelerator; the host is busy with it for the nanoseconds that are returned."""
+        """Hand a batch to the accelerator; returns for how many nanoseconds the host is busy with it."""
         host_ns = self.cost.host_ns(batch.shape)
         gpu_ns = self.cost.gpu_ns(batch.shape)
         self._host_free_ns = now_ns + host_ns
@@ -258,7 +257,7 @@ class Replica:
         return host_ns
 
     def _pass(self, batch: Batch, now_ns: int) -> int:
-        """A step that schedules nothing: it waits for the batch in flight, or takes the nanoseconds returned."""
+        """Note a step that schedules nothing; returns its nanoseconds, 0 where it waits for the batch in flight."""
         empty_ns = 0 if self._in_flight else self.cost.empty_step_ns()
         self._log(batch, now_ns)
         self._keep(self._step_row(batch, now_ns, now_ns, now_ns + empty_ns, 0, 0))
@@ -275,7 +274,7 @@ class Replica:
             self._end(request, Status.COMPLETED)
 
     def _end(self, request: Request, status: Status) -> None:
-        """An attempt has ended, now."""
+        """Write the row of an attempt that ends now, and tell the watcher."""
         self._record_end(request, status)
         if self._on_end is not None:
             self._on_end(request, status)
@@ -297,11 +296,7 @@ class Replica:
         self._num_fruitless_steps += 1
         if self._num_fruitless_steps > MAX_FRUITLESS_STEPS:
             head = self.scheduler.waiting.peek() if len(self.scheduler.waiting) else self.scheduler.running[0]
-            raise SimulationError(
-                f"replica {self.index} is stuck at {now_ns / 1e9:.6f} s: no request got a token in "
-                f"{MAX_FRUITLESS_STEPS} steps; next in line is request {head.request_id} ({head.num_tokens} tokens), "
-                f"{self.free_blocks} of {self.num_gpu_blocks} KV blocks are free"
-            )
+            raise stuck(self.index, now_ns, head, self.free_blocks, self.num_gpu_blocks)
 
     # --- what is written down ----------------------------------------------------------------
 
@@ -351,7 +346,7 @@ class Replica:
         )
 
     def _keep(self, row: StepRow) -> None:
-        """A step has been formed; it is written down when it has ended."""
+        """Keep the row of a step that has been formed; it is written when the step has ended."""
         self._unended.append(row)
 
     def _write_ended(self, now_ns: int) -> None:
@@ -364,34 +359,22 @@ class Replica:
 
     def _log(self, batch: Batch, now_ns: int) -> None:
         if self.decisions is not None:
-            scheduled = batch.tokens_by_id
-            self._log_step(now_ns, scheduled, batch.preempted, batch.finished, batch.num_free_blocks)
+            kinds = (batch.tokens_by_id, batch.preempted, batch.finished)
+            self.decisions.step(now_ns, self.index, self.num_steps, *kinds, batch.num_free_blocks)
         self.num_steps += 1
 
-    def _log_step(
-        self,
-        now_ns: int,
-        scheduled: dict[str, int],
-        preempted: list[Request],
-        finished: list[Request],
-        num_free_blocks: int,
-    ) -> None:
-        if self.decisions is None:
-            return
-        line = {
-            "step": self.num_steps,
-            "time_s": now_ns / 1e9,
-            "replica": self.index,
-            "scheduled": scheduled,
-            "preempted": [request.request_id for request in preempted],
-            "finished": [request.request_id for request in finished],
-            "free_blocks": num_free_blocks,
-        }
-        self.decisions.write(now_ns, self.index, json.dumps(line))
+
+def stuck(replica: int, now_ns: int, head: Request, free_blocks: int, num_gpu_blocks: int) -> SimulationError:
+    """Say that no request gets on; ``head`` is the next in line."""
+    return SimulationError(
+        f"replica {replica} is stuck at {now_ns / 1e9:.6f} s: no request got a token in {MAX_FRUITLESS_STEPS} steps; "
+        f"next in line is request {head.request_id} ({head.num_tokens} tokens), {free_blocks} of {num_gpu_blocks} KV "
+        "blocks are free"
+    )
 
 
 def attempt_row(request: Request, status: Status, end_ns: int) -> AttemptRow:
-    """The row of a request's attempt that ended at ``end_ns``."""
+    """Return the row of a request's attempt that ended at ``end_ns``."""
     finish_ns = request.last_token_ns if status is Status.COMPLETED else NEVER
     return AttemptRow(
         row=request.row,

@@ -17,15 +17,15 @@ class Seats:
         self.max_num_seqs = max_num_seqs
 
     def most_running(self, num_running: int, num_waiting: int) -> int:
-        """Requests that may run in the step being formed."""
+        """Return how many requests may run in the step being formed."""
         return self.max_num_seqs
 
     def take(self) -> None:
-        """A request is admitted."""
+        """Take a seat for a request that is admitted."""
 
     def leave_queue(self, request: Request, waiting: Iterable[Request]) -> None:
-        """A waiting request is about to end."""
+        """Note that a waiting request is about to end."""
 
     def free(self, ended: Sequence[Request], num_running: int) -> Sequence[Request]:
-        """Seats of ``ended`` requests, which do not run any more. Returns the requests whose blocks are free now."""
+        """Free the seats of ``ended`` requests, which do not run any more. Returns those whose blocks are free now."""
         return ended

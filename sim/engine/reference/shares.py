@@ -15,17 +15,17 @@ class StepShares:
 
     @classmethod
     def of(cls, policy: Policy, token_budget: int) -> StepShares | None:
-        """The shares of a step of ``token_budget`` tokens, or None where the policy has none."""
+        """Return the shares of a step of ``token_budget`` tokens, or None where the policy has none."""
         budgets = policy.share_budgets(token_budget)
         return None if budgets is None else cls(policy, budgets)
 
     def left(self, request: RequestView) -> int:
-        """Tokens that ``request`` may still be given in this step."""
+        """Return the tokens that ``request`` may still be given in this step."""
         bounds = self._bounds(request)
         return max(min((self._left[name] for name in bounds), default=1 << 62), 0)
 
     def use(self, request: RequestView, num_tokens: int) -> None:
-        """``num_tokens`` of ``request`` were scheduled (negative: given back)."""
+        """Count ``num_tokens`` of ``request`` as scheduled (negative: as given back)."""
         for name in self._bounds(request):
             self._left[name] -= num_tokens
 

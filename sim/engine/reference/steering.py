@@ -36,7 +36,7 @@ class Steering:
         )
 
     def begin_step(self, now_ns: int, num_requests: int) -> Step:
-        """What the step at ``now_ns`` has to give, with ``num_requests`` waiting and running."""
+        """Return what the step at ``now_ns`` has to give, with ``num_requests`` waiting and running."""
         settings = self.settings
         budget = settings.max_num_batched_tokens - settings.draft_slots
         whole_prompts_only = not settings.enable_chunked_prefill
@@ -64,7 +64,7 @@ class Steering:
     def preempted_first(
         self, running: list[Request], waiting: FcfsQueue | RankedQueue, now_ns: int, num_free_blocks: int
     ) -> list[Request]:
-        """Running requests that the policy preempts before the step is formed.
+        """Ask the policy which running requests it preempts before the step is formed.
 
         Raises TypeError where one of them does not run.
         """
@@ -79,7 +79,7 @@ class Steering:
         return victims
 
     def pick_victim(self, running: Sequence[Request], needy: Request, now_ns: int) -> Request:
-        """The request that yields its blocks to ``needy``: the last admitted, or the largest (rank, arrival)."""
+        """Choose the request that yields its blocks to ``needy``: the last admitted, or the largest (rank, arrival)."""
         if self._has_own_victims:
             chosen = self.policy.victim(running, needy)
             if isinstance(chosen, Request):
@@ -90,7 +90,7 @@ class Steering:
         return max(running, key=lambda request: (rank(request, now_ns), request.arrival_ns))
 
     def by_rank(self, running: list[Request], now_ns: int) -> list[Request]:
-        """Running requests in the order in which shares are given out."""
+        """Sort running requests into the order in which shares are given out."""
         rank = self.policy.rank
         return sorted(running, key=lambda request: (rank(request, now_ns), request.arrival_ns, request.order))
 

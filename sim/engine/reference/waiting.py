@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
-from policies.base import Policy, RankChanges, declared
+from policies.base import Policy, PolicyError, RankChanges, declared
+from policies.checks import check_instant, check_rank
 from sim.engine.request import Request
 from sim.errors import SimulationError
 
@@ -25,26 +26,26 @@ class FcfsQueue:
         return iter(self.entries)
 
     def refresh(self, now_ns: int) -> None:
-        """Nothing: the order never changes."""
+        """Do nothing: the order never changes."""
 
     def add(self, request: Request, now_ns: int) -> None:
-        """A request that arrives."""
+        """Append a request that arrives."""
         self.entries.append(request)
 
     def put_back(self, request: Request, now_ns: int) -> None:
-        """A request that was preempted, or passed over (in the reverse order of being passed over)."""
+        """Put a request in front that was preempted, or passed over (in the reverse order of being passed over)."""
         self.entries.appendleft(request)
 
     def peek(self) -> Request:
-        """The next to be admitted."""
+        """Return the next request to be admitted."""
         return self.entries[0]
 
     def pop(self) -> Request:
-        """Take the next to be admitted."""
+        """Take out the next request to be admitted."""
         return self.entries.popleft()
 
     def remove(self, request: Request) -> None:
-        """Take one that ends while it waits."""
+        """Take out a request that ends while it waits."""
         self.entries.remove(request)
 
 
@@ -88,7 +89,7 @@ class RankedQueue:
             self._stale = frozenset()
 
     def _place_of(self, request: Request) -> int | None:
-        """Where ``request`` is, by the rank it was given last; None where it is not here."""
+        """Find the place of ``request`` by the rank it was given last; None where it is not here."""
         place = bisect_left(self.entries, (request.rank, request.arrival_ns, request.order))
         return place if place < len(self.entries) and self.entries[place][3] is request else None
 
@@ -97,37 +98,45 @@ class RankedQueue:
         self._stale = self._stale | requests
 
     def add(self, request: Request, now_ns: int) -> None:
-        """A request that arrives, was preempted, or was passed over."""
+        """Insert a request that arrives, was preempted, or was passed over."""
         insort(self.entries, self._entry(request, now_ns))
 
     put_back = add
 
     def peek(self) -> Request:
-        """The next to be admitted."""
+        """Return the next request to be admitted."""
         return self.entries[0][3]
 
     def pop(self) -> Request:
-        """Take the next to be admitted."""
+        """Take out the next request to be admitted."""
         return self.entries.pop(0)[3]
 
     def remove(self, request: Request) -> None:
-        """Take one that ends while it waits."""
+        """Take out a request that ends while it waits."""
         place = self._place_of(request)
         if place is not None:
             del self.entries[place]
 
     def _entry(self, request: Request, now_ns: int) -> Entry:
         rank = self._policy.rank(request, now_ns)
-        if rank != rank:
-            raise SimulationError(
-                f"policy {self._policy.name} ranked request {request.request_id} NaN: no order with it"
-            )
+        # Plain numbers go by quickly: ranks of a long queue are asked for at every step.
+        if (type(rank) is not float and type(rank) is not int) or rank != rank:
+            self._refuse(check_rank, request, rank)
         request.rank = rank
         if self._moves_with_time:
             change = self._policy.next_change_ns(request, now_ns)
+            if change is not None and type(change) is not int:
+                self._refuse(check_instant, request, change)
             if change is not None and (self.next_change_ns is None or change < self.next_change_ns):
                 self.next_change_ns = change
         return (request.rank, request.arrival_ns, request.order, request)
+
+    def _refuse(self, check: Callable[[str, str, object], None], request: Request, answer: object) -> None:
+        """Raise SimulationError where ``check`` finds that the policy's ``answer`` about ``request`` has no order."""
+        try:
+            check(self._policy.name, request.request_id, answer)
+        except PolicyError as error:
+            raise SimulationError(str(error)) from None
 
 
 class AdmissionOrder(Sequence[Request]):

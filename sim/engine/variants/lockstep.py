@@ -2,7 +2,7 @@
 
 ``DPEngineCoreProc.run_busy_loop`` (``vllm/v1/engine/core.py``, 0.32.0): while any rank has work, every rank computes a
 batch in every step of the group, and one without work a dummy batch, because all of them take part in each MoE layer.
-Only now and then do ranks ask each other whether anybody still has work; until then they go on.
+Only now and then do ranks ask each other whether any of them still has work; until then they go on.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Rank(Replica):
         self._group: DataParallelGroup | None = None
 
     def _start(self) -> None:
-        """It has no process of its own."""
+        """Start nothing: a rank has no process of its own."""
 
     def join(self, group: DataParallelGroup) -> None:
-        """It is one of ``group``."""
+        """Become one of the ranks of ``group``."""
         self._group = group
 
     @property
@@ -111,11 +111,11 @@ class Rank(Replica):
             self._group.cost = cost
 
     def sleep_on(self, bell: Bell | None) -> None:
-        """What a request that arrives here rings."""
+        """Ring ``bell`` when a request arrives here; None: ring nothing."""
         self._bell = bell
 
     def form(self, now_ns: int) -> Formed:
-        """Its part of the group's next step."""
+        """Form the rank's part of the group's next step."""
         self._unseen.clear()
         batch, is_dummy = Batch(), not self.scheduler.has_requests()
         if is_dummy:
@@ -127,7 +127,7 @@ class Rank(Replica):
         return Formed(batch, is_dummy, now_ns, self._counts())
 
     def launch(self, formed: Formed, start_ns: int, step: GroupStep, place: int) -> None:
-        """Its batch goes to the accelerators, as number ``place`` of the group."""
+        """Hand the batch to the accelerators, as number ``place`` of the group, and keep its row until it ends."""
         batch, end_ns = formed.batch, start_ns + step.gpu_ns
         if not batch.is_empty:
             self._in_flight.append((batch, end_ns))
@@ -200,7 +200,7 @@ class DataParallelGroup:
                     yield At(self.env, host_ns, self.ranks[0].index)
 
     def _sleep(self) -> Generator[Event, Any, None]:
-        """Nobody has work: wait for a request, and take in what is still in flight."""
+        """While no rank has work: wait for a request, and take in what is still in flight."""
         while not any(rank.scheduler.has_requests() for rank in self.ranks):
             bell = Bell(self.env, Turn.STEP_START + self.ranks[0].index)
             for rank in self.ranks:
@@ -225,7 +225,7 @@ class DataParallelGroup:
         return any_work or any(rank.knows_of_work for rank in others)
 
     def _turn(self) -> Generator[Event, Any, None]:
-        """Whatever else happens at this instant happens before a batch is formed."""
+        """Let everything else of this instant happen before a batch is formed."""
         if self.env.peek() == self.env.now:
             yield At(self.env, 0, Turn.STEP_START + self.ranks[0].index)
 
@@ -246,13 +246,13 @@ class DataParallelGroup:
         return self.ranks[place].has_batches and self._formed[place].batch.is_empty
 
     def _launch(self) -> int:
-        """The step goes to the accelerators once the slowest host is done, in the nanoseconds returned."""
+        """Hand the step to the accelerators, once the slowest host is done: in the nanoseconds returned."""
         formed = [self._formed[place] for place in range(len(self.ranks))]
         shapes = [each.batch.shape for each in formed]
         host_ns = max(self.cost.host_ns(shape) for shape in shapes)
         step = self.cost.group_step(shapes)
         start_ns = max(self.env.now + host_ns, self._ends_ns[-1])
-        if not all(each.is_dummy for each in formed):  # steps for nobody take their time, but are not written down
+        if not all(each.is_dummy for each in formed):  # steps of dummies alone take time, but are not written down
             for place, rank in enumerate(self.ranks):
                 rank.launch(formed[place], start_ns, step, place)
         self._ends_ns = [*self._ends_ns[1:], start_ns + step.gpu_ns]

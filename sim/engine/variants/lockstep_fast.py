@@ -125,7 +125,7 @@ class FastRank(FastReplica):
     # --- steps -----------------------------------------------------------------------------------
 
     def form_part(self, now_ns: int) -> None:
-        """Its part of the group's next step."""
+        """Form the rank's part of the group's next step."""
         if self.unseen:
             self.unseen.clear()
         if not (self.running or self.waiting.entries):
@@ -213,7 +213,7 @@ class FastGroup:
             self._go_on()
 
     def _go_on(self) -> None:
-        """One phase."""
+        """Go on with the next phase."""
         self._now_ns = self._at_ns
         self._at_ns, self._turn = next(self._phases)
 
@@ -293,7 +293,7 @@ class FastGroup:
             rank.settle(now_ns)
 
     def _launch(self) -> int:
-        """The step goes to the accelerators once the slowest host is done, in the nanoseconds returned."""
+        """Hand the step to the accelerators, once the slowest host is done: in the nanoseconds returned."""
         ranks, cost = self.ranks, self.cost
         shapes = [rank.shape for rank in ranks]
         hosts_ns = [cost.host_ns(shape) for shape in shapes]

@@ -1,0 +1,71 @@
+"""Which repositories on Hugging Face have the shape of a model preset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+REPOSITORIES: Mapping[str, str] = MappingProxyType(
+    {
+        "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+        "llama-2-13b": "meta-llama/Llama-2-13b-hf",
+        "llama-2-70b": "meta-llama/Llama-2-70b-hf",
+        "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+        "llama-3-70b": "meta-llama/Meta-Llama-3-70B",
+        "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+        "llama-3.1-70b": "meta-llama/Llama-3.1-70B",
+        "llama-3.1-405b": "meta-llama/Llama-3.1-405B",
+        "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
+        "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+        "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+        "codellama-34b": "codellama/CodeLlama-34b-hf",
+        "qwen2.5-7b": "Qwen/Qwen2.5-7B",
+        "qwen2.5-14b": "Qwen/Qwen2.5-14B",
+        "qwen2.5-32b": "Qwen/Qwen2.5-32B",
+        "qwen2.5-72b": "Qwen/Qwen2.5-72B",
+        "qwen3-8b": "Qwen/Qwen3-8B",
+        "qwen3-14b": "Qwen/Qwen3-14B",
+        "qwen3-32b": "Qwen/Qwen3-32B",
+        "mistral-7b": "mistralai/Mistral-7B-v0.1",
+        "mistral-7b-v0.3": "mistralai/Mistral-7B-v0.3",
+        "mistral-nemo-12b": "mistralai/Mistral-Nemo-Base-2407",
+        "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
+        "llama-4-scout-17b-16e": "meta-llama/Llama-4-Scout-17B-16E",
+        "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
+        "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
+        "minimax-m2.5": "MiniMaxAI/MiniMax-M2.5",
+    }
+)
+"""Model preset -> its repository on Hugging Face. Tuned variants of the same shape go by ``--model``."""
+
+TUNED = frozenset({"instruct", "it", "chat", "base", "hf"})
+"""Words of a repository's name that say how its weights were trained or stored, not their shape."""
+POSITIONS: Mapping[tuple[str, str], int] = MappingProxyType({("qwen2.5", "instruct"): 32768, ("qwen3", "base"): 32768})
+"""Longest context by family and word, where it is not the preset's."""
+
+
+def preset_of(name: str) -> str | None:
+    """Tell the preset that a repository's name stands for; None = it stands for none.
+
+    Case does not count, nor do the words of ``TUNED`` and a leading ``meta-``: ``meta-llama/Llama-3.1-8B-Instruct`` is
+    llama-3.1-8b. The owner may be left out, but no other owner's copy is taken, and no quantised one
+    (``Qwen/Qwen3-8B-FP8``): what is stored there is not known.
+    """
+    owner, _, repository = name.strip().rpartition("/")
+    core = _core(repository)
+    for preset, known in REPOSITORIES.items():
+        known_owner, _, known_repository = known.partition("/")
+        if core == _core(known_repository) and owner.lower() in ("", known_owner.lower()):
+            return preset
+    return None
+
+
+def positions_of(name: str) -> int | None:
+    """Tell the longest context of a repository where it is not its preset's."""
+    words = name.rpartition("/")[2].lower().split("-")
+    return next((value for (family, word), value in POSITIONS.items() if words[0] == family and word in words), None)
+
+
+def _core(repository: str) -> list[str]:
+    words = [word for word in repository.lower().split("-") if word not in TUNED]
+    return words[1:] if words[:1] == ["meta"] else words

@@ -1,0 +1,269 @@
+"""The scenario of a ``vllm serve`` command line: ``sim.live.vllm_args`` the other way round.
+
+A command line says how the engine is set up. It names no GPU (an option does) and no traffic: the scenario gets a
+placeholder. What the command leaves out is left out of the scenario too, so that its defaults count. What the scenario
+format has no place for is listed, by what is simulated otherwise and what is of no matter here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sim.errors import InputError
+from sim.live.vllm_args import PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "-tp": "--tensor-parallel-size",
+        "-pp": "--pipeline-parallel-size",
+        "-dp": "--data-parallel-size",
+        "-ep": "--enable-expert-parallel",
+        "-sc": "--speculative-config",
+        "-q": "--quantization",
+    }
+)
+VALUELESS = frozenset(
+    {
+        *(f"--{name}" for name in SWITCHES.values()),
+        *(f"--no-{name}" for name in SWITCHES.values()),
+        *("--async-scheduling", "--no-async-scheduling", "--trust-remote-code", "--enable-auto-tool-choice"),
+        *("--disable-log-requests", "--disable-log-stats", "--enable-log-requests", "--no-enable-log-requests"),
+        *(
+            "--disable-uvicorn-access-log",
+            "--enable-lora",
+            "--enable-sleep-mode",
+            "--headless",
+            "--language-model-only",
+        ),
+    }
+)
+"""Flags without a value; of others the next word is the value unless it is a flag itself."""
+NO_MATTER = frozenset(
+    {
+        *("--host", "--port", "--api-key", "--served-model-name", "--trust-remote-code", "--tokenizer", "--revision"),
+        *("--chat-template", "--tool-call-parser", "--reasoning-parser", "--enable-auto-tool-choice", "--download-dir"),
+        *("--disable-log-requests", "--disable-log-stats", "--enable-log-requests", "--no-enable-log-requests"),
+        *("--disable-uvicorn-access-log", "--uvicorn-log-level", "--load-format", "--seed", "--generation-config"),
+        *("--distributed-executor-backend", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--hf-token"),
+    }
+)
+"""Flags that change neither a decision nor a time that is simulated. Their values are not repeated: some are secret."""
+KV_DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "auto": "auto",
+        "float16": "float16",
+        "bfloat16": "bfloat16",
+        "fp8": "fp8",
+        "fp8_e4m3": "fp8",
+        "int8_per_token_head": "int8",
+    }
+)
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {"half": "float16", "float": "float32", **{each: each for each in ("auto", "float16", "bfloat16", "float32")}}
+)
+QUANTIZATION: Mapping[str, str] = MappingProxyType(
+    {"fp8": "fp8", "int8_per_channel_weight_only": "int8", "awq": "int4", "awq_marlin": "int4", "gptq": "int4"}
+)
+PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
+    {
+        "requests": 1000,
+        "arrival": {"process": "poisson", "rate": 1.0},
+        "input_tokens": {"dist": "lognormal", "mean": 512, "cv": 0.8, "max": 3000},
+        "output_tokens": {"dist": "lognormal", "mean": 128, "cv": 0.8, "max": 1000},
+    }
+)
+TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype")
+"""Settings that many command lines leave to vLLM, and that decide much."""
+
+
+@dataclass(slots=True)
+class Imported:
+    """A scenario, and what of the command line is not in it."""
+
+    engine: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    """Flags that change the real server, which the scenario does not have."""
+    no_matter: list[str] = field(default_factory=list)
+    """Flags that change nothing that is simulated."""
+
+    def document(self) -> dict[str, Any]:
+        """The scenario as plain data."""
+        return {"name": "imported", "workload": dict(PLACEHOLDER), "engine": self.engine}
+
+    def comments(self) -> list[str]:
+        """What a reader has to know of it."""
+        lines = ["the workload is a placeholder: a command line says nothing of the traffic"]
+        if absent := [key for key in TOLD_DEFAULTS if key not in self.engine]:
+            lines.append(f"not in the command line, so that the format's defaults count: {', '.join(absent)}")
+        lines += [f"left out: {each}" for each in self.left_out]
+        if self.no_matter:
+            lines.append(f"of no matter here: {', '.join(self.no_matter)}")
+        return lines
+
+
+def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
+    """Read a ``vllm serve`` command line. ``model`` takes the place of the one that it names.
+
+    Raises InputError for text that is no such command line.
+    """
+    environment, words = _words(text)
+    found = Imported()
+    flags = dict(_flags(words, found))
+    named = model or flags.pop("--model", None)
+    flags.pop("--model", None)
+    if not isinstance(named, str) or not named:
+        raise InputError("import-args: the command names no model; write `vllm serve MODEL ...`, or give --model")
+    found.engine = {"model": named, "gpu": gpu}
+    _take_settings(flags, found)
+    _take_dtypes(flags, found)
+    _take_policy(flags, environment, found)
+    if (speculative := flags.pop("--speculative-config", None)) is not None:
+        _take_speculative(str(speculative), found)
+    for flag, value in flags.items():
+        if flag in NO_MATTER:
+            found.no_matter.append(flag)
+        else:
+            found.left_out.append(_shown(flag, value))
+    return found
+
+
+def _words(text: str) -> tuple[dict[str, str], list[str]]:
+    """Variables before the command, and the words after ``vllm serve`` or the module's name."""
+    try:
+        words = shlex.split(re.sub(r"\\\r?\n", " ", text), comments=True)
+    except ValueError as error:
+        raise InputError(
+            f"import-args: not a command line: {str(error).lower()}; put it in quotes as a whole"
+        ) from None
+    environment: dict[str, str] = {}
+    while words and (words[0] in ("env", "export", "exec") or re.match(r"[A-Za-z_]\w*=", words[0])):
+        name, equals, value = words.pop(0).partition("=")
+        if equals:
+            environment[name] = value
+    for position, word in enumerate(words):
+        if word == "serve" and position and words[position - 1].rpartition("/")[2] == "vllm":
+            return environment, words[position + 1 :]
+        if word.startswith("vllm.entrypoints."):
+            return environment, words[position + 1 :]
+    raise InputError(
+        "import-args: no `vllm serve` in it, nor `-m vllm.entrypoints.openai.api_server`; give the command that starts "
+        "the server, in quotes"
+    )
+
+
+def _flags(words: list[str], found: Imported) -> Iterator[tuple[str, str | None]]:
+    """Flag and value, None for a switch; the model that stands by itself as ``--model``."""
+    words = list(words)
+    has_model = False
+    while words:
+        word = words.pop(0)
+        if not _is_flag(word):
+            if has_model:
+                found.left_out.append(word)
+            else:
+                has_model = True
+                yield "--model", word
+            continue
+        name, equals, value = word.partition("=")
+        name = ALIASES.get(name, name)
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("_", "-")
+        if equals:
+            yield name, value
+        elif name not in VALUELESS and words and not _is_flag(words[0]):
+            yield name, words.pop(0)
+            while words and name in ("--served-model-name", "--allowed-origins") and not _is_flag(words[0]):
+                words.pop(0)
+        else:
+            yield name, None
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and not re.fullmatch(r"-\d+(\.\d+)?", word)
+
+
+def _shown(flag: str, value: str | None) -> str:
+    return flag if value is None else " ".join(f"{flag} {shlex.quote(value)}".split())
+
+
+def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
+    """The settings that both sides have under one name."""
+    for key, flag in PLAIN_VALUES.items():
+        if flag in flags:
+            value = flags.pop(flag)
+            if value is None:
+                raise InputError(f"import-args: {flag} is without a value")
+            found.engine[key] = value if key == "all2all_backend" else _number(flag, value)
+    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling"}.items():
+        for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
+            if flag in flags:
+                given = flags.pop(flag)
+                found.engine[key] = is_on if given is None else given.lower() == "true"
+
+
+def _number(flag: str, text: str) -> int | float:
+    """As vLLM reads it: ``8k`` is 8,000, ``8K`` 8,192."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", text)
+    if match is None:
+        raise InputError(f"import-args: {flag} {text}: expected a number, such as 8192 or 8k")
+    power = {"": 0, "k": 1, "m": 2, "g": 3}[match[2].lower()]
+    number = float(match[1]) * (1000 if match[2].islower() else 1024) ** power
+    return int(number) if number.is_integer() and "." not in match[1] else number
+
+
+def _take_dtypes(flags: dict[str, str | None], found: Imported) -> None:
+    _take_named(flags, found, "--dtype", DTYPES, "dtype")
+    _take_named(flags, found, "--quantization", QUANTIZATION, "dtype")
+    _take_named(flags, found, "--kv-cache-dtype", KV_DTYPES, "kv_cache_dtype")
+
+
+def _take_named(flags: dict[str, str | None], found: Imported, flag: str, known: Mapping[str, str], key: str) -> None:
+    if flag not in flags:
+        return
+    value = flags.pop(flag)
+    if value is not None and value in known:
+        found.engine[key] = known[value]
+    else:
+        found.left_out.append(_shown(flag, value))
+
+
+def _take_policy(flags: dict[str, str | None], environment: Mapping[str, str], found: Imported) -> None:
+    """vLLM's own two policies, and those of the plugin with their variables."""
+    policy = flags.pop("--scheduling-policy", None)
+    if policy is not None:
+        found.engine["policy"] = policy
+    scheduler = flags.pop("--scheduler-cls", None)
+    if scheduler is None:
+        return
+    if scheduler != SCHEDULER_CLS or "SIMRUN_POLICY" not in environment:
+        found.left_out.append(_shown("--scheduler-cls", scheduler))
+        return
+    for variable, key in (("SIMRUN_POLICY", "policy"), ("SIMRUN_PREDICTOR", "predictor")):
+        if (text := environment.get(variable)) is not None:
+            found.engine[key] = _json(variable, text) if text.startswith("{") else text
+
+
+def _take_speculative(text: str, found: Imported) -> None:
+    given = _json("--speculative-config", text)
+    known = {"method", "num_speculative_tokens", "model", "draft_tensor_parallel_size"}
+    method = given.get("method") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or method not in ("ngram", "draft_model") or not set(given) <= known:
+        found.left_out.append(_shown("--speculative-config", text))
+        return
+    section = {"method": method, "num_speculative_tokens": given.get("num_speculative_tokens", 3)}
+    if method == "draft_model" and "model" in given:
+        section["draft_model"] = given["model"]
+    found.engine["speculative"] = section
+
+
+def _json(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"import-args: {where}: not JSON: {error}") from None

@@ -1,0 +1,30 @@
+"""The part of the scenario format that describes a GPU which is no preset."""
+
+from __future__ import annotations
+
+from sim.scenario.types import PositiveFloat, Strict, Text
+
+
+class GpuConfig(Strict):
+    """A GPU of one's own, by its datasheet. Step times are then a roofline's, or those of a profile measured on it."""
+
+    name: Text
+    """What it is called in the results; no preset's name. A profile fits if its device has this name."""
+    memory_gib: PositiveFloat
+    """GiB that the driver reports as total, some percent under the nominal size (``nvidia-smi``: MiB / 1024)."""
+    memory_bandwidth_gb_s: PositiveFloat
+    """GB/s."""
+    fp16_tflops: PositiveFloat
+    """Dense TFLOP/s in FP16 and BF16: half of a figure with sparsity."""
+    fp32_tflops: PositiveFloat | None = None
+    """The same in FP32, for ``dtype: float32``; null = a sixteenth of ``fp16_tflops``."""
+    fp8_tflops: PositiveFloat | None = None
+    """The same in FP8; null = it has none: such weights are stored small and computed in 16 bits."""
+    int8_tflops: PositiveFloat | None = None
+    """Dense TOP/s in INT8; null = it has none."""
+    nvlink_gb_s: PositiveFloat | None = None
+    """GB/s per direction between GPUs, half of what datasheets print; null = they talk over PCIe."""
+    pcie_gb_s: PositiveFloat = 32.0
+    """GB/s per direction: 32 for 16 lanes of PCIe 4.0, 64 for 5.0."""
+    usd_per_hour: PositiveFloat | None = None
+    """Price of an hour; null = no cost is computed."""

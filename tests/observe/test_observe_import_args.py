@@ -1,0 +1,149 @@
+"""``simrun import-args``: the scenario of a command line, there and back, and what it says that it leaves out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from sim.checks.all_checks import check_all
+from sim.cli import main
+from sim.errors import InputError
+from sim.live.import_args import PLACEHOLDER, import_command
+from sim.live.vllm_args import serve_command
+from sim.run import load
+
+SERVE = "vllm serve meta-llama/Llama-3.1-8B-Instruct"
+
+
+def engine(command: str) -> dict[str, Any]:
+    found = import_command(command, "h100-sxm")
+    assert found.left_out == []
+    return {key: value for key, value in found.engine.items() if key not in ("model", "gpu")}
+
+
+def simrun(*argv: str) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", {}),
+        (
+            "-tp 2 -pp=2 -dp 4 -ep",
+            {
+                "tensor_parallel_size": 2,
+                "pipeline_parallel_size": 2,
+                "data_parallel_size": 4,
+                "enable_expert_parallel": True,
+            },
+        ),
+        ("--max_model_len=16k --max-num-batched-tokens 8K", {"max_model_len": 16000, "max_num_batched_tokens": 8192}),
+        ("--no-enable-prefix-caching --enforce-eager", {"enable_prefix_caching": False, "enforce_eager": True}),
+        ("--no-async-scheduling --watermark 0.05", {"async_scheduling": False, "watermark": 0.05}),
+        ("--enable-chunked-prefill=false", {"enable_chunked_prefill": False}),
+        ("--dtype half --kv-cache-dtype fp8_e4m3", {"dtype": "float16", "kv_cache_dtype": "fp8"}),
+        ("--quantization fp8 --dtype auto", {"dtype": "fp8"}),
+        ("--scheduling-policy priority", {"policy": "priority"}),
+        (
+            """--speculative-config '{"method": "ngram", "num_speculative_tokens": 4}'""",
+            {"speculative": {"method": "ngram", "num_speculative_tokens": 4}},
+        ),
+        ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
+    ],
+)
+def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
+    assert engine(f"{SERVE} {flags}") == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python3 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen3-8B --max-num-seqs 64",
+        "CUDA_VISIBLE_DEVICES=0 /opt/bin/vllm serve --max-num-seqs 64 Qwen/Qwen3-8B",
+        "export A=1\nexec vllm serve Qwen/Qwen3-8B \\\n  --max-num-seqs=64  # few\n",
+        "docker run --gpus all image vllm serve Qwen/Qwen3-8B --max-num-seqs 64",
+    ],
+)
+def test_forms_of_the_command(command: str) -> None:
+    found = import_command(command, "h200-sxm")
+    assert found.engine == {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("engine.max_num_seqs=17", "engine.watermark=0.05", "engine.enable_prefix_caching=false"),
+        ("engine.dtype=fp8", "engine.kv_cache_dtype=int8", "engine.async_scheduling=false"),
+        ("engine.policy={name: tiered, age_promote_s: 5, output_weight: 3}", "engine.predictor=max_tokens"),
+        ("engine.speculative={method: draft_model, draft_model: llama-3.2-1b, num_speculative_tokens: 4}",),
+    ],
+)
+def test_there_and_back(overrides: tuple[str, ...]) -> None:
+    data = {"name": "x", "workload": dict(PLACEHOLDER), "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm"}}
+    loaded = load(data, overrides)
+    check_all(loaded)
+    found = import_command(serve_command(loaded).shell(), "h100-sxm")
+    assert found.left_out == []
+    back = load(found.document()).scenario.engine
+    there = loaded.scenario.engine
+    assert serve_command(load(found.document())).argv == serve_command(loaded).argv
+    other = {"model", "speculative"}
+    assert back.model_dump(exclude=other) == there.model_dump(exclude=other)
+
+
+def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --enable-lora"
+    assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm") == 0
+    out, err = capsys.readouterr()
+    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--enable-lora"]
+    assert sorted(err.splitlines()) == sorted(f"simrun: note: left out: {each}" for each in left_out)
+    for each in left_out:
+        assert f"# left out: {each}\n" in out
+    assert "# of no matter here: --api-key\n" in out
+    assert "s3cret" not in out + err
+    assert "format's defaults count: max_model_len, max_num_seqs, max_num_batched_tokens, dtype" in out
+    (tmp_path / "s.yaml").write_text(out)
+    assert load(tmp_path / "s.yaml").scenario.engine.model == "meta-llama/Llama-3.1-8B-Instruct"
+    assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["scenario"] == YAML(typ="safe").load(out)
+    assert sorted(told["left_out"]) == sorted(left_out)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "no `vllm serve` in it"),
+        ("vllm bench serve --model x", "no `vllm serve` in it"),
+        ("vllm serve", "the command names no model"),
+        ("vllm serve --port 80", "the command names no model"),
+        ("vllm serve 'x", "not a command line: no closing quotation"),
+        (f"{SERVE} --max-num-seqs many", "--max-num-seqs many: expected a number"),
+        (f"{SERVE} --max-num-seqs", "--max-num-seqs is without a value"),
+        (f"{SERVE} --speculative-config {{x", "--speculative-config: not JSON"),
+        (f"{SERVE} --max-num-seqs 0", "`engine.max_num_seqs` is 0"),
+        (f"{SERVE} --scheduling-policy best", "unknown policy 'best'"),
+        ("vllm serve some/model", "'some/model' is neither a model preset"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_line(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simrun("import-args", command, "--gpu", "h100-sxm") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_model_of_ones_own_takes_the_commands_place() -> None:
+    assert import_command("vllm serve some/model -tp 2", "h100-sxm", "qwen3-8b").engine["model"] == "qwen3-8b"
+    with pytest.raises(InputError, match="names no model"):
+        import_command("vllm serve", "h100-sxm")

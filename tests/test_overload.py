@@ -1,0 +1,123 @@
+"""Overload: said where it is and only there, with headroom near what the engine really serves."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.results.results import Results
+from sim.results.terminal import print_summary
+from sim.run import load, run
+
+A100 = {"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm", "max_model_len": 8192}
+
+
+def lognormal(mean: float) -> dict[str, Any]:
+    return {"dist": "lognormal", "mean": mean, "cv": 1.0}
+
+
+def exponential(mean: float) -> dict[str, Any]:
+    return {"dist": "exponential", "mean": mean}
+
+
+def fixed(value: int) -> dict[str, Any]:
+    return {"dist": "fixed", "value": value}
+
+
+MIXES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "few seats": (
+        {"input_tokens": lognormal(300), "output_tokens": exponential(50)},
+        {**A100, "max_num_seqs": 16},
+    ),
+    "equal lengths": ({"input_tokens": fixed(300), "output_tokens": fixed(50)}, {**A100, "max_num_seqs": 64}),
+    "long prompts": ({"input_tokens": lognormal(3000), "output_tokens": fixed(2)}, A100),
+    "little KV": (
+        {"input_tokens": lognormal(600), "output_tokens": lognormal(60)},
+        {**A100, "num_gpu_blocks_override": 1200},
+    ),
+    "shared prompts": (
+        {"input_tokens": fixed(1200), "output_tokens": exponential(40), "prefix": {"groups": 3, "tokens": 1000}},
+        {**A100, "max_num_seqs": 32},
+    ),
+}
+LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
+REQUESTS = 1500
+
+
+def simulated(mix: str, seed: int = 0, requests: int = REQUESTS, **arrival: Any) -> Results:
+    traffic, engine = MIXES[mix]
+    workload = {**traffic, "requests": requests, "arrival": arrival}
+    return run(load({"name": mix, "seed": seed, "workload": workload, "engine": engine}))
+
+
+def served_of_a_backlog(mix: str) -> float:
+    """Requests per second while thousands wait: the capacity, found without ``sim.capacity``."""
+    requests = simulated(mix, seed=77, requests=4000, process="constant", rate=1e6).requests
+    started = np.sort(requests["scheduled_s"])
+    begin, end = started[800], started[3800]
+    return int(((requests["finish_s"] > begin) & (requests["finish_s"] <= end)).sum()) / (end - begin)
+
+
+def test_forty_scenarios_from_half_to_1_3_times_the_capacity() -> None:
+    false_alarms, misses, headrooms = [], [], []
+    for mix in MIXES:
+        capacity = served_of_a_backlog(mix)
+        for seed, share in enumerate(LOADS):
+            found = simulated(mix, seed, process="poisson", rate=share * capacity).summary["load"]
+            headrooms.append(found["headroom"] * found["offered_rate"] / capacity)
+            if found["saturated"] and share <= 0.9:
+                false_alarms.append((mix, share))
+            if not found["saturated"] and share >= 1.1:
+                misses.append((mix, share))
+    assert len(headrooms) == 40
+    assert len(false_alarms) <= 1, false_alarms
+    assert len(misses) <= 1, misses
+    # Each seed draws a mix of its own, whose mean lengths are some percent off the long-run ones.
+    assert np.mean(headrooms) == pytest.approx(1.0, abs=0.04)
+    assert max(abs(each - 1.0) for each in headrooms) < 0.15
+
+
+@pytest.mark.parametrize("requests", [1000, 3000])
+def test_a_saturated_run_says_so_first_and_what_it_is_short_of(requests: int) -> None:
+    results = simulated("few seats", requests=requests, process="poisson", rate=30.0)
+    found = results.summary["load"]
+    assert found["saturated"] is True
+    assert found["headroom"] == pytest.approx(served_of_a_backlog("few seats") / 30.0, rel=0.08)
+    assert found["offered_rate"] == pytest.approx(30.0, rel=0.05)
+    assert found["served_rate"] < found["offered_rate"]
+    assert any("overload" in each for each in results.misses)
+    screen = io.StringIO()
+    print_summary(results.summary, file=screen)
+    head = " ".join(screen.getvalue().split("\n\n")[0].split())
+    assert "OVERLOAD" in head
+    assert "llama-3.1-8b bfloat16 on a100-80gb-sxm TP1, 1 replica, policy fcfs" in head
+    assert "seats" in screen.getvalue()
+
+
+def test_a_queue_that_grows_only_because_of_the_router_is_found() -> None:
+    """Everything goes to one of two replicas: on average it fits, says headroom; it does not, says the queue."""
+    traffic, engine = MIXES["few seats"]
+    workload = {
+        **traffic,
+        "requests": 2000,
+        "arrival": {"process": "poisson", "rate": 1.5 * served_of_a_backlog("few seats")},
+        "prefix": {"groups": 1, "tokens": 16},
+    }
+    cluster = {"replicas": 2, "router": {"name": "prefix_affinity", "overload_slack": 100_000}}
+    found = run(load({"name": "one", "workload": workload, "engine": engine, "cluster": cluster})).summary["load"]
+    assert found["headroom"] > 1.2
+    assert found["saturated"] is True
+
+
+@pytest.mark.parametrize(
+    "arrival", [{"process": "closed_loop", "concurrency": 64}, {"process": "constant", "rate": 1e9}]
+)
+def test_without_a_rate_there_is_no_overload(arrival: dict[str, Any]) -> None:
+    found = simulated("few seats", requests=200, **arrival).summary["load"]
+    if arrival["process"] == "closed_loop":
+        assert (found["offered_rate"], found["headroom"], found["saturated"]) == (None, None, False)
+    else:
+        assert found["saturated"] is True
