@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sim.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from sim.explore.fit_result import Fit
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import Scenario
@@ -64,3 +65,37 @@ def simulate_seeds(
     from sim.uncertainty import simulate_seeds as simulate_all
 
     return simulate_all(scenario, seeds=seeds, overrides=overrides, seed=seed, jobs=jobs)
+
+
+def fit(
+    measured: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    scenario: str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | Scenario
+    | LoadedScenario
+    | list[str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario],
+    *,
+    overrides: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+) -> Fit:
+    """Fit step costs, host and client times to measured runs.
+
+    Args:
+        measured: files of ``simrun observe`` or ``vllm bench serve``, one or several.
+        scenario: what was measured, in any form that ``simulate`` takes; one, or a list with one for each file.
+        overrides: as for ``simulate``, for every scenario.
+        out: the file to write that ``latency.fit`` takes; one that exists is overwritten.
+
+    Raises:
+        sim.errors.InputError: a file or scenario cannot be used, or the figures say nothing of any parameter.
+        sim.errors.OutputError: ``out`` cannot be written.
+    """
+    from sim.explore.fit import fit as fit_runs
+
+    files = [measured] if isinstance(measured, str | os.PathLike) else measured
+    scenarios = list(scenario) if isinstance(scenario, list) else [scenario]
+    found = fit_runs(files, scenarios, overrides=overrides)
+    if out is not None:
+        found.write(out)
+    return found

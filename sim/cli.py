@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sim.errors import InputError, OutputError, Problem, SimrunError
+from sim.explore.fit_command import fit_command
 from sim.live.commands import COMMANDS
 from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
 from sim.version import __version__
@@ -273,7 +274,7 @@ def gpus_command() -> int:
     return EXIT_DONE
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, fit_command):
     cli.add_command(command)
 
 

@@ -91,8 +91,8 @@ class RunsBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, finished: int, total: int) -> None:
-        """``finished`` of ``total`` runs have ended."""
+    def __call__(self, finished: int, total: int | None) -> None:
+        """``finished`` of ``total`` runs have ended; None = how many there will be is not known."""
         if not self.wanted or time.monotonic() - self._started_s < self._quiet_s:
             return
         if self._bar is None:

@@ -60,6 +60,10 @@ def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | Non
     check_names(parts, findings)
     planned = _check_memory(parts, findings)
     _check_profile(parts, findings)
+    if parts.latency is not None and parts.latency.fit is not None:
+        from sim.checks.fit_checks import check_fit
+
+        check_fit(parts.engine, parts.latency, parts.base_dir, findings)
     if parts.workload is not None:
         check_workload(parts.workload, parts.base_dir, findings)
     return planned

@@ -168,7 +168,7 @@ def check_cluster(cluster: ClusterConfig, engine: EngineConfig | None, findings:
 def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings: Findings) -> None:
     """Everything about ``latency``, and about ``engine`` where it asks for what that latency cannot tell."""
     path = ("latency",)
-    if latency.kind == "constant" and latency.step_s is None:
+    if latency.kind == "constant" and latency.step_s is None and latency.fit is None:
         findings.problem(
             path, "`latency.kind: constant` needs `step_s`, the seconds a step takes; add for example `step_s: 0.02`"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from policies.registry import uses_predictor
 from sim.engine.reference.batch import SchedulerSettings
 from sim.latency.base import StepCost
-from sim.latency.build import build_step_cost, build_work_model
+from sim.latency.build import build_step_cost, build_work_model, fit_of
 from sim.latency.kind import client_overhead_ns
 from sim.latency.lockstep_cost import GroupCost
 from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
@@ -20,6 +20,7 @@ from sim.results.context import Price
 from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn
 
 if TYPE_CHECKING:
+    from sim.latency.fitted import Fitted
     from sim.latency.work import WorkModel
     from sim.scenario.schema import EngineConfig, LatencyConfig
 
@@ -74,17 +75,20 @@ def resolve_deployment(
     base_dir: Path | None = None,
     planned: PlannedEngine | None = None,
     cost: StepCost | None = None,
+    fitted: Fitted | None = None,
 ) -> Deployment:
     """Look up and build what ``engine`` needs; ``planned`` is what the checks have looked up already, ``cost`` a step
-    cost that has been built already.
+    cost that has been built already, ``fitted`` what takes the place of ``latency.fit``.
 
     Raises InputError for an engine that cannot be.
     """
     if planned is None:
         planned = plan_engine(engine, base_dir)
     gpu = planned.gpu
+    if fitted is None:
+        fitted = fit_of(latency, base_dir)
     if cost is None:
-        cost = build_step_cost(engine, latency, base_dir, planned)
+        cost = build_step_cost(engine, latency, base_dir, planned, fitted)
     settings = scheduler_settings(engine, planned.memory)
     policy = engine.policy if isinstance(engine.policy, str) else engine.policy.name
     if uses_predictor(policy):
@@ -94,7 +98,7 @@ def resolve_deployment(
         planned=planned,
         settings=settings,
         cost=cost,
-        client_overhead_ns=client_overhead_ns(engine.gpu, latency),
+        client_overhead_ns=client_overhead_ns(engine.gpu, latency, fitted),
         work=build_work_model(engine, latency, base_dir, planned),
         price=Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote"),
     )

@@ -10,6 +10,7 @@ from sim.errors import InputError
 from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
+from sim.latency.fitted import Fitted, load_fit
 from sim.latency.kind import latency_kind
 from sim.latency.lockstep_cost import LockstepCost
 from sim.latency.memory import load_model_and_gpu
@@ -41,14 +42,18 @@ def build_step_cost(
     latency: LatencyConfig,
     base_dir: Path | None = None,
     planned: PlannedEngine | None = None,
+    fitted: Fitted | None = None,
 ) -> StepCost:
-    """Build the latency model that the scenario asks for; ``planned`` is what has been looked up already.
+    """Build the latency model that the scenario asks for; ``planned`` is what has been looked up already, ``fitted``
+    takes the place of ``latency.fit``.
 
     Raises InputError for a constant without ``step_s``, an unknown model or GPU, a split that vLLM refuses, a
     profile that is not there, cannot be used, or is of another GPU, and steps of more than an hour.
     """
     named = None if planned is None else (planned.model, planned.gpu)
-    cost = _build_plain_cost(engine, latency, base_dir, named)
+    if fitted is None:
+        fitted = fit_of(latency, base_dir)
+    cost = _build_plain_cost(engine, latency, base_dir, named, fitted)
     _check_shortest_step(cost, latency)
     if engine.data_parallel_size > 1:
         model = load_model(engine.model, base_dir) if planned is None else planned.model
@@ -60,27 +65,43 @@ def build_step_cost(
     draft = None
     if speculative.draft_model is not None:
         named = None if planned is None or planned.draft is None else (planned.draft, planned.gpu)
-        draft = _build_plain_cost(draft_engine(engine), latency, base_dir, named)
+        of_draft = None if fitted is None else fitted.without_exposed()
+        draft = _build_plain_cost(draft_engine(engine), latency, base_dir, named, of_draft)
     if isinstance(draft, ConstantCost):
         draft = None
     return SpeculativeCost(cost, draft, speculative.num_speculative_tokens)
 
 
+def fit_of(latency: LatencyConfig, base_dir: Path | None) -> Fitted | None:
+    """What ``latency.fit`` names. Raises InputError."""
+    return None if latency.fit is None else load_fit(latency.fit, base_dir)
+
+
 def _build_plain_cost(
-    engine: EngineConfig, latency: LatencyConfig, base_dir: Path | None, named: tuple[ModelSpec, GpuSpec] | None
+    engine: EngineConfig,
+    latency: LatencyConfig,
+    base_dir: Path | None,
+    named: tuple[ModelSpec, GpuSpec] | None,
+    fitted: Fitted | None,
 ) -> ConstantCost | RooflineCost | ProfileCost:
     kind = latency_kind(engine.gpu, latency)
+    if fitted is not None and fitted.kind != kind:
+        raise InputError(f"latency.fit: fitted under `kind: {fitted.kind}`, and this is `kind: {kind}`")
     if kind == "constant":
-        if latency.step_s is None:
-            raise InputError("latency.step_s: kind constant needs the time of a step, for example step_s: 0.05")
-        return ConstantCost(round(latency.step_s * latency.time_scale * 1e9), time_scale=latency.time_scale)
+        return _constant_cost(latency, fitted)
     model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
     host_ms, link, scale = latency.host_overhead_ms, _link(latency), latency.time_scale
     uneven = latency.expert_load_imbalance
     if kind == "roofline":
         if link is None:
             return RooflineCost(
-                model, gpu, engine, host_overhead_ms=host_ms, time_scale=scale, expert_load_imbalance=uneven
+                model,
+                gpu,
+                engine,
+                host_overhead_ms=host_ms,
+                time_scale=scale,
+                expert_load_imbalance=uneven,
+                fitted=fitted,
             )
         linked = replace(gpu, nvlink_bandwidth=link.bandwidth)
         latency_s = link.latency_ns / 1e9
@@ -93,6 +114,7 @@ def _build_plain_cost(
             efficiency=costs,
             time_scale=scale,
             expert_load_imbalance=uneven,
+            fitted=fitted,
         )
     from sim.latency.profile.cost import ProfileCost
 
@@ -106,7 +128,19 @@ def _build_plain_cost(
         link=link,
         time_scale=scale,
         expert_load_imbalance=uneven,
+        fitted=fitted,
     )
+
+
+def _constant_cost(latency: LatencyConfig, fitted: Fitted | None) -> ConstantCost:
+    scale = latency.time_scale
+    step_ns: float | None = None if latency.step_s is None else latency.step_s * 1e9
+    if fitted is not None and (of_fit := fitted.ns("step_ms")) is not None:
+        step_ns = of_fit
+    if step_ns is None:
+        raise InputError("latency.step_s: kind constant needs the time of a step, for example step_s: 0.05")
+    token_ns = 0 if fitted is None else fitted.ns("token_us") or 0
+    return ConstantCost(round(step_ns * scale), round(token_ns * scale), time_scale=scale, fitted=fitted)
 
 
 def _check_shortest_step(cost: StepCost, latency: LatencyConfig) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from sim.latency.profile.library import profile_for_gpu
 
 if TYPE_CHECKING:
+    from sim.latency.fitted import Fitted
     from sim.scenario.schema import GpuConfig, LatencyConfig
 
 CLIENT_OVERHEAD_MS = 4.0
@@ -22,8 +23,11 @@ def latency_kind(gpu: str | GpuConfig, latency: LatencyConfig) -> Literal["roofl
     return "profile" if has_profile else "roofline"
 
 
-def client_overhead_ns(gpu: str | GpuConfig, latency: LatencyConfig) -> int:
-    """What lies between a client and the engine, there and back: as said, else a figure where times are to be real."""
+def client_overhead_ns(gpu: str | GpuConfig, latency: LatencyConfig, fitted: Fitted | None = None) -> int:
+    """What lies between a client and the engine, there and back: as fitted, else as said, else a figure where times are
+    to be real."""
+    if fitted is not None and (found := fitted.ns("client_ms")) is not None:
+        return found
     stated = latency.client_overhead_ms
     if stated is None:
         stated = CLIENT_OVERHEAD_MS if latency_kind(gpu, latency) == "profile" else 0.0

@@ -9,9 +9,11 @@ import numpy as np
 
 from sim.latency.base import StepShape
 from sim.latency.experts import ExpertGroup
+from sim.latency.fitted import Fitted
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import Efficiency, Floats, Operators
+from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
 from sim.latency.sliding_window import within
 from sim.latency.tables import Rate, Table, TabulatedCost
@@ -47,9 +49,10 @@ class RooflineCost(TabulatedCost):
         efficiency: Efficiency | None = None,
         time_scale: float = 1.0,
         expert_load_imbalance: float | None = None,
+        fitted: Fitted | None = None,
     ) -> None:
         """``host_overhead_ms`` replaces all of the default host time, its part per request included; ``time_scale``
-        multiplies all other times."""
+        multiplies all other times. ``fitted``: ``attention``, ``matrices`` (all the rest of a step) and host times."""
         self.model = model
         self.gpu = gpu
         self.precision = resolve_precision(engine, gpu, model)
@@ -57,22 +60,36 @@ class RooflineCost(TabulatedCost):
         self.experts = ExpertGroup.of(engine, model, expert_load_imbalance)
         self.enforce_eager = engine.enforce_eager and not self.experts.is_lockstep
         self.time_scale = time_scale
+        self.fitted = fitted
+        self._matrices = 1.0 if fitted is None else fitted.factor("matrices")
+        self._exposed = fitted if is_asynchronous(engine) else None
+        attention_ns = time_scale * 1e9 * (1.0 if fitted is None else fitted.factor("decode_attention"))
         ns = time_scale * 1e9
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.operators = Operators(model, gpu, self.precision, tp, pp, self.efficiency, self.experts)
         ops = self.operators
         parallel_ns = HOST_PARALLEL_NS if self.experts.dp * tp * pp > 1 else 0
         default_host = host_overhead_ms is None
+        host_step_ns = HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6)
+        host_request_ns = HOST_REQUEST_NS if default_host else 0
+        if fitted is not None:
+            step_ns, request_ns = fitted.ns("host_step_ms"), fitted.ns("host_request_us")
+            host_step_ns = host_step_ns if step_ns is None else step_ns
+            host_request_ns = host_request_ns if request_ns is None else request_ns
         super().__init__(
-            tokens=Table(lambda tokens: self._tokens_s(tokens) * time_scale, engine.max_num_batched_tokens, least_ns=1),
-            sampled=Table(lambda rows: ops.head_s(rows) * time_scale / pp, engine.max_num_seqs, least_ns=0),
-            decode_context=Rate(ops.decode_attention_s() / pp * ns),
-            prefill_pairs=Rate(ops.prefill_pair_s() / pp * ns),
-            prefill_context=Rate(ops.prefill_context_s() / pp * ns),
+            tokens=Table(
+                lambda tokens: self._tokens_s(tokens) * time_scale * self._matrices,
+                engine.max_num_batched_tokens,
+                least_ns=1,
+            ),
+            sampled=Table(self._rows_s, engine.max_num_seqs, least_ns=0),
+            decode_context=Rate(ops.decode_attention_s() / pp * attention_ns),
+            prefill_pairs=Rate(ops.prefill_pair_s() / pp * attention_ns),
+            prefill_context=Rate(ops.prefill_context_s() / pp * attention_ns),
             swap=Rate(ns / (gpu.pcie_bandwidth * self.efficiency.link * tp * pp)),
             pipeline_stages=pp,
-            host_step_ns=HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6),
-            host_request_ns=HOST_REQUEST_NS if default_host else 0,
+            host_step_ns=host_step_ns,
+            host_request_ns=host_request_ns,
             sliding_window=model.sliding_window,
         )
 
@@ -84,9 +101,17 @@ class RooflineCost(TabulatedCost):
             layers = np.where(tokens > 0, np.maximum(layers, ops.eager_floor_s()), layers)
         return (layers + ops.embedding_s(tokens)) / ops.pp + ops.send_receive_s(tokens)
 
+    def _scaled_tokens_s(self, tokens: Floats) -> Floats:
+        return self._tokens_s(tokens) * self.time_scale * self._matrices
+
+    def _rows_s(self, rows: Floats) -> Floats:
+        """One stage's time that depends on the number of rows sampled alone."""
+        head = self.operators.head_s(rows) * self.time_scale / self.operators.pp * self._matrices
+        return head if self._exposed is None else head + self._exposed.exposed_ns(rows) / 1e9 / self.operators.pp
+
     def group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
         """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
-        scale = self.time_scale * 1e9
+        scale = self.time_scale * 1e9 * self._matrices
         return {name: seconds * scale for name, seconds in self.operators.group_terms_s(tokens).items()}
 
     def launch_floor_ns(self) -> int:
@@ -98,7 +123,7 @@ class RooflineCost(TabulatedCost):
         if self.model.sliding_window is not None:
             shape = within(shape, self.model.sliding_window)
         ops = self.operators
-        tokens = np.array([float(shape.num_tokens)])
+        tokens, rows = np.array([float(shape.num_tokens)]), np.array([float(shape.num_sampled)])
         collectives = 2.0 * self.model.num_layers * ops.all_reduce_s(tokens)
         attention = max(
             shape.prefill_attention_pairs * ops.prefill_pair_s(),
@@ -114,9 +139,15 @@ class RooflineCost(TabulatedCost):
             "send_receive": float(ops.send_receive_s(tokens)[0]),
             "prefill_attention": attention / ops.pp if shape.num_prefill_tokens else 0.0,
             "decode_attention": decode_attention / ops.pp,
-            "head_and_sampler": float(ops.head_s(np.array([float(shape.num_sampled)]))[0]) / ops.pp,
+            "head_and_sampler": float(ops.head_s(rows)[0]) / ops.pp,
         }
-        scaled = {name: seconds * self.time_scale for name, seconds in terms.items()}
+        of_attention = 1.0 if self.fitted is None else self.fitted.factor("decode_attention")
+        scaled = {
+            name: seconds * self.time_scale * (of_attention if name.endswith("attention") else self._matrices)
+            for name, seconds in terms.items()
+        }
+        if self._exposed is not None:
+            scaled["exposed_host"] = self._rows_s(rows)[0] - scaled["head_and_sampler"]
         return {**scaled, "swap": self._swap.ns(shape.swap_bytes) / 1e9}
 
     def describe(self) -> dict[str, object]:
@@ -136,4 +167,5 @@ class RooflineCost(TabulatedCost):
             "time_scale": self.time_scale,
             "host_overhead_ms": self.host_step_ns / 1e6,
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
+            **({} if self.fitted is None else {"fit": self.fitted.describe()}),
         }

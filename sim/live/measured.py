@@ -42,26 +42,31 @@ class Measured:
         return sorted(done, key=lambda each: (each.sent_ns or 0, each.row))
 
 
-def read_measured(name: str) -> Measured:
-    """The run in the file ``name``. Raises InputError for a file that is neither kind, with the lines at fault."""
-    path = Path(name)
+def read_text(name: str) -> str:
+    """What the file ``name`` holds. Raises InputError."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        return Path(name).read_bytes().decode("utf-8")
     except IsADirectoryError:
         raise InputError(Problem("a directory; give the file in it", name)) from None
     except OSError as error:
         raise InputError(Problem(f"cannot be read: {os.strerror(error.errno or 0)}", name)) from None
     except UnicodeDecodeError:
         raise InputError(Problem("not a text file; expected a record of `simrun observe`", name)) from None
+
+
+def read_measured(name: str) -> Measured:
+    """The run in the file ``name``. Raises InputError for a file that is neither kind, with the lines at fault."""
+    path, text = Path(name), read_text(name)
     first = text.partition("\n")[0]
-    if _is_record(first):
+    if is_record(first):
         # Not splitlines(): text in JSON may hold other line ends than \n.
         about, observations, notes = read_record(path, io.StringIO(text, newline="\n"))
         return Measured("simrun observe", observations, about, notes)
     return _read_bench(path, text)
 
 
-def _is_record(first_line: str) -> bool:
+def is_record(first_line: str) -> bool:
+    """Whether a file that begins with this line is a record of ``simrun observe``."""
     try:
         line = json.loads(first_line)
     except (ValueError, RecursionError):

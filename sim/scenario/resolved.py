@@ -28,6 +28,7 @@ def resolved_yaml(scenario: Scenario, base_dir: Path | None = None) -> str:
     if base_dir is not None:
         _make_absolute(data["engine"], "model", base_dir)
         _make_absolute(data["latency"], "profile", base_dir)
+        _make_absolute(data["latency"], "fit", base_dir)
         for traffic in (data["workload"], *(data["workload"]["classes"] or ())):
             if traffic["trace"] is not None:
                 _make_absolute(traffic["trace"], "path", base_dir)

@@ -398,6 +398,9 @@ class LatencyConfig(Strict):
     profile: Text | None = None
     """``profile``: a built-in profile's name or a profile file, looked for in the scenario's folder, then in the
     current one; null = the one that comes with the GPU."""
+    fit: Text | None = None
+    """A file that ``simrun fit`` wrote: what it fitted takes the place of the defaults and of the keys here. Looked for
+    as ``profile`` is; null = none."""
     host_overhead_ms: NonNegativeFloat | None = None
     """``roofline`` and ``profile``: host time per step; null = the model's stated default."""
     link_bandwidth_gb_s: PositiveFloat | None = None

@@ -16,9 +16,11 @@ import numpy as np
 
 from sim.latency.base import StepShape
 from sim.latency.experts import ExpertGroup
+from sim.latency.fitted import Fitted
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link
+from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
@@ -57,11 +59,16 @@ class ProfileCost:
         time_scale: float = 1.0,
         expert_load_imbalance: float | None = None,
         without: frozenset[str] = frozenset(),
+        fitted: Fitted | None = None,
     ) -> None:
-        """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run."""
+        """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run.
+        ``fitted``: factors of terms and host times, as found from measured runs."""
         check_terms(without)
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
+        self.fitted = fitted
+        self._factor = _one if fitted is None else fitted.factor
+        self._is_asynchronous = is_asynchronous(engine)
         self.model = model
         self.notes = found.notes
         self.precision = precision = resolve_precision(engine, gpu, model)
@@ -77,11 +84,11 @@ class ProfileCost:
         """Tokens that a query sees at most."""
         self.time_scale = time_scale
         layers = time_scale * model.num_layers / pp
-        self._decode_layers = 0.0 if "decode_attention" in without else layers
+        self._decode_layers = 0.0 if "decode_attention" in without else layers * self._factor("decode_attention")
         """What the times of one layer's decode attention are multiplied by."""
         tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
         self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)
-        rows = Table(lambda rows: ops.head_ns(rows) * time_scale / pp / 1e9, engine.max_num_seqs, least_ns=0)
+        rows = Table(self._rows_s, engine.max_num_seqs, least_ns=0)
         self.row_terms = CountTerms(rows, self.row_terms_ns, without, least_ns=0)
         self._tokens_ns, self._rows_ns = self.token_terms.ns, self.row_terms.ns
         # What is charged, as far as lists hold it; with terms left out each count is added up when it comes.
@@ -93,7 +100,7 @@ class ProfileCost:
         """One layer's times at the knots, by batch from 1 on."""
         self._prefill: dict[int, Segments] = {}
         self._verify_pair = Rate(ops.pair_ns() * self._decode_layers)
-        prefill_layers = 0.0 if "prefill_attention" in without else layers
+        prefill_layers = 0.0 if "prefill_attention" in without else layers * self._factor("prefill_attention")
         self._pair = Rate(ops.pair_ns() * prefill_layers)
         self._context = Rate(ops.context_ns() * prefill_layers)
         self._query = Rate(ops.query_ns() * prefill_layers)
@@ -118,6 +125,10 @@ class ProfileCost:
             self.host_step_ns, self.host_request_ns = host.step_ns, host.request_ns
         else:
             self.host_step_ns, self.host_request_ns = HOST_STEP_NS, HOST_REQUEST_NS
+        if self.fitted is not None:
+            step_ns, request_ns = self.fitted.ns("host_step_ms"), self.fitted.ns("host_request_us")
+            self.host_step_ns = self.host_step_ns if step_ns is None else step_ns
+            self.host_request_ns = self.host_request_ns if request_ns is None else request_ns
 
     # -- terms ------------------------------------------------------------------------------------
 
@@ -147,6 +158,7 @@ class ProfileCost:
             terms["all_reduce"] = count * ops.all_reduce_ns(sizes) / ops.pp
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
+        terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._eager:
             terms["launches"] = np.maximum(ops.launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
         return {name: times * self.time_scale for name, times in terms.items()}
@@ -156,13 +168,17 @@ class ProfileCost:
         some = rows > 0
         sampling, overhead = np.where(some, self.operators.sampler_ns(rows), 0.0), np.where(some, STEP_NS, 0.0)
         head = self.operators.head_ns(rows) - sampling - overhead
-        terms = {"lm_head": head, "sampling": sampling, "step_overhead": overhead}
+        terms = {"lm_head": head * self._factor("lm_head"), "sampling": sampling, "step_overhead": overhead}
         scale = self.time_scale / self.operators.pp
-        return {name: times * scale for name, times in terms.items()}
+        terms = {name: times * scale for name, times in terms.items()}
+        if self.fitted is not None and self._is_asynchronous:
+            terms["step_overhead"] = terms["step_overhead"] + self.fitted.exposed_ns(rows) / self.operators.pp
+        return terms
 
     def group_terms_ns(self, tokens: Floats) -> dict[str, Floats]:
         """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
-        return group_terms_ns(self.operators, self.time_scale, tokens)
+        terms = group_terms_ns(self.operators, self.time_scale, tokens)
+        return {name: times * self._factor(name) for name, times in terms.items()}
 
     def launch_floor_ns(self) -> int:
         """Without CUDA graphs, what launching a step's operators one by one takes at least."""
@@ -170,6 +186,12 @@ class ProfileCost:
 
     def _tokens_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
+        return total
+
+    def _rows_s(self, rows: Floats) -> Floats:
+        if self.fitted is None:
+            return self.operators.head_ns(rows) * self.time_scale / self.operators.pp / 1e9
+        total: Floats = sum(self.row_terms_ns(rows).values(), np.zeros_like(rows)) / 1e9
         return total
 
     def breakdown(self, shape: StepShape) -> dict[str, int]:
@@ -358,4 +380,10 @@ class ProfileCost:
             "pipeline_parallel_size": self.operators.pp,
             "host_overhead_ms": self.host_step_ns / 1e6,
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
+            **({} if self.fitted is None else {"fit": self.fitted.describe()}),
         }
+
+
+def _one(term: str) -> float:
+    """The factor of a term that nothing was fitted for."""
+    return 1.0

@@ -1,0 +1,286 @@
+"""``simrun fit``: a few physical parameters of a deployment, from runs that were measured on it.
+
+Each run is simulated; the logarithms of predicted over measured figures, each over the error that it may have, are what
+least squares makes small, together with each parameter's distance from its default in the spread that is expected of
+it. So a parameter that the figures say nothing of keeps its default. What they cannot tell apart is read off the
+derivatives at the solution: a direction in which the figures hardly change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from sim.checks.all_checks import check_all
+from sim.errors import InputError
+from sim.explore.fit_case import Case, Floats
+from sim.explore.fit_parameters import Parameter, choose_parameters, rounded
+from sim.explore.fit_result import Fit
+from sim.explore.measured_run import RATES, MeasuredRun, read_run
+from sim.latency.build import build_step_cost
+from sim.latency.fitted import Fitted
+from sim.latency.gpus import load_gpu
+from sim.latency.kind import latency_kind
+from sim.live.validate import table_of
+from sim.run import load
+from sim.workload.build_table import build_workload
+
+if TYPE_CHECKING:
+    from sim.scenario.loader import LoadedScenario
+    from sim.scenario.schema import Scenario
+    from sim.workload.table import RequestTable
+
+    AnyScenario = str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario
+
+Progress = Callable[[int, None], None]
+"""Called with the number of simulations done; how many it takes shows at the end."""
+
+ERRORS = {"mean": 0.01, "median": 0.01, "p50": 0.01, "p90": 0.02, "p95": 0.03, "p99": 0.05}
+RATE_ERROR = 0.01
+"""Relative error that a measured figure, or the simulation of it, may have; those of one metric count as one."""
+DIFFERENCE, INSIDE = 0.5, 0.1
+"""Spreads that derivatives are taken over, enough to stand out of what batches happen to hold; and how far from its
+bounds a search begins."""
+MOST_ROUNDS, MOST_ROUNDS_WITHOUT = 12, 5
+"""Of the solver: with all runs, and with one left out."""
+SILENT = 1.0
+"""A parameter whose spread moves all figures together by less than this many of their errors is left at its default."""
+UNRESOLVED, IN_DIRECTION = 8.0, 0.3
+"""A direction that the figures narrow to no less than a third of its spread is not told apart; its parameters are those
+that move figures along it by at least this part of what the one that moves them most does."""
+SCIPY = "simrun fit needs scipy: pip install 'simrun-llm[fit]'"
+
+
+def fit(
+    measured: Sequence[str | os.PathLike[str]],
+    scenarios: Sequence[AnyScenario],
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit to the runs in the files ``measured``, under one scenario or one for each.
+
+    Raises InputError with every problem of files and scenarios.
+    """
+    try:
+        import scipy.optimize  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        raise InputError(SCIPY) from None
+    cases = _cases([os.fspath(each) for each in measured], scenarios, overrides)
+    first = cases[0].loaded.scenario
+    kind = latency_kind(first.engine.gpu, first.latency)
+    cost = build_step_cost(first.engine, first.latency, cases[0].loaded.base_dir, cases[0].planned)
+    engines = [(case.loaded.scenario.engine, case.planned.model) for case in cases]
+    solver = _Solver(
+        cases, choose_parameters(engines, first.latency, cost), Fitted(kind, cases[0].planned.gpu.name), progress
+    )
+    return solver.fit()
+
+
+def _cases(files: Sequence[str], scenarios: Sequence[AnyScenario], overrides: Sequence[str]) -> list[Case]:
+    problems, runs, loaded = [], [], []
+    if not files:
+        raise InputError("fit: give at least one measured run")
+    if len(scenarios) not in (1, len(files)):
+        raise InputError(
+            f"--scenario: give one, or one for each measured run in order: {len(scenarios)} for {len(files)} runs"
+        )
+    for each in files:
+        try:
+            runs.append(read_run(each))
+        except InputError as error:
+            problems += error.problems
+    for scenario in scenarios:
+        try:
+            loaded.append(load(scenario, overrides))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    each_loaded = loaded * len(runs) if len(loaded) == 1 else loaded
+    _check_alike(loaded)
+    cases = []
+    for measured, its in zip(runs, each_loaded, strict=True):
+        cases.append(Case(measured, its, check_all(its), _workload(measured, its), _errors(measured)))
+    return cases
+
+
+def _check_alike(loaded: Sequence[LoadedScenario]) -> None:
+    """Raise InputError where scenarios are not of one GPU and kind of step cost, or have a fit already."""
+    for what, told in (
+        ("engine.gpu", [load_gpu(each.scenario.engine.gpu).name for each in loaded]),
+        ("latency.kind", [latency_kind(each.scenario.engine.gpu, each.scenario.latency) for each in loaded]),
+    ):
+        if len(set(told)) > 1:
+            raise InputError(f"{what}: one fit is of one, and the scenarios have {', '.join(sorted(set(told)))}")
+    if any(each.scenario.latency.fit is not None for each in loaded):
+        raise InputError(
+            "latency.fit: a fit starts from defaults; leave the key out of --scenario (--set latency.fit=null)"
+        )
+
+
+def _workload(measured: MeasuredRun, loaded: LoadedScenario) -> RequestTable:
+    """The requests that were sent, where the file has them; else the scenario's."""
+    if measured.measured is not None:
+        return table_of(measured.measured.completed)
+    scenario, engine = loaded.scenario, loaded.scenario.engine
+    return build_workload(
+        scenario.workload,
+        scenario.seed,
+        loaded.base_dir,
+        engine.max_model_len_in_effect,
+        isolates_tenants=engine.cache_isolation == "tenant",
+    )
+
+
+def _errors(measured: MeasuredRun) -> Floats:
+    """So that one metric counts once, however many of its statistics there are."""
+    metrics = ["rate" if key in RATES else key.split("_")[1] for key in measured.figures]
+    own = [RATE_ERROR if key in RATES else ERRORS[key.split("_")[0]] for key in measured.figures]
+    return np.array([error * metrics.count(metric) ** 0.5 for error, metric in zip(own, metrics, strict=True)])
+
+
+class _Solver:
+    """Least squares over the cases."""
+
+    def __init__(
+        self, cases: list[Case], parameters: list[Parameter], nothing: Fitted, progress: Progress | None
+    ) -> None:
+        self.cases = cases
+        self.parameters = parameters
+        self.active = list(parameters)
+        self.nothing = nothing
+        self._progress = progress
+
+    def fit(self) -> Fit:
+        start = self._start()
+        with_defaults = [case.errors_percent(self.fitted(np.zeros(len(start)))) for case in self.cases]
+        slopes = np.linalg.norm(self._slopes(self.cases, start), axis=0)
+        silent = [each.name for each, slope in zip(self.active, slopes, strict=True) if slope < SILENT]
+        self.active = [each for each in self.active if each.name not in silent]
+        start = start[slopes >= SILENT]
+        if not self.active:
+            raise InputError(
+                "the measured figures say nothing of any parameter: give latencies (mean_ttft_ms, mean_tpot_ms), "
+                "not rates alone"
+            )
+        found = self._solve(self.cases, start, MOST_ROUNDS)
+        slopes = self._slopes(self.cases, found)
+        information = slopes.T @ slopes
+        deviations = np.sqrt(np.diag(np.linalg.inv(information + np.eye(len(found)))))
+        fitted = self.fitted(found)
+        return Fit(
+            fitted=replace(fitted, values=rounded(fitted.values), fitted_on=_engines(self.cases)),
+            cases=self.cases,
+            parameters=self.parameters,
+            widths={each.name: 1.96 * float(one) for each, one in zip(self.active, deviations, strict=True)},
+            silent=silent,
+            together=_together([each.name for each in self.active], information),
+            before=with_defaults,
+            after=[case.errors_percent(fitted) for case in self.cases],
+            left_out=self._left_out(found) if len(self.cases) > 1 else None,
+            notes=_notes(self.cases, fitted),
+        )
+
+    def fitted(self, places: Floats) -> Fitted:
+        """The parameters at ``places``."""
+        values = {each.name: each.value(place) for each, place in zip(self.active, places.tolist(), strict=True)}
+        return replace(self.nothing, values=values)
+
+    def _start(self) -> Floats:
+        """Defaults; under constant step times what a token took."""
+        places = np.zeros(len(self.active))
+        for index, each in enumerate(self.active):
+            if each.name == "step_ms":
+                keys = [f"{name}_{metric}_ms" for metric in ("tpot", "itl") for name in ("mean", "median", "p50")]
+                told = [case.run.figures[key] for case in self.cases for key in keys if key in case.run.figures]
+                if told:
+                    places[index] = np.clip(each.place(min(told)), *each.bounds)
+        return places
+
+    def _left_out(self, found: Floats) -> list[dict[str, float]]:
+        errors = []
+        for index, case in enumerate(self.cases):
+            others = self.cases[:index] + self.cases[index + 1 :]
+            errors.append(case.errors_percent(self.fitted(self._solve(others, found, MOST_ROUNDS_WITHOUT))))
+        return errors
+
+    def _solve(self, cases: list[Case], start: Floats, rounds: int) -> Floats:
+        from scipy.optimize import least_squares
+
+        bounds = np.array([each.bounds for each in self.active])
+
+        def residuals(places: Floats) -> Floats:
+            return np.concatenate([self._of(cases, places), places])
+
+        def slopes(places: Floats) -> Floats:
+            return np.concatenate([self._slopes(cases, places), np.eye(len(places))])
+
+        # The solver starts inside of its bounds.
+        inside = np.clip(start, bounds[:, 0] + INSIDE, bounds[:, 1] - INSIDE)
+        found = least_squares(
+            residuals, inside, jac=slopes, bounds=(bounds[:, 0], bounds[:, 1]), xtol=3e-3, ftol=1e-3, max_nfev=rounds
+        )
+        return cast(Floats, found.x)
+
+    def _of(self, cases: list[Case], places: Floats) -> Floats:
+        fitted = self.fitted(places)
+        told = []
+        for case in cases:
+            told.append(case.residuals(fitted))
+            if self._progress is not None:
+                self._progress(sum(len(each.known) for each in self.cases), None)
+        return np.concatenate(told)
+
+    def _slopes(self, cases: list[Case], places: Floats) -> Floats:
+        """Change of each residual by a spread of each active parameter."""
+        here, columns = self._of(cases, places), []
+        for index, each in enumerate(self.active):
+            step = DIFFERENCE if places[index] + DIFFERENCE <= each.bounds[1] else -DIFFERENCE
+            moved = places.copy()
+            moved[index] += step
+            columns.append((self._of(cases, moved) - here) / step)
+        return np.stack(columns, axis=1)
+
+
+def _together(names: list[str], information: Floats) -> list[list[str]]:
+    """Parameters of each direction that the figures do not narrow; directions that share one are one group."""
+    groups: list[set[str]] = []
+    sizes, directions = np.linalg.eigh(information)
+    for size, direction in zip(sizes, directions.T, strict=True):
+        effects = np.abs(direction) * np.sqrt(np.diag(information))
+        members = {name for name, each in zip(names, effects, strict=True) if each >= IN_DIRECTION * effects.max()}
+        if size >= UNRESOLVED or len(members) < 2:
+            continue
+        for other in [group for group in groups if group & members]:
+            members |= other
+            groups.remove(other)
+        groups.append(members)
+    return [[name for name in names if name in group] for group in groups]
+
+
+def _engines(cases: list[Case]) -> tuple[dict[str, Any], ...]:
+    from sim.checks.fit_checks import engine_of
+
+    found: list[dict[str, Any]] = []
+    for case in cases:
+        if (engine := engine_of(case.loaded.scenario.engine)) not in found:
+            found.append(engine)
+    return tuple(found)
+
+
+def _notes(cases: list[Case], fitted: Fitted) -> list[str]:
+    notes = [note for case in cases for note in case.run.notes]
+    for case in cases:
+        predicted = case.predict(fitted)
+        for key, seen in case.run.counts.items():
+            if seen and abs(predicted[key] / seen - 1.0) > 0.02:
+                notes.append(
+                    f"{case.run.file}: {key} is {seen:,} there and {predicted[key]:,} in the simulation of "
+                    f"{case.loaded.scenario.name}: other traffic than was measured"
+                )
+    return list(dict.fromkeys(notes))
