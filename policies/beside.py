@@ -39,8 +39,10 @@ def import_beside(kind: str, name: str, folder: Path) -> None:
             )
         for each in [each for each in sys.modules if each == top or each.startswith(f"{top}.")]:
             del sys.modules[each]
+    was_there = top in sys.modules  # a package that lies in this folder, and that others have imported
     _import(kind, name, module, folder)
-    setattr(sys.modules[top], MARK, str(folder))
+    if not was_there:
+        setattr(sys.modules[top], MARK, str(folder))
 
 
 def _is_in(module: ModuleType, folder: Path) -> bool:

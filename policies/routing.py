@@ -19,8 +19,9 @@ def position_of_least(replicas: Sequence[ReplicaView], load: Callable[[ReplicaVi
     """Position of the least loaded replica, the first of equals."""
     if not replicas:
         raise PolicyError("no replica to route to")
-    loads = list(map(load, replicas))
-    return loads.index(min(loads))
+    counts = getattr(replicas, "counts", None)
+    loads = counts() if load is num_requests and counts is not None else list(map(load, replicas))
+    return int(loads.index(min(loads)))
 
 
 class Homes:

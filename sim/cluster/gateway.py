@@ -11,6 +11,7 @@ import numpy as np
 from simpy import Event
 
 from policies.base import Router
+from sim.cluster.counted import CountedReplicas
 from sim.engine.clock import At, Clock, Turn
 from sim.engine.door import Door
 from sim.engine.fast.fast_replica import FastReplica
@@ -97,6 +98,7 @@ class Gateway:
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
         self._is_dealt_out = False
+        self._counted: CountedReplicas | None = None
         self._chosen = (-1, 0)
         """The prompt routed last, and its replica."""
         env.process(self._arrivals())
@@ -181,6 +183,12 @@ class Gateway:
         for replica in replicas:
             replica.take_feed(partial(self._requests, replica, rows[turn == replica.index]))
 
+    def count_requests(self) -> None:
+        """Keep the numbers of requests of all replicas beside them, where nothing but arrivals changes them."""
+        replicas = [replica for replica in self.replicas if type(replica) is FastReplica]
+        if not (self.acts_on_ends or self.is_acted_on) and len(replicas) == len(self.replicas):
+            self._counted = CountedReplicas(self.env, replicas)
+
     def _requests(self, replica: Door, rows: IntColumn) -> Iterator[Any]:
         """Requests of a replica in order of arrival; those that can never run there are rejected on the way."""
         latest_ns = 0
@@ -247,10 +255,12 @@ class Gateway:
         if request.row in self.cancelled_rows:
             self._sent[request.row] = request
         replica.submit(request)
+        if self._counted is not None:
+            self._counted.note(replica.index)
 
     def _route(self, request: Request) -> Door | None:
         """The replica for ``request`` among those that are not draining; None where all are."""
-        replicas = self.replicas
+        replicas = self.replicas if self._counted is None else self._counted
         if self._num_draining:
             replicas = [replica for replica in replicas if not replica.is_draining]
             if not replicas:

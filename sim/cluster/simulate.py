@@ -126,6 +126,7 @@ def _simulate(
     schedule_acts(env, gateway, acts)
     try:
         gateway.deal_out()
+        gateway.count_requests()
         env.run()
         for replica in gateway.replicas:
             replica.finish()

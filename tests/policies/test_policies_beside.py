@@ -121,3 +121,15 @@ def test_folders_named_like_the_packages_do_not_break_the_command(tmp_path: Path
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_package_in_use_that_lies_in_the_folder_stays_in_use(tmp_path: Path) -> None:
+    """The scenario lies where this project does: its own packages are not replaced later."""
+    root = Path(__file__).resolve().parents[2]
+    import_beside("policy", "policies.fcfs:Fcfs", root)
+    before = sys.modules["policies"]
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "mine.py").write_text("")
+    with pytest.raises(PolicyError, match="a module that is in use already"):
+        import_beside("policy", "policies.mine:Mine", tmp_path)
+    assert sys.modules["policies"] is before

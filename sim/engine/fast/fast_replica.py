@@ -81,6 +81,11 @@ class FastReplica(Jumper):
         return len(self.running) + len(self.waiting.entries)
 
     @property
+    def next_ns(self) -> int:
+        """The next instant at which its load may change by itself."""
+        return self._next_ns
+
+    @property
     def outstanding_tokens(self) -> int:
         """Tokens still to compute, over all requests, if each used all of its ``max_tokens``."""
         now_ns = self.env._now
