@@ -377,6 +377,8 @@ def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
             f"{engine.data_parallel_size} ranks of {gpus} GPU{'' if gpus == 1 else 's'} each: "
             f"vLLM balances them by queue lengths, {balanced}"
         )
+    if engine.cache_isolation == "tenant":
+        notes.append("cache_isolation: tenant is no flag of vLLM's: clients send `cache_salt`, one for each tenant")
     if replicas > 1:
         notes.append(
             f"{replicas} replicas: start {replicas} of these, each on its own GPUs and --port, behind a router that "

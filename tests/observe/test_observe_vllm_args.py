@@ -257,6 +257,12 @@ def test_replicas_are_told_not_hidden(scenario: str, capsys: pytest.CaptureFixtu
     assert any("start 4 of these" in note and "least_kv" in note for note in document["notes"])
 
 
+def test_salts_that_clients_must_send_are_told(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = command(scenario, capsys, "engine.cache_isolation=tenant")
+    assert any("cache_salt" in note for note in document["notes"])
+    assert not any("cache_salt" in note for note in command(scenario, capsys)["notes"])
+
+
 def test_a_folder_without_weights_gets_made_up_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path / "model"
