@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from policies.base import ReplicaView
 from sim.engine.request import Request
 from sim.latency.base import StepCost
 from sim.results.record import Status
@@ -23,43 +24,13 @@ OnEnd = Callable[[Request, Status], None]
 """Called at the instant at which an attempt ends, after its row is written and its seat and blocks are free."""
 
 
-class Door(Protocol):
-    """One replica, from outside. Satisfies ``policies.base.ReplicaView``.
+class Door(ReplicaView, Protocol):
+    """One replica, from outside: what a router may see of it, and what may be done to it.
 
     Requests are of the kind that the replica asks for: ``Request``, or a subclass with what its engine keeps of one.
     """
 
-    index: int
-    model: str
-    num_gpu_blocks: int
     cost: StepCost
-
-    # --- load, as of now ---------------------------------------------------------------------
-
-    @property
-    def num_running(self) -> int:
-        """Requests that run."""
-        ...
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests that wait."""
-        ...
-
-    @property
-    def num_requests(self) -> int:
-        """Requests that run or wait."""
-        ...
-
-    @property
-    def free_blocks(self) -> int:
-        """KV blocks that can be allocated."""
-        ...
-
-    @property
-    def outstanding_tokens(self) -> int:
-        """Tokens still to compute, over all its requests, if each used all of its ``max_tokens``."""
-        ...
 
     @property
     def is_draining(self) -> bool:

@@ -180,12 +180,6 @@ class Content:
         self.segments = segments
         self.own_is_shared = own_is_shared
 
-    def num_shared_blocks(self, block_size: int) -> int:
-        """Leading full blocks that other requests can have too."""
-        if self.own_is_shared:
-            return 1 << self.BLOCK_BITS
-        return self.segments[-1][1] // block_size if self.segments else 0
-
     def block_keys(self, first_block: int, end_block: int, block_size: int) -> list[int]:
         """Keys of full blocks ``[first_block, end_block)``; equal keys mean equal tokens from token 0 on.
 

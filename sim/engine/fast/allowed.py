@@ -22,7 +22,7 @@ from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler,
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "e454a2fc4c7054a0251f33c3722b805e22210bbcda9de80b5a261eac5d6eaced"
+FINGERPRINT = "b5d889489bfbee190604f79e7506486e452dfa3c8b6cf7a20ec6bcd0ad3b93ad"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
