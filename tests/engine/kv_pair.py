@@ -49,6 +49,11 @@ class CountedCache(SegmentKVCache):
         self.counts[f"split {kind} {'held' if run.refs else 'free'}"] += 1
         return super()._split(run, at)
 
+    def _extend_down(self, above: Run, run: Run) -> bool:
+        is_merged = super()._extend_down(above, run)
+        self.counts[f"merged {'held' if run.refs else 'free'}"] += is_merged
+        return is_merged
+
     def _promote(self, content_id: int, start: int, end: int) -> None:
         self.counts["promoted"] += content_id in self._later
         super()._promote(content_id, start, end)

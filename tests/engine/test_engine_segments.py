@@ -42,6 +42,8 @@ BOUNDS = {
     "private extended": 80,
     "bends": 70,
     "private found again": 300,
+    "merged free": 500,
+    "merged held": 400,
     "blanked": 20,
 }
 """How often each shortcut is taken at least in ``SEEDS`` runs."""

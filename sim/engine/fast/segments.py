@@ -410,24 +410,27 @@ class SegmentKVCache:
             if bends and bends[-1][0] == run.start:
                 below = bends.pop()[1]
             run.refs -= 1
-            if run.refs:
-                above = None
-            else:
+            if not run.refs:
                 run.parent = None
                 self.num_free_blocks += run.end - run.start
-                if above is None or not self._extend_down(above, run):
+            if above is None or above.refs != run.refs or not self._extend_down(above, run):
+                if not run.refs:
                     run.link_after(self._free.older)
-                    above = run
+                above = run
             run = below
 
     def _extend_down(self, above: Run, run: Run) -> bool:
-        """Make ``run``, which is free now, a part of the run freed just before, where it is the part below. It undoes
-        a split: prompts cut to many lengths would leave their prefix in single blocks."""
+        """Make ``run`` a part of the run given back just before, which as many hold, where it is the part below.
+
+        It undoes a split: prompts cut to many lengths would leave their prefix in single blocks. All that hold a
+        primary run hold its parent, where that is primary too (a bend leads to the primary run, past a later one),
+        so as many are the same ones.
+        """
         is_odd = run.is_later or above.is_later or run.owner or above.owner or above.path is DEAD
-        if is_odd or run.end != above.start:
+        if is_odd or run.end != above.start or (run.refs and above.parent is not run):
             return False
         del self._heads[above.path.key(above.start)]
-        above.start = run.start
+        above.start, above.parent = run.start, run.parent
         self._heads[run.path.key(run.start)] = above
         return True
 
