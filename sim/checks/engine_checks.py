@@ -9,6 +9,7 @@ from __future__ import annotations
 from sim.checks.findings import Findings
 from sim.latency.kind import latency_kind
 from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, SpeculativeConfig
+from sim.scenario.vllm_version import DEFAULT_VERSION, OLDEST_VERSION, version_problem
 
 _ENGINE = ("engine",)
 NVIDIA_BLOCK = 16
@@ -27,6 +28,11 @@ LATENCY_KEYS = {
 
 def check_engine_settings(engine: EngineConfig, findings: Findings) -> None:
     """Everything about ``engine`` that needs neither model nor GPU."""
+    if wrong := version_problem(engine.vllm_version):
+        findings.problem(
+            (*_ENGINE, "vllm_version"),
+            f"`engine.vllm_version`: {wrong}; write a version from {OLDEST_VERSION} to {DEFAULT_VERSION}",
+        )
     _check_budget(engine, findings)
     _check_chunking(engine, findings)
     _check_baselines(engine, findings)

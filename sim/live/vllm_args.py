@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 from sim.checks.engine_checks import NVIDIA_BLOCK
 from sim.errors import InputError, Problem
 from sim.latency.hub_names import REPOSITORIES, preset_of
+from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import NamedSpec
 
-VLLM_VERSION = "0.32.0"
-"""The version whose argument parser the flags were checked against (``tests/live/test_http_vllm_args.py``)."""
 SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
 """What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
 
@@ -59,9 +58,11 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
 """Settings that are ``--NAME`` or ``--no-NAME``."""
 SPECIAL = frozenset({"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative"})
 """Settings that become something else, each by its own function."""
-NOT_THE_ENGINES = frozenset({"gpu", "stepping", "swap_space_gib", "static_batch_wait_s", "cache_isolation"})
-"""Keys of ``engine`` that say nothing to vLLM: where it runs, how it is simulated, details of what is refused, and
-what its clients decide (``cache_isolation``: the prompts of two tenants have nothing in common)."""
+NOT_THE_ENGINES = frozenset(
+    {"gpu", "vllm_version", "stepping", "swap_space_gib", "static_batch_wait_s", "cache_isolation"}
+)
+"""Keys of ``engine`` that say nothing to vLLM: where it runs, its version, how it is simulated, details of what is
+refused, and what its clients decide (``cache_isolation``: the prompts of two tenants have nothing in common)."""
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "preemption": ("recompute", "vLLM's V1 engine preempts by recomputation only"),
@@ -363,7 +364,12 @@ def _add_notes(loaded: LoadedScenario, command: ServeCommand) -> None:
     from sim.latency.memory import plan_memory
 
     scenario, engine = loaded.scenario, loaded.scenario.engine
-    notes = [f"{scenario.name}: {engine.gpu_name}, for vLLM {VLLM_VERSION}"]
+    notes = [f"{scenario.name}: {engine.gpu_name}, for vLLM {DEFAULT_VERSION}"]
+    if version_of(engine.vllm_version) != version_of(DEFAULT_VERSION):
+        notes.append(
+            f"simulated with the memory and host time of vLLM {engine.vllm_version}; flags are those of "
+            f"{DEFAULT_VERSION}, an older one may lack some"
+        )
     if engine.num_gpu_blocks_override is None:
         blocks = plan_memory(engine, loaded.base_dir).num_gpu_blocks
         notes.append(

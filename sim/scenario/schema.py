@@ -49,6 +49,7 @@ from sim.scenario.types import (
     Text,
     Whole,
 )
+from sim.scenario.vllm_version import DEFAULT_VERSION
 
 __all__ = [
     "Arrival",
@@ -302,6 +303,9 @@ class EngineConfig(Strict):
         Discriminator(_name_or_section),
     ]
     """A GPU preset (``a100-80gb-sxm``), or a section with the figures of another."""
+    vllm_version: Text = DEFAULT_VERSION
+    """The engine's version, 0.9.0 to 0.32.0: rules of defaults, memory and host time differ between versions.
+    Scheduling decisions are those of 0.32.0 whatever it says."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
