@@ -34,6 +34,7 @@ from sim.scenario.hardware import GpuConfig
 from sim.scenario.types import (
     LARGEST,
     All2AllBackend,
+    Bytes,
     Flag,
     Fraction,
     Int,
@@ -327,6 +328,8 @@ class EngineConfig(Strict):
     """Tokens per KV block."""
     gpu_memory_utilization: Fraction = 0.9
     """Share of the GPU's memory for weights, activations and KV cache together."""
+    kv_cache_memory_bytes: Bytes | None = None
+    """KV cache per GPU in bytes, in place of what ``gpu_memory_utilization`` leaves; null = that."""
     num_gpu_blocks_override: Annotated[int, Field(strict=True, ge=2, le=LARGEST), Whole] | None = None
     """KV blocks including vLLM's null block, so one less is usable; null = what the memory leaves."""
     max_model_len: PositiveInt = 4096
