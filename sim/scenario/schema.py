@@ -31,6 +31,7 @@ from sim.scenario.distributions import (
     ZipfLength,
 )
 from sim.scenario.hardware import GpuConfig
+from sim.scenario.noise_config import NoiseConfig
 from sim.scenario.types import (
     LARGEST,
     All2AllBackend,
@@ -424,6 +425,14 @@ class LatencyConfig(Strict):
     client_overhead_ms: NonNegativeFloat | None = None
     """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
     for ``profile``, 0 otherwise."""
+    noise: (
+        Annotated[
+            Annotated[Literal["none"], Tag("name")] | Annotated[NoiseConfig, Tag("section")],
+            Discriminator(_name_or_section),
+        ]
+        | None
+    ) = None
+    """Chance in client times and step times, ``none``, or null = the defaults of the section."""
 
 
 class MeasureConfig(Strict):
