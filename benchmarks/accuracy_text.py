@@ -128,8 +128,8 @@ HONEST = (
     """**Unequal contexts.** Decode attention is charged by the batch's total context. Where few long requests run
     among short ones (the end of the Llama-3.1-8B run) the longest one holds the step up: 3 ms of 20 at 40 to 60
     requests.""",
-    """**One run per experiment.** Sets give one measurement each; how much another run of the same experiment would
-    differ is not known. One measured TTFT at least is odd: MiniMax-M2.5 with 8,192 tokens in takes longer for 4
-    clients than for 8.""",
+    """**How well a measurement repeats.** Most sets give one run of each experiment. InferenceX has some settings of
+    MiniMax-M2.5 twice, from two days: TPOT differs by 0.3 to 0.6 % in the median and TTFT by 2 to 4 % (H100, H200,
+    B200), single rows by up to 61 % and 130 % (H100, 16 clients of 8,192 tokens).""",
 )
 """What is off and why. Causes and sizes were found by hand; look again when the tables change."""
