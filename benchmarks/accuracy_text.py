@@ -105,7 +105,13 @@ ABOUT: dict[str, str] = {
 FITTED = """
     One thing in the cost model is fitted to measurements of whole engines: the default of the host's time, per step
     and per request in it, on the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR
-    --fit-host` repeats it). Everything in this table is validation."""
+    --fit-host` repeats it). Causes of errors were looked for in InferenceX's training half, in measured operators, and
+    in the runs of vLLM 0.15.1 and 0.23.0; in no other run of this table.
+
+    InferenceX's halves: of each model on each GPU, every second configuration (TP, expert parallelism, precision,
+    engine settings of the recipe) in the order of their hashes is for training, so that all lengths and numbers of
+    clients of a configuration are in one half. Results play no part.
+    """
 
 HONEST = (
     """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
