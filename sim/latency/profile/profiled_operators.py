@@ -173,7 +173,7 @@ class ProfiledOperators:
             return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
         model = self.model
         measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
-        rising = np.maximum.accumulate(self._measured_routed_ns(EXPERT_SIZES))
+        rising = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
         return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
 
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
