@@ -151,7 +151,21 @@ def read_model_config(path: Path) -> ModelSpec:
     dtype, source, unread = stored_format(loaded, values)
     if unread is not None:
         notes.append(unread)
-    return replace(_to_spec(_Config(values, file), path, notes), dtype=dtype, dtype_source=source)
+    spec = _to_spec(_Config(values, file), path, notes)
+    return replace(spec, dtype=dtype, dtype_source=source, truncates_sampling=_truncates_sampling(path))
+
+
+def _truncates_sampling(path: Path) -> bool:
+    """Whether the ``generation_config.json`` beside a config draws from the most probable tokens only, as vLLM reads
+    it: a ``top_p`` below 1, or a ``top_k``. False without such a file, or where it is none that can be read."""
+    try:
+        loaded = json.loads((path.parent / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(loaded, dict):
+        return False
+    top_p, top_k = loaded.get("top_p"), loaded.get("top_k")
+    return (isinstance(top_p, int | float) and 0 < top_p < 1) or (isinstance(top_k, int) and top_k > 0)
 
 
 def _refuse(values: Mapping[str, Any], file: str) -> None:
