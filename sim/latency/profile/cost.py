@@ -31,6 +31,7 @@ from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
 from sim.latency.profile.written import hash_of
+from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -60,16 +61,21 @@ class ProfileCost:
         expert_load_imbalance: float | None = None,
         without: frozenset[str] = frozenset(),
         fitted: Fitted | None = None,
+        sampling: str | None = None,
     ) -> None:
         """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run.
-        ``fitted``: factors of terms and host times, as found from measured runs."""
+        ``fitted``: factors of terms and host times, as found from measured runs. ``sampling``: as
+        ``latency.sampling``."""
         check_terms(without)
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
         self.fitted = fitted
         self._factor = _one if fitted is None else fitted.factor
         self._is_asynchronous = is_asynchronous(engine)
-        self.model = model
+        self.model, self._gpu = model, gpu
+        truncates = model.truncates_sampling if sampling is None else sampling == "top_p"
+        self._filter: Way | None = way_of(engine.vllm_version) if truncates else None
+        """How tokens are drawn from the most probable ones; None = they are not."""
         self.notes = found.notes
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
@@ -168,6 +174,8 @@ class ProfileCost:
         some = rows > 0
         sampling, overhead = np.where(some, self.operators.sampler_ns(rows), 0.0), np.where(some, STEP_NS, 0.0)
         head = self.operators.head_ns(rows) - sampling - overhead
+        if self._filter is not None:
+            sampling = sampling + filter_ns(self._filter, rows, self.model.vocab_size, self._gpu)
         terms = {"lm_head": head * self._factor("lm_head"), "sampling": sampling, "step_overhead": overhead}
         scale = self.time_scale / self.operators.pp
         terms = {name: times * scale for name, times in terms.items()}
@@ -189,8 +197,6 @@ class ProfileCost:
         return total
 
     def _rows_s(self, rows: Floats) -> Floats:
-        if self.fitted is None:
-            return self.operators.head_ns(rows) * self.time_scale / self.operators.pp / 1e9
         total: Floats = sum(self.row_terms_ns(rows).values(), np.zeros_like(rows)) / 1e9
         return total
 
@@ -378,6 +384,7 @@ class ProfileCost:
             "kv_cache_dtype": self.precision.kv,
             "tensor_parallel_size": self.operators.tp,
             "pipeline_parallel_size": self.operators.pp,
+            "sampling": "plain" if self._filter is None else f"top_p, {self._filter}",
             "host_overhead_ms": self.host_step_ns / 1e6,
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
             **({} if self.fitted is None else {"fit": self.fitted.describe()}),

@@ -20,7 +20,7 @@ from sim.latency.precision import Precision
 from sim.latency.profile.expert_routing import table_imbalance
 from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
-from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
+from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
 from sim.latency.profile.written import AnyProfile
@@ -353,8 +353,10 @@ class ProfiledOperators:
             if chunk is not None:
                 return np.maximum(mixed - chunk, LEAST_MIXED * alone)
         if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
-            self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
-            return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+            self.stand_ins["mixed_attention"] = "FlashAttention-2's mixed batches on another GPU, by their arithmetic"
+            ratio = mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+            read, flops = batch * contexts * self.kv_bytes_per_token(), self.precision.plain_flops
+            return alone * on_another_gpu(ratio, read, flops, self.device.memory_bandwidth_bytes_per_s)
         self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
