@@ -327,7 +327,8 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
     attempts = recorder.attempt_columns()
-    requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
+    interruptions = recorder.interruption_columns(attempts)
+    requests = _seen_by_clients(requests_of(attempts, workload, interruptions), gateway.client_overhead_ns)
     return RunRecord(
         workload=workload,
         requests=requests,
@@ -341,6 +342,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         gpus_per_replica=[deployment.gpus for _ in replicas],
         latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         drafts=recorder.drafts,
+        interruptions=interruptions,
         data_parallel_size=engine.data_parallel_size,
         reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
         terms=deployment.terms,

@@ -56,7 +56,7 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     samples = {**times.samples(), "itl": Samples(record.itl_ns, record.itl_weight)}
     good = good_requests(record, times, context.slo)
     classes, notes = class_verdicts(record, times, samples["itl"])
-    slo = slo_section(record, context.slo, samples, classes)
+    slo = slo_section(record, context.slo, samples, classes, good)
     counts = request_counts(record)
     if slo is not None and counts["completed"] < counts["submitted"]:
         left = counts["submitted"] - counts["completed"]
@@ -133,9 +133,13 @@ def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[s
     arrival, scheduled, end = columns["arrival_ns"], columns["scheduled_ns"], columns["end_ns"]
     present = (arrival >= 0) & (end >= arrival)
     left_queue = np.where(scheduled >= 0, scheduled, end)
+    again = record.interruptions
+    comings = np.concatenate([arrival[present], again["preempted_ns"]])
+    goings = np.concatenate([left_queue[present], again["left_ns"]])
     system = Presence.of(arrival[present], end[present], window)
-    waiting = Presence.of(arrival[present], left_queue[present], window)
+    waiting = Presence.of(comings, goings, window, num_requests=int(present.sum()))
     section: dict[str, Any] = {f"{name}_queue_ms": value for name, value in queue.statistics().items()}
+    section["mean_requeued_ms"] = _mean_ms(columns["requeued_ns"][columns["status"] == Status.COMPLETED])
     section["max_queue_ms"] = int(queue.values[-1]) / NS_PER_MS if queue.count else None
     section.update(
         {
@@ -151,6 +155,10 @@ def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[s
         }
     )
     return section
+
+
+def _mean_ms(column: IntColumn) -> float | None:
+    return exact_sum(column) / len(column) / NS_PER_MS if len(column) else None
 
 
 def _product(a: float | None, b: float | None) -> float | None:

@@ -124,7 +124,9 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
     if in_intervals:
         rows.pop()
     elif summary["request_goodput"] is not None:
-        rows.append(("Goodput", f"{number(summary['request_goodput'])} requests/s within their SLO"))
+        share = percent(summary["slo"]["attainment"])
+        words = f"{number(summary['request_goodput'])} requests/s within their SLO, {share} of the submitted"
+        rows.append(("Goodput", words))
     if (load := load_words(summary["load"])) is not None:
         rows.append(("Load", load))
     accelerator = (

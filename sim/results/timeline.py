@@ -19,6 +19,7 @@ import numpy as np
 from sim.results.columns import request_ids
 from sim.results.exposed import exposed_host_ns
 from sim.results.metrics import run_window
+from sim.results.phases import interruptions_by_row, phases
 from sim.results.record import RunRecord, Status
 from sim.results.series import binned
 
@@ -190,6 +191,7 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
     """Each request on the first free lane of its replica; its phases nest below it."""
     columns = {name: values[rows].tolist() for name, values in record.requests.items()}
     all_ids = request_ids(record)
+    again = interruptions_by_row(record, {*columns["row"]})
     lanes: dict[int, list[int]] = {}
     ends: dict[int, list[tuple[int, int]]] = {}
     order = sorted(range(len(rows)), key=lambda i: (columns["arrival_ns"][i], columns["row"][i]))
@@ -219,14 +221,10 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
             "dur": _us(end - arrival),
             "args": args,
         }
-        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, end, place)
-
-
-def _phases(scheduled: int, first_token: int, arrival: int, end: int, place: dict[str, int]) -> Iterator[Event]:
-    instants = [arrival, scheduled if scheduled >= 0 else end, first_token if first_token >= 0 else end, end]
-    for name, start, stop in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
-        if stop > start:
-            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
+        instants = (arrival, columns["scheduled_ns"][i], columns["first_token_ns"][i], end)
+        for name, start, stop in phases(*instants, again.get(columns["row"][i], ())):
+            if stop > start:
+                yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
 
 
 def _counters(record: RunRecord) -> Iterator[Event]:
