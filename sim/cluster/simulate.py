@@ -338,7 +338,8 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
     attempts = recorder.attempt_columns()
-    requests = _seen_by_clients(requests_of(attempts, workload), gateway)
+    interruptions = recorder.interruption_columns(attempts)
+    requests = _seen_by_clients(requests_of(attempts, workload, interruptions), gateway)
     return RunRecord(
         workload=workload,
         requests=requests,
@@ -356,6 +357,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
             "noise": deployment.noise.describe(),
         },
         drafts=recorder.drafts,
+        interruptions=interruptions,
         data_parallel_size=engine.data_parallel_size,
         reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
         terms=deployment.terms,

@@ -155,13 +155,13 @@ def read_model_config(path: Path) -> ModelSpec:
     if unread is not None:
         notes.append(unread)
     spec = _to_spec(_Config(values, file), path, notes)
-<<<<<<< HEAD
     return replace(
         spec,
         dtype=dtype,
         dtype_source=source,
         architecture=_architecture(loaded),
         vision=vision_spec(loaded, spec.hidden_size),
+        truncates_sampling=_truncates_sampling(path),
     )
 
 
@@ -169,8 +169,6 @@ def _architecture(root: Mapping[str, Any]) -> str:
     """vLLM's class of the whole model, where the config names one."""
     given = root.get("architectures")
     return given[0] if isinstance(given, list) and given and isinstance(given[0], str) else ""
-=======
-    return replace(spec, dtype=dtype, dtype_source=source, truncates_sampling=_truncates_sampling(path))
 
 
 def _truncates_sampling(path: Path) -> bool:
@@ -184,7 +182,6 @@ def _truncates_sampling(path: Path) -> bool:
         return False
     top_p, top_k = loaded.get("top_p"), loaded.get("top_k")
     return (isinstance(top_p, int | float) and 0 < top_p < 1) or (isinstance(top_k, int) and top_k > 0)
->>>>>>> dense
 
 
 def _refuse(values: Mapping[str, Any], file: str) -> None:

@@ -68,6 +68,8 @@ EAGER_OPERATOR_NS = 25_000
 LAYER_OPERATORS = 10
 MOE_OPERATORS = 4
 """Operators of a layer, and those that experts add."""
+LINK = "link"
+"""In place of a collective's implementation, where its time comes from the link's bandwidth."""
 ROUTER_KERNELS = 2
 """Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
 
@@ -88,6 +90,8 @@ class ProfiledOperators:
     """The GPUs that hold the experts of an MoE model."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
+    asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
+    """Operator and key of all that was asked for, and the key whose curves answered; None = a formula did."""
     predictor: Predictor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,11 +114,13 @@ class ProfiledOperators:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
+                self.asked[operator, key] = candidate
                 if candidate != key:
                     used = "/".join(str(candidate[place]) for place in dtype_places)
                     asked = "/".join(str(key[place]) for place in dtype_places)
                     self.stand_ins[operator] = f"{asked}: curves of {used}, scaled by the speed of light"
                 return self.predictor.times_ns(operator, key, at, like=candidate)
+        self.asked[operator, key] = None
         return None
 
     def _lacks(self, operator: str) -> InputError:
@@ -200,7 +206,9 @@ class ProfiledOperators:
     def _elementwise_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
         key: Key = (name, width)
         at = np.maximum(tokens, 1.0)
-        if self.predictor.has("elementwise", key):
+        has = self.predictor.has("elementwise", key)
+        self.asked["elementwise", key] = key if has else None
+        if has:
             times = self.predictor.times_ns("elementwise", key, at)
         else:
             least_us = (LAUNCH_NS + ELEMENTWISE_START_NS) / 1e3
@@ -244,6 +252,7 @@ class ProfiledOperators:
         the link's bandwidth."""
         gpus = num_gpus or self.tp
         passes = 2.0 if operator == "all_reduce" else 1.0
+        self.asked[operator, (LINK, gpus)] = None
         if self.link is not None:
             share = passes * (gpus - 1) / gpus
             return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
@@ -252,6 +261,9 @@ class ProfiledOperators:
             for implementation in ("custom", "nccl")
             if self.predictor.has(operator, (implementation, gpus))
         }
+        if known:
+            del self.asked[operator, (LINK, gpus)]
+        self.asked.update({(operator, (each, gpus)): (each, gpus) for each in known})
         if operator == "all_reduce" and len(known) == 2:
             return self._dispatched(payload, known["custom"], known["nccl"])
         if known:
@@ -303,7 +315,9 @@ class ProfiledOperators:
         """The sampler alone, of one row at least."""
         key: Key = (self.model.vocab_size,)
         at = np.maximum(rows, 1.0)
-        if self.predictor.has("sampling", key):
+        has = self.predictor.has("sampling", key)
+        self.asked["sampling", key] = key if has else None
+        if has:
             return self.predictor.times_ns("sampling", key, at)
         self.stand_ins["sampling"] = f"{SAMPLER_NS / 1e3:g} us and six passes over 32-bit logits"
         bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
