@@ -61,7 +61,7 @@ def simulate_cluster(
             loaded.scenario.workload,
             loaded.scenario.seed,
             loaded.base_dir,
-            engine.max_model_len_in_effect,
+            engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
@@ -342,7 +342,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
         drafts=recorder.drafts,
         data_parallel_size=engine.data_parallel_size,
-        reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
+        reserved_tokens_per_request=engine.max_model_len if engine.kv == "contiguous" else 0,
         terms=deployment.terms,
         notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,

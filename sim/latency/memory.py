@@ -26,7 +26,7 @@ from sim.latency.sliding_window import max_blocks_per_request
 from sim.latency.speculative_cost import draft_engine, load_draft_model
 
 if TYPE_CHECKING:
-    from sim.scenario.schema import EngineConfig
+    from sim.scenario.schema import EngineConfig, EngineSection
 
 SAMPLER_BYTES_PER_LOGIT = 38.4
 """The profiling pass samples with top-k and top-p: logits in 16 and 32 bits, the scaled copy, the sort's values, 64-bit
@@ -127,7 +127,7 @@ class _Stage:
         return pool - self.free
 
 
-def load_model_and_gpu(engine: EngineConfig, base_dir: Path | None = None) -> tuple[ModelSpec, GpuSpec]:
+def load_model_and_gpu(engine: EngineSection, base_dir: Path | None = None) -> tuple[ModelSpec, GpuSpec]:
     """The engine's model and GPU. Raises InputError with everything wrong about names, config and split."""
     problems: list[Problem] = []
     model: ModelSpec | None = None
@@ -156,7 +156,9 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
 
     ``num_gpu_blocks_override`` replaces the computed number, as in vLLM. Raises InputError for an
     unknown model or GPU, a split that vLLM refuses, or a model that does not fit (by how many GB,
-    and what would help). A pool smaller than one request of ``max_model_len`` is a note.
+    and what would help), or a pool smaller than one request of ``max_model_len``, as vLLM does
+    (``_check_enough_kv_cache_memory`` of ``v1/core/kv_cache_utils.py``, the null block kept back). Where
+    ``num_gpu_blocks_override`` says the pool, a small one is a note here, though vLLM refuses that too.
     """
     model, gpu = load_model_and_gpu(engine, base_dir)
     draft = load_draft_model(engine, base_dir)
@@ -169,6 +171,8 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     blocks = stage.blocks(engine.block_size) if override is None else override
     window = kept_window(engine, model, draft)
     largest = _blocks_of_longest(engine, window)
+    if override is None and blocks - 1 < largest:
+        raise InputError(_no_room_for_one(engine, model, gpu, stage, largest, window))
     memory = MemoryPlan(
         total_bytes=gpu.memory_bytes,
         requested_bytes=stage.requested,
@@ -192,7 +196,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     return PlannedEngine(model, gpu, draft, memory)
 
 
-def _split_problems(engine: EngineConfig, model: ModelSpec) -> list[Problem]:
+def _split_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
     problems = parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
     return problems + expert_problems(engine, model)
 
@@ -346,6 +350,20 @@ def _does_not_fit(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _
     return f"{lines}; would fit: {' or '.join(remedies)}"
 
 
+def _no_room_for_one(
+    engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: _Stage, largest: int, window: int | None
+) -> str:
+    """What one request of ``max_model_len`` needs, what there is, and what would help."""
+    block_bytes, blocks = stage.kv_per_token * engine.block_size, stage.blocks(engine.block_size) - 1
+    longest = (blocks if window is None else blocks - 1) * engine.block_size  # a window begins anywhere in a block
+    return (
+        f"engine.max_model_len: a request of {engine.max_model_len} tokens needs {largest * block_bytes / 1e9:.2f} GB "
+        f"of KV cache per GPU, and {model.name} leaves {blocks * block_bytes / 1e9:.2f} GB on {gpu.name} "
+        f"({blocks * engine.block_size} tokens): vLLM refuses to start; lower max_model_len to at most {longest}, "
+        "or raise gpu_memory_utilization or tensor_parallel_size"
+    )
+
+
 def _fits(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> bool:
     split = _split_problems(engine, model)
     if draft is not None:
@@ -398,9 +416,9 @@ def _notes(
             f"num_gpu_blocks_override {blocks} is more than the {stage.blocks(engine.block_size)} blocks that "
             f"{engine.gpu_name} has memory for"
         )
-    if engine.max_model_len > model.max_position_embeddings:
+    if engine.max_model_len > model.longest_context:
         notes.append(
-            f"max_model_len {engine.max_model_len} is beyond the {model.max_position_embeddings} positions of "
+            f"max_model_len {engine.max_model_len} is beyond the {model.longest_context} positions of "
             f"{model.name}: vLLM starts like this only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
         )
     return notes
