@@ -1,12 +1,14 @@
 """How far predictions are from real engines: every public measured set, predicted against measured.
 
     python -m benchmarks.accuracy [--data DIR] [--quick] [--jobs N] [--page docs/accuracy.md] [--check]
+    python -m benchmarks.accuracy [--data DIR] --only SET [--half training|validation|both] [--rows] [--check]
     python -m benchmarks.accuracy --profile A --profile B [--scenario FILE.yaml]
     python -m benchmarks.accuracy --data DIR --fit-host
 
 The first prints ``docs/accuracy.md``, and writes it with ``--page``. Without the data only single operators are scored.
-The second shows what two profiles predict of a scenario and which operator makes the difference, the third
-fits the time that the host takes on the half of one set that is kept for it.
+The second scores the sets whose name has ``SET`` in it (``InferenceX``, ``b200``, ``0.15.1``) and prints no page,
+with ``--rows`` the error of each run. The third shows what two profiles predict of a scenario and which operator makes
+the difference, the fourth fits the time that the host takes on the half of one set that is kept for it.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from datetime import date
 from pathlib import Path
 
 import sim
+from benchmarks.accuracy_experiment import Experiment
 from benchmarks.accuracy_host import fit_host
 from benchmarks.accuracy_operators import ProfileScore, operator_scores
 from benchmarks.accuracy_page import page, plain
+from benchmarks.accuracy_rows import row_lines, score_lines
 from benchmarks.accuracy_runs import Outcome, predict_all
 from benchmarks.accuracy_scores import MARGIN, scores
-from benchmarks.accuracy_sets import Experiment, read_sets
+from benchmarks.accuracy_sets import read_sets
+from benchmarks.accuracy_validated import write_validated
 from sim.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +38,7 @@ DATA = ROOT.parent / "shared" / "data"
 """Where the data files are looked for; a user gives ``--data``."""
 QUICK_EACH = 12
 """``--quick`` takes every so manyth experiment of a set."""
+HALVES = ("training", "validation", "both")
 DEFAULT_SCENARIO = ROOT / "scenarios" / "quickstart.yaml"
 
 
@@ -81,9 +87,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.accuracy", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help=f"folder of the measured sets (default {DATA.name})")
+    parser.add_argument("--only", metavar="SET", help="only sets whose name has this in it, without a page")
+    parser.add_argument(
+        "--half", choices=HALVES, default="both", help="with --only: training (to look for causes), validation, both"
+    )
+    parser.add_argument("--rows", action="store_true", help="with --only: the error of each run")
     parser.add_argument("--quick", action="store_true", help="a few experiments of each set, two profiles")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page there as well")
+    parser.add_argument(
+        "--write-validated", type=Path, metavar="FILE", help="write which kinds of run were measured, and their errors"
+    )
     parser.add_argument("--fit-host", action="store_true", help="fit the host's time on its training half instead")
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 where a bar is missed by more than its margin"
@@ -97,6 +111,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--jobs must be at least 1")
     if options.quick and options.page is not None:
         parser.error("--page needs all experiments, not --quick")
+    if options.only is None and (options.rows or options.half != "both"):
+        parser.error("--rows and --half need --only")
+    if options.only is not None and options.page is not None:
+        parser.error("--page needs all sets, not --only")
+    if options.write_validated is not None and (options.only is not None or options.quick):
+        parser.error("--write-validated needs all experiments, not --only or --quick")
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data {options.data}: there is no such folder")
     if options.page is not None and (options.page.is_dir() or not options.page.parent.is_dir()):
@@ -115,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fit_host:
         print(fit_host(sets.experiments, options.jobs))
         return 0
+    if options.only is not None:
+        return _only(sets.experiments, options)
     started = time.perf_counter()
     outcomes = predict_all(some(sets.experiments) if options.quick else sets.experiments, options.jobs)
     operators = operator_scores(quick=options.quick)
@@ -122,7 +144,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if options.page is not None:
         options.page.write_text(text, encoding="utf-8")
+    if options.write_validated is not None:
+        write_validated(outcomes, options.write_validated)
     failures = failed_checks(outcomes, operators, quick=options.quick) if options.check else []
+    for line in failures:
+        print(f"check: {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def chosen(experiments: Sequence[Experiment], name: str, half: str) -> list[Experiment]:
+    """Those of the sets whose name has ``name`` in it, of that half."""
+    return [
+        each
+        for each in experiments
+        if name.lower() in each.group.lower() and half in ("both", "training" if each.is_training else "validation")
+    ]
+
+
+def _only(experiments: Sequence[Experiment], options: argparse.Namespace) -> int:
+    some_of = chosen(experiments, options.only, options.half)
+    if not some_of:
+        names = ", ".join(dict.fromkeys(each.group for each in experiments)) or "none"
+        print(f"benchmarks.accuracy: no run of a set with {options.only!r} in its name; sets: {names}", file=sys.stderr)
+        return 2
+    outcomes = predict_all(some(some_of) if options.quick else some_of, options.jobs)
+    if options.rows:
+        print("\n".join(row_lines(outcomes)))
+        print()
+    for half, is_training in (("training", True), ("validation", False)):
+        print("\n".join(score_lines(scores(outcomes, training=is_training), half)))
+    failures = failed_checks(outcomes, (), quick=options.quick) if options.check else []
     for line in failures:
         print(f"check: {line}", file=sys.stderr)
     return 1 if failures else 0

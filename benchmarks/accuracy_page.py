@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.accuracy_experiment import Sets
 from benchmarks.accuracy_operators import KINDS, ProfileScore
 from benchmarks.accuracy_peers import ELSEWHERE, SERVINGSIM, SERVINGSIM_ERRORS, SERVINGSIM_SOURCE
 from benchmarks.accuracy_runs import Outcome
-from benchmarks.accuracy_scores import MARGIN, Score, scores, slices
-from benchmarks.accuracy_sets import METRICS, SOURCES, STATISTICS, Sets
+from benchmarks.accuracy_scores import LARGEST, MARGIN, SATURATED, Bar, Score, scores, slices
+from benchmarks.accuracy_sets import METRICS, SOURCES, STATISTICS
 from benchmarks.accuracy_text import ABOUT, FITTED, HONEST, flow
 from benchmarks.speed import markdown
 
@@ -33,13 +34,20 @@ def milliseconds(value: float) -> str:
 # --- tables ------------------------------------------------------------------------------------
 
 
+def bar_kind(bar: Bar) -> str:
+    """What of the errors a bar is for."""
+    if bar.statistic == LARGEST:
+        return "each run" if len(bar.keys) == 1 else "each of " + ", ".join(STATISTICS)
+    return "of the runs" if bar.statistic == SATURATED else bar.statistic
+
+
 def score_table(found: Sequence[Score]) -> str:
     """One row per set and metric."""
     rows: list[tuple[str, ...]] = [
         ("set", "metric", "experiments", "median error", "MAPE", "bias", "largest", "at most", "met")
     ]
     for each in found:
-        kind = "median" if len(each.bar.keys) == 1 else "each of " + ", ".join(STATISTICS)
+        kind = bar_kind(each.bar)
         rows.append(
             (
                 each.bar.group,
@@ -157,7 +165,7 @@ def page(sets: Sets, outcomes: Sequence[Outcome], operators: Sequence[ProfileSco
         parts.append(_set_section(group, [each for each in outcomes if each.experiment.group == group]))
     if sets.unscored:
         parts.append("## Not scored\n\n" + unscored_table(sets))
-    parts.append("## Data\n\n" + "\n".join(f"- `{name}`: {source}" for name, source in SOURCES.items()))
+    parts.append("## Data\n\n" + "\n".join(flow(f"- `{name}`: {source}", "  ") for name, source in SOURCES.items()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -197,8 +205,11 @@ def _peer_section() -> str:
 
 def _set_section(group: str, outcomes: Sequence[Outcome]) -> str:
     parts = [f"## {group}", flow(ABOUT.get(group, ""))]
-    if any(outcome.experiment.trace is not None for outcome in outcomes):
-        parts += [run_table(outcome) if not outcome.failure else f"Failed: {outcome.failure}" for outcome in outcomes]
+    if any(outcome.is_of_statistics for outcome in outcomes):
+        for outcome in outcomes:
+            if len(outcomes) > 1:
+                parts.append(f"{outcome.experiment.name}:")
+            parts.append(run_table(outcome) if not outcome.failure else f"Failed: {outcome.failure}")
     else:
         parts += [slice_table(outcomes, group), experiment_table(outcomes)]
     return "\n\n".join(part for part in parts if part)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.accuracy_sets import Experiment
+from benchmarks.accuracy_experiment import Experiment
 from sim.errors import InputError, SimulationError
 
 
@@ -21,6 +22,13 @@ class Outcome:
     experiment: Experiment
     predicted: dict[str, float] = field(default_factory=dict)
     failure: str = ""
+    is_saturated: bool = False
+    """Whether the run says of itself that more was offered than it served."""
+
+    @property
+    def is_of_statistics(self) -> bool:
+        """Whether end-to-end times were measured too, so that the run has a table of its own."""
+        return "mean_e2el_ms" in self.experiment.measured
 
     def error(self, key: str) -> float | None:
         """Predicted over measured, less 1."""
@@ -46,15 +54,39 @@ def predict(experiment: Experiment) -> Outcome:
     missing = [key for key in experiment.measured if summary[key] is None]
     if missing:
         return Outcome(experiment, failure=f"the run has no {', '.join(missing)}")
-    return Outcome(experiment, {key: float(summary[key]) for key in experiment.measured})
+    load = summary.get("load") or {}
+    return Outcome(
+        experiment,
+        {key: float(summary[key]) for key in experiment.measured},
+        is_saturated=bool(load.get("saturated")),
+    )
 
 
 def predict_all(experiments: Sequence[Experiment], jobs: int = 1) -> list[Outcome]:
-    """All of them, in order, in that many processes."""
+    """All of them, in order, in that many processes. Experiments of one scenario are simulated once."""
+    kinds: dict[str, Experiment] = {}
+    for each in experiments:
+        kinds.setdefault(_kind(each), each)
     if jobs == 1:
-        return list(_told(map(predict, experiments), len(experiments)))
+        return list(_told(_shared(experiments, map(predict, kinds.values())), len(experiments)))
     with ProcessPoolExecutor(jobs) as pool:
-        return list(_told(pool.map(predict, experiments), len(experiments)))
+        return list(_told(_shared(experiments, pool.map(predict, kinds.values())), len(experiments)))
+
+
+def _kind(experiment: Experiment) -> str:
+    """What a run depends on, and which figures of it are wanted."""
+    scenario = {key: value for key, value in experiment.scenario.items() if key != "name"}
+    return json.dumps([scenario, sorted(experiment.measured), experiment.trace], sort_keys=True)
+
+
+def _shared(experiments: Iterable[Experiment], outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """One outcome for each experiment, from one for each scenario in the order in which they first come."""
+    known: dict[str, Outcome] = {}
+    for each in experiments:
+        kind = _kind(each)
+        if kind not in known:
+            known[kind] = next(outcomes)
+        yield replace(known[kind], experiment=each)
 
 
 def _told(outcomes: Iterable[Outcome], count: int) -> Iterable[Outcome]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from benchmarks.accuracy_inferencex import GROUPS as INFERENCEX
+from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_sets import (
     LLAMA,
     MINIMAX,
@@ -68,6 +70,27 @@ ABOUT: dict[str, str] = {
         `bench/examples/configs/Qwen3-32B.json`, commit 9692a58), as `latency.link_bandwidth_gb_s` and
         `link_latency_us`. It is not fitted here. With IOMMU and ACS off they later measured on that machine what
         the built-in profile has (`profiler/perf/RTXPRO6000/hardware.yaml`).""",
+    QWEN_0230: """
+        vLLM 0.23.0 on one H100 with stock settings (`max_num_seqs` 1,024 and `max_num_batched_tokens` 8,192 on that
+        GPU), prompts of 986 tokens that share nothing, 128 tokens out, Poisson arrivals for 600 s; figures as the
+        client saw them.""",
+    LITE_0151: """
+        vLLM 0.15.1 under inference-perf at low load, 20 minutes each: stages of 2.5 and 6 requests/s (8x22B: 1).
+        Each of 45 users (8x22B: 23) repeats one prompt, so that all of it is cached from the second time on; prompts
+        have 1.047 tokens for each of system prompt and question, Llama-3.1-8B's outputs 0.956 of the stated length.
+        `max_num_seqs` 128, `max_model_len` 4,096, weights in BF16. TPOT is the runs' ITL, (E2E - TTFT) / (tokens
+        out - 1).""",
+    **dict.fromkeys(
+        INFERENCEX,
+        """
+        Rows of InferenceX, each with the settings of the recipe of its date. Each client sends its next request when
+        its last one ended, ten requests per client, all start at once; lengths uniform from 0.8 of the stated one.
+        What no recipe says is vLLM's default on that GPU (`max_num_seqs` 1,024, `max_num_batched_tokens` 8,192). Rows
+        with `dp` = TP and `moe_ep` = TP squared are TP with whole experts on each GPU: their recipes say nothing of
+        data parallelism, and their times are those of the other label. Llama's engine is not recorded; assumed is
+        0.11.0, the newest release of that day. Fused all-reduces, CUDA graphs of decodes only and streaming 20 tokens
+        at a time are not in the scenarios.""",
+    ),
 }
 
 FITTED = """

@@ -63,14 +63,17 @@ class Gateway:
         recorder: Recorder,
         progress: Progress | None = None,
         client_overhead_ns: int = 0,
+        late_ns: IntColumn | None = None,
     ) -> None:
-        """``client_overhead_ns``: how long an end takes to the client and the next request from there to the engine."""
+        """``client_overhead_ns``: how long an end takes to the client and the next request from there to the engine;
+        ``late_ns``: what it takes beside that, by row."""
         self.env = env
         self.workload = workload
         self.router = router
         self.max_model_len = max_model_len
         self.recorder = recorder
         self.client_overhead_ns = client_overhead_ns
+        self.late_ns = late_ns
         self.replicas: Sequence[Door] = ()
         self.num_ended = 0
         self.num_unsent = 0
@@ -114,10 +117,10 @@ class Gateway:
             if status is Status.CANCELLED:
                 self._abandon(child)
             else:
-                self._release(child)
+                self._release(child, request.row)
         if self._next_released < len(self.workload):
             row, self._next_released = self._next_released, self._next_released + 1
-            self._release(row)
+            self._release(row, request.row)
         if self.num_ended % PROGRESS_EVERY == 0:
             self._look_up(max(self.env.now, request.last_token_ns))
 
@@ -227,9 +230,9 @@ class Gateway:
         offsets = table.segment_offsets
         return zip(rows.tolist(), *columns, offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
 
-    def _release(self, row: int) -> None:
-        """Let ``row`` arrive after its think time: the end that it followed is now."""
-        think_ns = self.client_overhead_ns + int(self.workload.arrival_ns[row])
+    def _release(self, row: int, after: int) -> None:
+        """Let ``row`` arrive after its think time: the end of the row ``after``, which it followed, is now."""
+        think_ns = self._client_ns(after) + int(self.workload.arrival_ns[row])
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
@@ -341,12 +344,13 @@ class Gateway:
             class_name=info.name,
             class_index=class_index,
             deadline_ns=None if deadline_ns == NO_DEADLINE else arrival_ns + deadline_ns,
-            cancel_ns=NEVER if patience_ns is None else arrival_ns + self._patience_ns(patience_ns),
+            cancel_ns=NEVER if patience_ns is None else arrival_ns + max(patience_ns - self._client_ns(row), 1),
             expected_output_tokens=None if hint == NO_HINT else hint,
             session=str(session) if in_session else None,
             prefix_key=prefix_key,
         )
 
-    def _patience_ns(self, patience_ns: int) -> int:
-        """How long after its arrival an engine must be done for the last token to reach the client in time."""
-        return max(patience_ns - self.client_overhead_ns, 1)
+    def _client_ns(self, row: int) -> int:
+        """Between the client of ``row`` and the engine, there and back: so much sooner an engine must be done for its
+        last token to reach a client who leaves, and so much later the client hears of its end."""
+        return self.client_overhead_ns + (0 if self.late_ns is None else int(self.late_ns[row]))

@@ -106,8 +106,8 @@ def _simulate(
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
-    client_ns = deployment.client_overhead_ns
-    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, client_ns)
+    of_clients = (deployment.client_constant_ns, _late_ns(deployment, scenario.seed, workload))
+    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, *of_clients)
     # Ranks of a group form their batches of one instant in an order of their own.
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
@@ -289,15 +289,26 @@ def _check_nothing_lost(gateway: Gateway) -> None:
         raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
 
 
-def _seen_by_clients(requests: dict[str, IntColumn], overhead_ns: int) -> dict[str, IntColumn]:
-    """Tokens reach a client ``overhead_ns`` after an engine that got the request without delay would have made them.
+def _late_ns(deployment: Deployment, seed: int, workload: RequestTable) -> IntColumn | None:
+    """How late each request is, beside what all of them take; outputs of one prompt alike. None where none is."""
+    late = deployment.noise.client
+    if late is None or not len(workload):
+        return None
+    prompts = workload.prompt_numbers()
+    return late.draw(seed, int(prompts.max()) + 1)[prompts]
+
+
+def _seen_by_clients(requests: dict[str, IntColumn], gateway: Gateway) -> dict[str, IntColumn]:
+    """Tokens reach a client so much after an engine that got the request without delay would have made them.
 
     Shifting the way in as well would move every instant of the run alike, so both ways are put behind the tokens.
     """
-    if not overhead_ns:
+    if not gateway.client_overhead_ns and gateway.late_ns is None:
         return requests
+    late_ns = 0 if gateway.late_ns is None else gateway.late_ns[requests["row"]]
+    behind_ns = gateway.client_overhead_ns + late_ns
     shifted = {
-        name: np.where(requests[name] >= 0, requests[name] + overhead_ns, requests[name])
+        name: np.where(requests[name] >= 0, requests[name] + behind_ns, requests[name])
         for name in ("first_token_ns", "finish_ns", "end_ns")
     }
     return {**requests, **shifted}
@@ -327,7 +338,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
     attempts = recorder.attempt_columns()
-    requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
+    requests = _seen_by_clients(requests_of(attempts, workload), gateway)
     return RunRecord(
         workload=workload,
         requests=requests,
@@ -339,7 +350,11 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         block_size=engine.block_size,
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[deployment.gpus for _ in replicas],
-        latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
+        latency={
+            **deployment.cost.describe(),
+            "client_overhead_ms": deployment.client_overhead_ns / 1e6,
+            "noise": deployment.noise.describe(),
+        },
         drafts=recorder.drafts,
         data_parallel_size=engine.data_parallel_size,
         reserved_tokens_per_request=engine.max_model_len if engine.kv == "contiguous" else 0,

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sim.checks.all_checks import check_all
-from sim.errors import InputError
+from sim.errors import InputError, Problem
 from sim.explore.fit_case import Case, Floats
 from sim.explore.fit_parameters import Parameter, choose_parameters, rounded
 from sim.explore.fit_result import Fit
-from sim.explore.measured_run import RATES, MeasuredRun, read_run
+from sim.explore.measured_run import RATES, MeasuredRun, read_runs
 from sim.latency.build import build_step_cost
 from sim.latency.fitted import Fitted
 from sim.latency.gpus import load_gpu
@@ -82,16 +82,14 @@ def fit(
 
 
 def _cases(files: Sequence[str], scenarios: Sequence[AnyScenario], overrides: Sequence[str]) -> list[Case]:
-    problems, runs, loaded = [], [], []
+    problems: list[Problem] = []
+    runs: list[MeasuredRun] = []
+    loaded = []
     if not files:
         raise InputError("fit: give at least one measured run")
-    if len(scenarios) not in (1, len(files)):
-        raise InputError(
-            f"--scenario: give one, or one for each measured run in order: {len(scenarios)} for {len(files)} runs"
-        )
     for each in files:
         try:
-            runs.append(read_run(each))
+            runs += read_runs(each)
         except InputError as error:
             problems += error.problems
     for scenario in scenarios:
@@ -101,6 +99,10 @@ def _cases(files: Sequence[str], scenarios: Sequence[AnyScenario], overrides: Se
             problems += error.problems
     if problems:
         raise InputError(problems)
+    if len(scenarios) not in (1, len(runs)):
+        raise InputError(
+            f"--scenario: give one, or one for each measured run in order: {len(scenarios)} for {len(runs)} runs"
+        )
     each_loaded = loaded * len(runs) if len(loaded) == 1 else loaded
     _check_alike(loaded)
     cases = []

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisionSpec:
+    """The vision tower beside a decoder, as far as the memory plan needs it."""
+
+    parameters: int
+    values_per_image: int = 0
+    """Pixel values of one image as the tower takes it."""
+    tokens_per_image: int = 0
+    """Places in the prompt that one image takes; 0 = not known from the config."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A decoder-only transformer with grouped-query attention, dense or mixture-of-experts."""
 
@@ -43,6 +54,14 @@ class ModelSpec:
     """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
     dtype_source: str = ""
     """Where the config says so; empty for presets, whose checkpoints are bfloat16."""
+    architecture: str = ""
+    """vLLM's name of the model's class (``LlamaForCausalLM``); empty = not known."""
+    num_window_layers: int = 0
+    """Layers with a window where others have none; 0 where ``sliding_window`` says it of all."""
+    layer_window: int = 0
+    """The window of those layers."""
+    vision: VisionSpec | None = None
+    """The vision tower of a multimodal model."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about how the config was read."""
 

@@ -34,6 +34,7 @@ PLAIN_VALUES: Mapping[str, str] = MappingProxyType(
         "max_num_batched_tokens": "--max-num-batched-tokens",
         "block_size": "--block-size",
         "gpu_memory_utilization": "--gpu-memory-utilization",
+        "kv_cache_memory_bytes": "--kv-cache-memory-bytes",
         "num_gpu_blocks_override": "--num-gpu-blocks-override",
         "tensor_parallel_size": "--tensor-parallel-size",
         "pipeline_parallel_size": "--pipeline-parallel-size",

@@ -31,9 +31,11 @@ from sim.scenario.distributions import (
     ZipfLength,
 )
 from sim.scenario.hardware import GpuConfig
+from sim.scenario.noise_config import NoiseConfig
 from sim.scenario.types import (
     LARGEST,
     All2AllBackend,
+    Bytes,
     Flag,
     Fraction,
     Int,
@@ -327,6 +329,8 @@ class EngineSection(Strict):
     """Tokens per KV block; a multiple of 16 on NVIDIA GPUs."""
     gpu_memory_utilization: Fraction = 0.9
     """Share of the GPU's memory for weights, activations and KV cache together."""
+    kv_cache_memory_bytes: Bytes | None = None
+    """KV cache per GPU in bytes, in place of what ``gpu_memory_utilization`` leaves; null = that."""
     num_gpu_blocks_override: Annotated[int, Field(strict=True, ge=2, le=LARGEST), Whole] | None = None
     """KV blocks including vLLM's null block, so one less is usable; null = what the memory leaves."""
     max_model_len: PositiveInt | None = None
@@ -422,6 +426,14 @@ class LatencyConfig(Strict):
     client_overhead_ms: NonNegativeFloat | None = None
     """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
     for ``profile``, 0 otherwise."""
+    noise: (
+        Annotated[
+            Annotated[Literal["none"], Tag("name")] | Annotated[NoiseConfig, Tag("section")],
+            Discriminator(_name_or_section),
+        ]
+        | None
+    ) = None
+    """Chance in client times and step times, ``none``, or null = the defaults of the section."""
 
 
 class MeasureConfig(Strict):
