@@ -98,6 +98,7 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         max_num_seqs=scenario.engine.max_num_seqs,
         setup=_setup(scenario, deployment),
         capacity=partial(estimate_capacity, loaded, deployment),
+        whole_runs=_whole_runs(deployment),
         measure=Measure(scenario.measure.warmup_s, scenario.measure.until),
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
@@ -106,6 +107,31 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         steps=scenario.outputs.steps,
         wall_s=wall_s,
     )
+
+
+def _whole_runs(deployment: Deployment) -> dict[str, Any]:
+    """What measured runs say of predictions for this engine; empty where no model or GPU sets step times."""
+    from sim.latency.profile.library import profile_for_gpu
+    from sim.latency.validated import whole_runs
+
+    engine, described = deployment.engine, deployment.cost.describe()
+    if described["kind"] == "constant":
+        return {}
+    model = deployment.planned.model
+    found = whole_runs(
+        model.name,
+        is_moe=model.num_moe_layers > 0,
+        gpu=engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name,
+        dtype=str(described["dtype"]),
+        tp=engine.tensor_parallel_size,
+        version=engine.vllm_version,
+    )
+    if described["kind"] == "profile":
+        return found
+    # The sets were predicted from profiles: they say nothing of a roofline.
+    gpu = engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name
+    missing = "" if profile_for_gpu(gpu) else f", there is no measured profile of {gpu}"
+    return {"validated": False, "text": f"not validated: the step times are an estimate{missing}", "sets": []}
 
 
 def _price(deployment: Deployment) -> Price | None:

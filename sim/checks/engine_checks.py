@@ -23,6 +23,7 @@ LATENCY_KEYS = {
     "link_bandwidth_gb_s": ("roofline", "profile"),
     "link_latency_us": ("roofline", "profile"),
     "expert_load_imbalance": ("roofline", "profile"),
+    "sampling": ("profile",),
 }
 """Keys of ``latency`` and the kinds that read them."""
 

@@ -162,6 +162,7 @@ def read_model_config(path: Path) -> ModelSpec:
         dtype_source=source,
         architecture=_architecture(loaded),
         vision=vision_spec(loaded, spec.hidden_size),
+        truncates_sampling=_truncates_sampling(path),
     )
 
 
@@ -169,6 +170,19 @@ def _architecture(root: Mapping[str, Any]) -> str:
     """vLLM's class of the whole model, where the config names one."""
     given = root.get("architectures")
     return given[0] if isinstance(given, list) and given and isinstance(given[0], str) else ""
+
+
+def _truncates_sampling(path: Path) -> bool:
+    """Whether the ``generation_config.json`` beside a config draws from the most probable tokens only, as vLLM reads
+    it: a ``top_p`` below 1, or a ``top_k``. False without such a file, or where it is none that can be read."""
+    try:
+        loaded = json.loads((path.parent / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(loaded, dict):
+        return False
+    top_p, top_k = loaded.get("top_p"), loaded.get("top_k")
+    return (isinstance(top_p, int | float) and 0 < top_p < 1) or (isinstance(top_k, int) and top_k > 0)
 
 
 def _refuse(values: Mapping[str, Any], file: str) -> None:

@@ -50,6 +50,8 @@ class ModelSpec:
     """Three MLP matrices (gate, up, down) instead of two."""
     attention_bias: bool = False
     qk_norm: bool = False
+    truncates_sampling: bool = False
+    """Whether its ``generation_config.json`` sets ``top_p`` or ``top_k``: what requests get that state neither."""
     dtype: str = "bfloat16"
     """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
     dtype_source: str = ""

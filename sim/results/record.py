@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.interruptions import (
+    TURNING_COLUMNS,
+    Interrupted,
+    Turning,
+    interruptions_of,
+    no_interruptions,
+    requeued_ns,
+)
 from sim.workload.table import RequestTable
 
 IntColumn = npt.NDArray[np.int64]
@@ -126,6 +134,7 @@ REQUEST_COLUMNS = (
     "input_tokens",
     "end_ns",
     "attempts",  # how many there were
+    "requeued_ns",  # waited again after preemptions of the last attempt
 )
 """A request follows from its attempts and the workload."""
 
@@ -213,6 +222,7 @@ class Recorder:
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
         self.decodes = ColumnWriter(DECODE_COLUMNS)
         self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
+        self.turnings = ColumnWriter(TURNING_COLUMNS)
         self._gaps: list[int] = []
         """Gaps between tokens that are not merged yet, each followed by its weight."""
         self.add_gap = self._gaps.extend
@@ -226,6 +236,7 @@ class Recorder:
         self.steps.trim()
         self.decodes.trim()
         self.attempts.trim()
+        self.turnings.trim()
         if len(self._gaps) >= FLUSH_GAPS:
             self._flush_gaps()
 
@@ -263,6 +274,20 @@ class Recorder:
         self._flush_gaps()
         return self._merge()
 
+    def preempted(self, request: Interrupted, now_ns: int) -> None:
+        """A running request is preempted, and waits again."""
+        self.turnings.append((request.row, now_ns, Turning.PREEMPTED))
+
+    def resumed(self, request: Interrupted, now_ns: int) -> None:
+        """A preempted request is admitted again."""
+        request.is_catching_up = True
+        self.turnings.append((request.row, now_ns, Turning.RESUMED))
+
+    def caught_up(self, request: Interrupted, now_ns: int) -> None:
+        """A request that was preempted has its next token."""
+        request.is_catching_up = False
+        self.turnings.append((request.row, now_ns, Turning.CAUGHT_UP))
+
     def step_columns(self) -> dict[str, IntColumn]:
         """All steps by (instant, replica); once, at the end."""
         # Column by column: a run of a million requests has four million rows.
@@ -287,6 +312,10 @@ class Recorder:
         order = np.lexsort((columns["attempt"], columns["row"]))
         return {name: column[order] for name, column in columns.items()}
 
+    def interruption_columns(self, attempts: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
+        """``INTERRUPTION_COLUMNS``; once, at the end. ``attempts`` as from ``attempt_columns``."""
+        return interruptions_of(self.turnings.take_columns(), attempts)
+
     def end(self, attempt: AttemptRow, reason: str | None = None) -> None:
         """An attempt has ended; ``reason`` is why it was not completed."""
         self.attempts.append(attempt)
@@ -294,8 +323,11 @@ class Recorder:
             self.reasons[attempt.row] = reason
 
 
-def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> dict[str, IntColumn]:
-    """``REQUEST_COLUMNS`` of all requests with an attempt, by row; ``attempts`` as from ``attempt_columns``."""
+def requests_of(
+    attempts: Mapping[str, IntColumn], workload: RequestTable, interruptions: Mapping[str, IntColumn]
+) -> dict[str, IntColumn]:
+    """``REQUEST_COLUMNS`` of all requests with an attempt, by row; ``attempts`` as from ``attempt_columns``,
+    ``interruptions`` as from ``interruption_columns``."""
     row = attempts["row"]
     first = np.flatnonzero(np.append(True, row[1:] != row[:-1])) if len(row) else row
     last = np.append(first[1:], len(row))[: len(first)] - 1
@@ -310,6 +342,7 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
         "class_index": workload.class_index[chosen],
         "input_tokens": workload.input_tokens[chosen],
         "attempts": last - first + 1,
+        "requeued_ns": requeued_ns(chosen, of_last["scheduled_ns"], interruptions),
     }
     return {name: columns[name] for name in REQUEST_COLUMNS}
 
@@ -368,5 +401,7 @@ class RunRecord:
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     reserved_tokens_per_request: int = 0
     """Contiguous KV: places that each request takes for its tokens, however few they are."""
+    interruptions: dict[str, IntColumn] = field(default_factory=no_interruptions)
+    """``INTERRUPTION_COLUMNS``, by row and instant."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

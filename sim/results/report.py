@@ -22,6 +22,8 @@ METRIC_NAMES = {
     "e2el": "End-to-end latency",
 }
 NONE = "\N{EN DASH}"
+ALL_OF_IT = 0.9995
+"""A share that is told as the whole."""
 TABLE_STATISTICS = ("mean", "std", "p50", "p90", "p95", "p99")
 
 STYLE = """
@@ -220,6 +222,37 @@ def _overload(sentence: str) -> str:
     )
 
 
+def _about_errors(summary: dict[str, Any]) -> str:
+    """How wrong the step times are, one line each."""
+    lines = wording.error_words(summary["error"], summary["run"]["latency"])
+    return "".join(
+        f'<p class="note"><b>{escape(title.capitalize())}:</b> {escape(words)}</p>' for title, words in lines
+    )
+
+
+def _error_table(summary: dict[str, Any]) -> str:
+    """Every term of the step cost, what it stands on, and its error."""
+    terms = sorted(summary["error"]["terms"].items(), key=lambda item: -item[1]["seconds"])
+    rows = [
+        [
+            escape(name.replace("_", " ")),
+            number(term["seconds"]),
+            percent(term["share"]),
+            percent(term["error"]),
+            escape("; ".join(_part_words(part) for part in term["parts"])) or NONE,
+        ]
+        for name, term in terms
+        if term["seconds"] > 0
+    ]
+    head = ["term of the step", "seconds, all accelerators", "of the charged time", "off by", "stands on"]
+    return f"<h2>Errors of step times</h2>{table(head, rows)}" if rows else ""
+
+
+def _part_words(part: dict[str, Any]) -> str:
+    share = "" if part["share"] > ALL_OF_IT else f"{percent(part['share'])} "
+    return f"{share}{wording.KIND_WORDS[part['kind']]}: {part['what']}"
+
+
 def render_report(record: RunRecord, summary: dict[str, Any], context: RunContext) -> str:
     """The page. Every name that comes from the user is escaped."""
     run = summary["run"]
@@ -238,6 +271,7 @@ def render_report(record: RunRecord, summary: dict[str, Any], context: RunContex
         f"<style>{STYLE}</style></head><body><main><h1>{escape(context.name)}</h1>"
         + (f"<p>{escape(setup)}</p>" if setup else "")
         + f'<p class="sub">{sub}</p>'
+        + _about_errors(summary)
         + (f'<div class="card limit over">{_overload(overload)}</div>' if overload else "")
         + _tiles(summary)
         + f'<div class="card limit"><b>Bottleneck: {escape(name)}.</b> {escape(sentence)}</div>'
@@ -247,6 +281,7 @@ def render_report(record: RunRecord, summary: dict[str, Any], context: RunContex
         + _charts(record)
         + _tenant_table(summary)
         + _replica_table(summary)
+        + _error_table(summary)
         + (f"<h2>Notes</h2><div class='card'><ul>{notes}</ul></div>" if notes else "")
         + f"<details class='card'><summary>Scenario, every default written out</summary>"
         f"<pre>{escape(context.scenario_yaml or 'not known')}</pre></details>"

@@ -11,6 +11,7 @@ from sim.results import interval_tables
 from sim.results.bottleneck import bottleneck_words
 from sim.results.wording import (
     endings,
+    error_words,
     load_words,
     nice_number,
     number,
@@ -69,7 +70,11 @@ def _heading(console: Console, summary: dict[str, Any]) -> None:
         console.print(plain(setup))
     spent = f"in {nice_number(run['cpu_s'])} s of CPU" if run["cpu_s"] >= 0.005 else "at once"
     console.print(f"{nice_number(summary['duration'])} s simulated {spent}, {run['steps']:,} steps, seed {run['seed']}")
-    console.print(Text(f"step times: {source_of(run['latency'])}", style="yellow"))
+    about = _grid({"style": "yellow", "no_wrap": True}, {"style": "yellow", "overflow": "fold"})
+    about.show_header = False
+    for title, words in [("step times", source_of(run["latency"])), *error_words(summary["error"], run["latency"])]:
+        about.add_row(title, plain(words))
+    console.print(about)
     overload = overload_sentence(summary["load"])
     if overload is not None:
         console.print(Text(f"OVERLOAD: {overload}.", style="bold red"))
@@ -119,7 +124,9 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
     if in_intervals:
         rows.pop()
     elif summary["request_goodput"] is not None:
-        rows.append(("Goodput", f"{number(summary['request_goodput'])} requests/s within their SLO"))
+        share = percent(summary["slo"]["attainment"])
+        words = f"{number(summary['request_goodput'])} requests/s within their SLO, {share} of the submitted"
+        rows.append(("Goodput", words))
     if (load := load_words(summary["load"])) is not None:
         rows.append(("Load", load))
     accelerator = (

@@ -113,9 +113,17 @@ def _mean_gap_ms(record: RunRecord, times: RequestTimes, mine: Mask) -> float | 
 
 
 def slo_section(
-    record: RunRecord, limits: Limits | None, samples: Mapping[str, Samples | None], classes: Mapping[str, Any]
+    record: RunRecord,
+    limits: Limits | None,
+    samples: Mapping[str, Samples | None],
+    classes: Mapping[str, Any],
+    good: Mask | None,
 ) -> dict[str, Any] | None:
-    """The run's verdict: the scenario's limits on the whole run and, by class, the classes' own. None without any."""
+    """The run's verdict: the scenario's limits on the whole run and, by class, the classes' own. None without any.
+
+    ``attainment`` is the share of the submitted requests that meet their SLO (``good``): one that did not complete
+    misses it.
+    """
     if not limits and not classes:
         return None
     completed = int((record.requests["status"] == Status.COMPLETED).sum())
@@ -124,6 +132,7 @@ def slo_section(
     own = [index for index, info in enumerate(record.workload.classes) if info.slo and not limits]
     counts = request_counts(record, ~np.isin(record.requests["class_index"], own))
     _with_shares(verdict, limits or {}, counts)
+    verdict["attainment"] = None if good is None else _ratio(int(good.sum()), len(record.requests["row"]))
     verdict["classes"] = dict(classes)
     verdict["met"] = verdict["met"] and all(own["met"] for own in classes.values())
     return verdict
@@ -162,7 +171,7 @@ def tenants_section(
             "total_output_tokens": exact_sum(columns["output_tokens"][times.row[done]]),
             "request_throughput": counts["completed"] / duration_s if duration_s else None,
             "request_goodput": None if good_count is None or not duration_s else good_count / duration_s,
-            "goodput_share": None if good_count is None or not len(done) else _ratio(good_count, counts["submitted"]),
+            "goodput_share": None if good_count is None else _ratio(good_count, counts["submitted"]),
         }
         own_samples = samples if done.all() else times.samples(done)
         for metric in ("ttft", "tpot", "e2el"):

@@ -306,7 +306,7 @@ class EngineSection(Strict):
     ]
     """A GPU preset (``a100-80gb-sxm``), or a section with the figures of another."""
     vllm_version: Text = DEFAULT_VERSION
-    """The engine's version, 0.9.0 to 0.32.0: rules of defaults, memory and host time differ between versions.
+    """The engine's version, 0.9.0 to 0.32.0: rules of defaults, memory, host time and sampling differ.
     Scheduling decisions are those of 0.32.0 whatever it says."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that each layer is split over."""
@@ -423,6 +423,10 @@ class LatencyConfig(Strict):
     time_scale: PositiveFloat = 1.0
     """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Host
     and client times stay."""
+    sampling: Literal["plain", "top_p"] | None = None
+    """``profile``: how tokens are drawn. ``plain``: the most probable one, or from all of them; ``top_p``: from the
+    most probable ones (``top_p``, ``top_k``), for which vLLM 0.11.1 to 0.16 sorts all logits. null = as requests
+    that state nothing are drawn, by the model's ``generation_config.json``: ``top_p`` for Llama, Qwen and MiniMax."""
     client_overhead_ms: NonNegativeFloat | None = None
     """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
     for ``profile``, 0 otherwise."""

@@ -199,6 +199,17 @@ def segments(rng: Random, name: str) -> Document:
     return {"trace": {"path": str(path), "format": "mooncake"}}
 
 
+def noises(rng: Random) -> Document:
+    """Late clients, spells of slow steps that are shorter or longer than steps, or both."""
+    client = {"share": rng.choice([0.1, 1.0]), "mean_ms": rng.choice([0.001, 10.0, 300.0])}
+    step = {
+        "every_s": rng.choice([0.02, 0.3, 2.0]),
+        "for_s": rng.choice([0.001, 0.03, 0.5]),
+        "factor": rng.choice([1.0, 1.3, 4.0]),
+    }
+    return rng.choice([{"client": client}, {"step": step}, {"step": step}, {"client": client, "step": step}])
+
+
 # --- families ------------------------------------------------------------------------------------
 
 

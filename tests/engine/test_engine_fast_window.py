@@ -109,7 +109,8 @@ def outcome(scenario: dict[str, Any], acts: Sequence[Act], stepping: str) -> tup
         return stream.getvalue().splitlines(), str(error), None
     summary = build_summary(record, RunContext())
     summary["run"] = {key: value for key, value in summary["run"].items() if key not in ("cpu_s", "wall_s")}
-    return stream.getvalue().splitlines(), summary, {k: v.tolist() for k, v in record.requests.items()}
+    columns = {**record.requests, **{f"interruptions.{k}": v for k, v in record.interruptions.items()}}
+    return stream.getvalue().splitlines(), summary, {k: v.tolist() for k, v in columns.items()}
 
 
 def assert_equal(scenario: dict[str, Any], acts: Sequence[Act] = ()) -> None:

@@ -84,6 +84,7 @@ def make_record(class_slos: list[dict[str, float] | None] | None = None) -> RunR
     for name in ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns"):
         requests[name] = np.where(requests[name] >= 0, requests[name] * MS, NOT_YET)
     requests |= {"end_ns": requests["finish_ns"], "attempts": np.ones(len(rows), dtype=np.int64)}
+    requests["requeued_ns"] = np.zeros(len(rows), dtype=np.int64)
     # replica, scheduled, start, end, steps, running, waiting, prefills, prefill tokens, decodes, decode context,
     # prefill context, pairs, sampled, gpu, host, free, preempted, seats, last scheduled, free blocks x time up to it
     step_rows = [
@@ -126,6 +127,7 @@ def random_record(seed: int, num_requests: int = 40, replicas: int = 2) -> RunRe
         "class_index": rng.integers(0, 2, n),
         "input_tokens": rng.integers(10, 2000, n),
         "attempts": np.ones(n, dtype=np.int64),
+        "requeued_ns": np.zeros(n, dtype=np.int64),
     }
     requests["end_ns"] = requests["finish_ns"]
     per_replica = n * 5

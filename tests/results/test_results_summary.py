@@ -31,6 +31,7 @@ SECTIONS = [
     "kv",
     "preemptions",
     "utilization",
+    "error",
     "cost",
     "speculative",
     "slo",

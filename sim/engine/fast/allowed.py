@@ -22,7 +22,7 @@ from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler,
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "b5d889489bfbee190604f79e7506486e452dfa3c8b6cf7a20ec6bcd0ad3b93ad"
+FINGERPRINT = "29c04cac1c3d180d5dd40909d7fe814f94f9ccb056a7ceb6823988bee9b46f16"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (

@@ -90,6 +90,7 @@ class Member(Request):
         self.state = State.WAITING
         self.scheduled_ns = self.first_token_ns = self.last_token_ns = NEVER
         self.num_preemptions = self.num_cached_tokens = self.num_recomputed_tokens = 0
+        self.is_catching_up = False
         self.computed_spans = ()
         self.joined_at = NOT_A_MEMBER
         self.is_counted = False
@@ -325,6 +326,8 @@ class Cohort:
             else:
                 self.add_gap((now_ns - request.last_token_ns, 1))
             request.last_token_ns = now_ns
+            if request.is_catching_up:
+                self.recorder.caught_up(request, now_ns)
             if request.joined_at == NOT_A_MEMBER:
                 request.num_output_tokens += 1
                 request.num_tokens += 1
@@ -384,6 +387,7 @@ class Cohort:
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
         victim.num_preemptions += 1
+        self.recorder.preempted(victim, now_ns)
         self.waiting.put_back(victim, now_ns)
 
     def abort(self, request: Member) -> None:

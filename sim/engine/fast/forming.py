@@ -279,6 +279,7 @@ class Former(Cohort):
                 request.num_cached_tokens = computed
             if request.num_preemptions:
                 note_resumed(request, computed)
+                self.recorder.resumed(request, now_ns)
             if request.content.own_is_shared:
                 self.talkers.setdefault(request.content.own_id, []).append(request)
             request.num_computed_tokens = computed

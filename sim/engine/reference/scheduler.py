@@ -139,6 +139,8 @@ class Scheduler:
             else:
                 self.recorder.itl(now_ns - request.last_token_ns, 1)
             request.last_token_ns = now_ns
+            if request.is_catching_up:
+                self.recorder.caught_up(request, now_ns)
             if request.num_output_tokens >= request._stop_at_output_tokens:
                 finished.append(request)
         if num_usual_gaps:
@@ -306,6 +308,7 @@ class Scheduler:
         self.kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
         if request.num_preemptions:
             note_resumed(request, computed)
+            self.recorder.resumed(request, step.now_ns)
         request.num_computed_tokens = computed
         self.outstanding_tokens -= computed
         return num_new
@@ -374,6 +377,7 @@ class Scheduler:
         victim.num_output_placeholders = 0
         victim.num_known_tokens = victim.num_tokens
         victim.num_preemptions += 1
+        self.recorder.preempted(victim, now_ns)
         self.waiting.put_back(victim, now_ns)
         self._free(())
 

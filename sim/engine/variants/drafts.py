@@ -156,6 +156,8 @@ class SpeculativeScheduler(Scheduler):
             if num_new > 1:
                 self.recorder.itl(0, num_new - 1)
             request.last_token_ns = now_ns
+            if request.is_catching_up:
+                self.recorder.caught_up(request, now_ns)
             if request.num_output_tokens >= request._stop_at_output_tokens:
                 finished.append(request)
             elif not self.settings.async_scheduling:

@@ -20,8 +20,10 @@ from sim.latency.fitted import Fitted
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link
+from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
+from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
@@ -31,6 +33,7 @@ from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
 from sim.latency.profile.written import hash_of
+from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -60,16 +63,21 @@ class ProfileCost:
         expert_load_imbalance: float | None = None,
         without: frozenset[str] = frozenset(),
         fitted: Fitted | None = None,
+        sampling: str | None = None,
     ) -> None:
         """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run.
-        ``fitted``: factors of terms and host times, as found from measured runs."""
+        ``fitted``: factors of terms and host times, as found from measured runs. ``sampling``: as
+        ``latency.sampling``."""
         check_terms(without)
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
         self.fitted = fitted
         self._factor = _one if fitted is None else fitted.factor
         self._is_asynchronous = is_asynchronous(engine)
-        self.model = model
+        self.model, self._gpu = model, gpu
+        truncates = model.truncates_sampling if sampling is None else sampling == "top_p"
+        self._filter: Way | None = way_of(engine.vllm_version) if truncates else None
+        """How tokens are drawn from the most probable ones; None = they are not."""
         self.notes = found.notes
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
@@ -119,10 +127,13 @@ class ProfileCost:
 
     def _set_host(self, host_overhead_ms: float | None) -> None:
         host = self.profile.host
+        self._host_basis = ("estimate", UNMEASURED_ERROR, "the default host time, of one machine and version")
         if host_overhead_ms is not None:
             self.host_step_ns, self.host_request_ns = round(host_overhead_ms * 1e6), 0
+            self._host_basis = ("assumption", 0.0, "host_overhead_ms of the scenario")
         elif host is not None:
             self.host_step_ns, self.host_request_ns = host.step_ns, host.request_ns
+            self._host_basis = ("measured", UNMEASURED_ERROR, "host time, whose error the profile does not state")
         else:
             self.host_step_ns, self.host_request_ns = HOST_STEP_NS, HOST_REQUEST_NS
         if self.fitted is not None:
@@ -168,6 +179,8 @@ class ProfileCost:
         some = rows > 0
         sampling, overhead = np.where(some, self.operators.sampler_ns(rows), 0.0), np.where(some, STEP_NS, 0.0)
         head = self.operators.head_ns(rows) - sampling - overhead
+        if self._filter is not None:
+            sampling = sampling + filter_ns(self._filter, rows, self.model.vocab_size, self._gpu)
         terms = {"lm_head": head * self._factor("lm_head"), "sampling": sampling, "step_overhead": overhead}
         scale = self.time_scale / self.operators.pp
         terms = {name: times * scale for name, times in terms.items()}
@@ -189,8 +202,6 @@ class ProfileCost:
         return total
 
     def _rows_s(self, rows: Floats) -> Floats:
-        if self.fitted is None:
-            return self.operators.head_ns(rows) * self.time_scale / self.operators.pp / 1e9
         total: Floats = sum(self.row_terms_ns(rows).values(), np.zeros_like(rows)) / 1e9
         return total
 
@@ -371,13 +382,16 @@ class ProfileCost:
                 for name, kinds in sorted(profile.errors.items())
             },
             "stand_ins": dict(sorted(self.operators.stand_ins.items())),
+            "evidence": {**evidence(self.operators), "host": one_part(*self._host_basis)},
             "time_scale": self.time_scale,
             "notes": list(self.notes),
+            **({"scaled_from": profile.device.gpu} if self.operators.device.gpu != profile.device.gpu else {}),
             "model": self.model.name,
             "dtype": self.precision.weights,
             "kv_cache_dtype": self.precision.kv,
             "tensor_parallel_size": self.operators.tp,
             "pipeline_parallel_size": self.operators.pp,
+            "sampling": "plain" if self._filter is None else f"top_p, {self._filter}",
             "host_overhead_ms": self.host_step_ns / 1e6,
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
             **({} if self.fitted is None else {"fit": self.fitted.describe()}),
