@@ -62,7 +62,7 @@ def simulate_cluster(
             loaded.scenario.workload,
             loaded.scenario.seed,
             loaded.base_dir,
-            engine.max_model_len_in_effect,
+            engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
@@ -365,7 +365,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         drafts=recorder.drafts,
         interruptions=interruptions,
         data_parallel_size=engine.data_parallel_size,
-        reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
+        reserved_tokens_per_request=engine.max_model_len if engine.kv == "contiguous" else 0,
         terms=deployment.terms,
         notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,
