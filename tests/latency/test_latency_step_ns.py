@@ -77,9 +77,10 @@ def profiled_ns(cost: ProfileCost, shape: StepShape) -> int:
         num, tokens, window = shape.num_prefills, shape.num_prefill_tokens, cost._window
         pairs = min(shape.prefill_attention_pairs // 2, tokens * window)
         context = min(shape.prefill_context_tokens, tokens + num * window)
-        bound = max(cost._pair.ns(pairs), cost._context.ns(context) + cost._query.ns(tokens)) + cost._launch_ns
-        size = max(1, isqrt(2 * pairs // num))
-        ns += bound * line_at(cost._prefill_segments(num), size) >> SLOPE_BITS
+        attention = line_at(cost._prefill_segments(num), max(1, isqrt(2 * pairs // num)))
+        if shape.prefill_context_tokens > tokens:
+            attention = max(attention, line_at(cost._prior_segments(num), context))
+        ns += attention
     return ns + cost._swap.ns(shape.swap_bytes)
 
 
