@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +184,27 @@ def test_experts_keep_their_workspace() -> None:
         for name, tp in (("qwen3-30b-a3b", 1), ("mixtral-8x7b", 2))
     ]
     assert peaks == pytest.approx([2.68, 1.21], abs=0.01)
+
+
+def test_the_kernels_of_gpt_oss_keep_none(tmp_path: Path) -> None:
+    """vLLM 0.19 logs a peak of 2.87 GiB for gpt-oss-20b."""
+    config = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "num_hidden_layers": 24,
+        "hidden_size": 2880,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "intermediate_size": 2880,
+        "vocab_size": 201088,
+        "max_position_embeddings": 131072,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    plan = plan_memory(on_h100(model=str(tmp_path), dtype="int4"))
+    assert plan.activation_bytes / GIB == pytest.approx(2.87, abs=0.01)
 
 
 def test_a_72b_in_bfloat16_is_served_by_two_h100() -> None:
