@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sim.results.context import Price, RunContext
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
-    from sim.scenario.schema import Scenario
+    from sim.scenario.schema import ResolvedScenario, Scenario
     from sim.workload.table import RequestTable
 
 
@@ -144,7 +144,7 @@ def _price(deployment: Deployment) -> Price | None:
     return None if gpu.usd_per_hour is None else Price(gpu.usd_per_hour, f"the scenario's, for {gpu.name}")
 
 
-def _setup(scenario: Scenario, deployment: Deployment) -> dict[str, str | int]:
+def _setup(scenario: ResolvedScenario, deployment: Deployment) -> dict[str, str | int]:
     """What runs, in the scenario's own words; ``dtype: auto`` as it came out."""
     engine, cluster = scenario.engine, scenario.cluster
 
@@ -155,6 +155,9 @@ def _setup(scenario: Scenario, deployment: Deployment) -> dict[str, str | int]:
         "model": engine.model,
         "dtype": deployment.planned.model.dtype if engine.dtype == "auto" else engine.dtype,
         "kv_cache_dtype": engine.kv_cache_dtype,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
         "gpu": engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name,
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, Problem
+from sim.latency.context_length import context_lengths
 from sim.latency.model_spec import ModelSpec
 from sim.latency.stored_as import stored_format
 from sim.latency.vision_tower import vision_spec
@@ -224,6 +225,7 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
     window = _sliding_window(config, layers, notes)
     num_windowed = 0 if window is not None else _num_window_layers(values, layers)
+    longest, served = context_lengths(values)
     is_tied = config.flag("tie_word_embeddings", model_type in TIED_BY_DEFAULT)
     has_bias = config.flag("attention_bias", model_type in QKV_BIAS)
     if config.problems:
@@ -238,6 +240,8 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         intermediate_size=intermediate,
         vocab_size=vocab,
         max_position_embeddings=positions,
+        scaled_context=longest,
+        served_context=served,
         tie_word_embeddings=is_tied,
         sliding_window=window,
         num_experts=experts,

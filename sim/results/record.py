@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.gaps import Gaps, Weighted
 from sim.results.interruptions import (
     TURNING_COLUMNS,
     Interrupted,
@@ -30,10 +31,6 @@ NOT_YET = -1
 
 TRIM_ROWS = 1024
 """Rows of steps or requests kept as Python integers before they are packed."""
-FLUSH_GAPS = 1 << 18
-"""Gaps and weights kept before equal gaps are merged."""
-MERGE_VALUES = 1 << 20
-"""Distinct gaps kept in parts before the parts are merged."""
 
 
 class Status(IntEnum):
@@ -213,9 +210,9 @@ class DraftCounts:
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
-    def __init__(self, *, shape_columns: tuple[str, ...] = (), is_lockstep: bool = False) -> None:
+    def __init__(self, *, shape_columns: tuple[str, ...] = (), is_lockstep: bool = False, num_classes: int = 1) -> None:
         """``shape_columns``: further columns of steps, which are fields of ``StepShape``; ``is_lockstep``: they have
-        ``GROUP_COLUMNS`` too."""
+        ``GROUP_COLUMNS`` too. ``num_classes``: of requests, whose gaps between tokens are told apart."""
         self.shape_columns = shape_columns
         self.drafts: DraftCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
@@ -223,11 +220,8 @@ class Recorder:
         self.decodes = ColumnWriter(DECODE_COLUMNS)
         self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
         self.turnings = ColumnWriter(TURNING_COLUMNS)
-        self._gaps: list[int] = []
-        """Gaps between tokens that are not merged yet, each followed by its weight."""
-        self.add_gap = self._gaps.extend
-        """``itl`` for a pair of gap and weight, where a call more counts."""
-        self._merged: list[tuple[IntColumn, IntColumn]] = []
+        self.gaps = Gaps(num_classes)
+        """Between tokens."""
         self.reasons: dict[int, str] = {}
         """Why a request that was not completed was not, by row."""
 
@@ -237,42 +231,16 @@ class Recorder:
         self.decodes.trim()
         self.attempts.trim()
         self.turnings.trim()
-        if len(self._gaps) >= FLUSH_GAPS:
-            self._flush_gaps()
+        self.gaps.trim()
 
     def step(self, row: StepRow) -> None:
         """A step has ended. Those of one replica come in the order in which they were scheduled."""
         *columns, further = row
         self.steps.append((*columns, *further))
 
-    def itl(self, gap_ns: int, weight: int) -> None:
-        """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
-        self._gaps.extend((gap_ns, weight))
-
-    def itl_weighted(self, gaps_ns: IntColumn, weights: IntColumn) -> None:
-        """Distinct gaps, each with its own weight. The arrays are kept."""
-        self._merged.append((gaps_ns, weights))
-
-    def _flush_gaps(self) -> None:
-        """Equal gaps become one: the same batch takes the same time wherever and whenever it runs."""
-        if not self._gaps:
-            return
-        pairs = np.array(self._gaps, dtype=np.int64).reshape(-1, 2)
-        self._gaps.clear()
-        self._merged.append(merge_weights(pairs[:, 0], pairs[:, 1]))
-        if sum(len(values) for values, _ in self._merged) > MERGE_VALUES:
-            self._merged = [self._merge()]
-
-    def _merge(self) -> tuple[IntColumn, IntColumn]:
-        if not self._merged:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        values, weights = (np.concatenate(parts) for parts in zip(*self._merged, strict=True))
-        return merge_weights(values, weights)
-
     def itl_columns(self) -> tuple[IntColumn, IntColumn]:
-        """Every distinct gap so far, ascending, and how often it came."""
-        self._flush_gaps()
-        return self._merge()
+        """Every distinct gap between tokens so far, ascending, and how often it came."""
+        return self.gaps.of_all()
 
     def preempted(self, request: Interrupted, now_ns: int) -> None:
         """A running request is preempted, and waits again."""
@@ -360,17 +328,6 @@ def _order_of_scheduling(steps: dict[str, IntColumn]) -> IntColumn:
     return order
 
 
-def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
-    """Distinct ``values``, ascending, each with the sum of its ``weights``; none where that is 0."""
-    if not len(values):
-        return values, weights
-    order = np.argsort(values)
-    values, weights = values[order], weights[order]
-    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-    values, weights = values[starts], np.add.reduceat(weights, starts)
-    return (values, weights) if weights.all() else (values[weights != 0], weights[weights != 0])
-
-
 @dataclass(slots=True)
 class RunRecord:
     """A finished run, in integer nanoseconds, tokens and blocks. ``requests`` is sorted by row."""
@@ -381,6 +338,8 @@ class RunRecord:
     steps: dict[str, IntColumn]
     itl_ns: IntColumn
     itl_weight: IntColumn
+    itl_of_classes: list[Weighted]
+    """The same for each class of the workload."""
     reasons: dict[int, str]
     """Why a request that was not completed was not, by row."""
     num_gpu_blocks: list[int]

@@ -6,6 +6,7 @@ The same scenario and seed give the same bytes, but for ``TIMING_KEYS`` of the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,12 @@ from sim.results.speculative import speculative_section
 from sim.results.verdicts import (
     KvUse,
     class_verdicts,
+    groups_of,
+    groups_section,
     kv_use,
     replicas_section,
     request_counts,
     slo_section,
-    tenants_section,
 )
 
 TIMING_KEYS = ("cpu_s", "wall_s")
@@ -55,7 +57,8 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     times = RequestTimes.of(record)
     samples = {**times.samples(), "itl": Samples(record.itl_ns, record.itl_weight)}
     good = good_requests(record, times, context.slo)
-    classes, notes = class_verdicts(record, times, samples["itl"])
+    classes = class_verdicts(record, times)
+    notes = []
     slo = slo_section(record, context.slo, samples, classes, good)
     counts = request_counts(record)
     if slo is not None and counts["completed"] < counts["submitted"]:
@@ -78,7 +81,9 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
-    summary["tenants"] = tenants_section(record, times, samples, good, duration_s, classes)
+    of_groups = partial(groups_section, record, times, samples, good, duration_s, classes)
+    summary["tenants"] = of_groups(groups_of(record, by_tenant=True))
+    summary["classes"] = of_groups(groups_of(record, by_tenant=False))
     summary["replicas"] = replicas_section(record, step_rows, use)
     summary["run"] = _run(record, context, notes)
     return summary

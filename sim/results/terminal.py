@@ -20,6 +20,7 @@ from sim.results.wording import (
     plain,
     setup_words,
     source_of,
+    tables_of_groups,
 )
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def print_summary(summary: dict[str, Any], written: Sequence[Path] = (), file: T
             _intervals(console, summary["intervals"])
         else:
             console.print(_latencies(summary))
-        if len(summary["tenants"]) > 1:
+        for head, groups in tables_of_groups(summary):
             console.print()
-            console.print(_tenants(summary["tenants"]))
+            console.print(_groups(head, groups))
         if summary["slo"] is not None:
             console.print()
             console.print(_slo(summary["slo"]))
@@ -171,27 +172,27 @@ def _latencies(summary: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _tenants(tenants: dict[str, Any]) -> RenderableType:
+def _groups(head: str, groups: dict[str, Any]) -> RenderableType:
     right = {"justify": "right"}
-    heads = ("done", "of", "TTFT p95", "TPOT p95", "E2E p95", "good")
+    heads = ("done", "of", "TTFT p95", "TPOT p95", "ITL p99", "E2E p95", "good")
     table = _grid(
-        {"header": "tenant", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},
-        *({"header": head, **right} for head in heads),
+        {"header": head, "max_width": 16, "no_wrap": True, "overflow": "ellipsis"},
+        *({"header": each, **right} for each in heads),
     )
-    for name, entry in list(tenants.items())[:MAX_TENANTS]:
+    for name, entry in list(groups.items())[:MAX_TENANTS]:
         counts = entry["counts"]
-        latencies = (number(entry[f"p95_{metric}_ms"]) for metric in ("ttft", "tpot", "e2el"))
+        keys = ("p95_ttft_ms", "p95_tpot_ms", "p99_itl_ms", "p95_e2el_ms")
         done, of = f"{counts['completed']:,}", f"{counts['submitted']:,}"
-        table.add_row(plain(name), done, of, *latencies, percent(entry["goodput_share"]))
-    if len(tenants) > MAX_TENANTS:
-        table.add_row(f"and {len(tenants) - MAX_TENANTS} more")
+        table.add_row(plain(name), done, of, *(number(entry[key]) for key in keys), percent(entry["goodput_share"]))
+    if len(groups) > MAX_TENANTS:
+        table.add_row(f"and {len(groups) - MAX_TENANTS} more")
     return table
 
 
 def _slo(slo: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
-    words = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("not judged", "yellow")}
+    words = {True: ("met", "green"), False: ("MISSED", "bold red")}
     table = _grid(
         {"header": "SLO", "style": "bold"},
         {"header": "of", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},

@@ -95,6 +95,14 @@ def _by_kind(error: dict[str, Any]) -> str:
     return ", ".join(f"{percent(share)} {KIND_WORDS[kind]}" for kind, share in shares)
 
 
+def tables_of_groups(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What figures are shown by, with a word for it: tenants and classes, where there are several of them. Where both
+    have the same names they are one table."""
+    tables = [("tenant", summary["tenants"]), ("class", summary["classes"])]
+    shown = [(word, groups) for word, groups in tables if len(groups) > 1]
+    return shown[:1] if len(shown) == 2 and list(shown[0][1]) == list(shown[1][1]) else shown
+
+
 def endings(counts: dict[str, int]) -> str:
     """The requests that did not complete, by how they ended: ``3 rejected, 1 timed out``."""
     kinds = [each.name.lower() for each in Status if each is not Status.COMPLETED]

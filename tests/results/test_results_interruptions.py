@@ -147,3 +147,28 @@ def test_the_trace_shows_preemptions_among_the_phases() -> None:
     assert sum(event["name"] == "recompute" for event in events) == results.summary["preemptions"]["total"]
     whole = sum(event["dur"] for event in events) / 1000
     assert whole == pytest.approx(results.requests["e2el_ms"].sum())
+
+
+@pytest.mark.parametrize("speculative", [None, {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}])
+@pytest.mark.parametrize("stepping", ["fast", "reference"])
+def test_gaps_of_a_class_are_those_of_its_requests(stepping: str, speculative: Any) -> None:
+    """As many as its tokens but the first, and as long as from first token to last."""
+    classes = [
+        {
+            "name": name,
+            "requests": 30,
+            "arrival": {"process": "poisson", "rate": 10.0},
+            "input_tokens": {"dist": "fixed", "value": tokens},
+            "output_tokens": {"dist": "exponential", "mean": 30},
+        }
+        for name, tokens in (("short", 50), ("long", 900))
+    ]
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_model_len": 2048, "stepping": stepping}
+    if speculative is not None:
+        engine["speculative"] = speculative
+    record = sim.simulate({"name": "classes", "workload": {"classes": classes}, "engine": engine}).record
+    columns = record.requests
+    for index, (values, weights) in enumerate(record.itl_of_classes):
+        mine = columns["class_index"] == index
+        assert weights.sum() == (columns["output_tokens"][mine] - 1).sum()
+        assert (values * weights).sum() == (columns["finish_ns"] - columns["first_token_ns"])[mine].sum()

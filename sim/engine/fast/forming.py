@@ -75,8 +75,8 @@ class Former(Cohort):
         self.outstanding -= num_tokens
         self.latest = batch
         self.context += self.size
-        self.older_size, self.older_ones = self.newer_size, self.newer_ones
-        self.newer_size, self.newer_ones = self.size, ones
+        self.older_units, self.older_ones = self.newer_units, self.newer_ones
+        self.newer_units, self.newer_ones = self.units, ones
         for request in ones:
             self.join(request, batch)
         if self.talkers:

@@ -26,10 +26,9 @@ from sim.latency.precision import resolve_precision
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
-from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
+from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
 from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
-from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
 from sim.latency.profile.written import hash_of
@@ -107,17 +106,10 @@ class ProfileCost:
         self._mixed_times: list[Floats] = []
         """One layer's times at the knots, by batch from 1 on."""
         self._prefill: dict[int, Segments] = {}
+        self._prior: dict[int, Segments] = {}
         self._verify_pair = Rate(ops.pair_ns() * self._decode_layers)
         prefill_layers = 0.0 if "prefill_attention" in without else layers * self._factor("prefill_attention")
-        self._pair = Rate(ops.pair_ns() * prefill_layers)
-        self._context = Rate(ops.context_ns() * prefill_layers)
-        self._query = Rate(ops.query_ns() * prefill_layers)
-        self._launch_ns = round(LAUNCH_NS * prefill_layers)
-        self._bound = (
-            *(self._window, self._launch_ns, self._pair.multiplier, self._pair.shift),
-            *(self._context.multiplier, self._context.shift, self._query.multiplier, self._query.shift),
-        )
-        """The speed of light of prefill attention as plain numbers, which are read in one go."""
+        self._prefill_layers = prefill_layers
         self._swap = SwapTime(ops, gpu, 0.0 if "swap" in without else time_scale)
         if engine.preemption == "swap" and self._swap.stand_in is not None:
             ops.stand_ins["host_copy"] = self._swap.stand_in
@@ -226,33 +218,46 @@ class ProfileCost:
 
     def _decode_segments(self, batch: int) -> Segments:
         """All layers' decode attention of ``batch`` requests, by their context together."""
-        return self._segments(self._decode, self._decode_times, batch, self.operators.decode_attention_ns)
+        layer_ns = self.operators.decode_attention_ns
+        return self._segments(self._decode, self._decode_times, batch, layer_ns, self._decode_layers)
 
     def _mixed_segments(self, batch: int) -> Segments:
         """As ``_decode_segments``, for steps that hold prefill chunks too."""
-        return self._segments(self._mixed, self._mixed_times, batch, self.operators.mixed_decode_attention_ns)
+        layer_ns = self.operators.mixed_decode_attention_ns
+        return self._segments(self._mixed, self._mixed_times, batch, layer_ns, self._decode_layers)
+
+    def _prior_segments(self, batch: int) -> Segments:
+        """What ``batch`` chunks take at least for reading their context together: as decodes do."""
+        layer_ns = self.operators.decode_attention_ns
+        return self._segments(self._prior, self._decode_times, batch, layer_ns, self._prefill_layers)
 
     def _segments(
-        self, known: dict[int, Segments], times: list[Floats], batch: int, layer_ns: Callable[[int, Floats], Floats]
+        self,
+        known: dict[int, Segments],
+        times: list[Floats],
+        batch: int,
+        layer_ns: Callable[[int, Floats], Floats],
+        layers: float,
     ) -> Segments:
         """Of ``batch``, made from one layer's times; noise of the tables must not make a larger batch cheaper."""
         segments = known.get(batch)
         if segments is None:
             knots = np.minimum(np.array(self._knots, dtype=np.float64), self._window)
             while len(times) < batch:
-                rising = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
-                times.append(np.maximum(rising, times[-1]) if times else rising)
-            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * self._decode_layers)
+                longer = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
+                times.append(np.maximum(longer, times[-1]) if times else longer)
+            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * layers)
             known[batch] = segments
         return segments
 
     def _prefill_segments(self, batch: int) -> Segments:
-        """Multiple of the speed of light of ``batch`` chunks, in 2**-SLOPE_BITS, by the size of one."""
+        """All layers' attention of ``batch`` prompts without prior KV, by the tokens of one. A longer prompt takes no
+        less, whatever the tables say."""
         known = self._prefill.get(batch)
         if known is None:
-            knots = self._knots
-            multiples = self.operators.prefill_multiples(batch, np.array(knots, dtype=np.float64))
-            known = self._prefill[batch] = Segments([*knots, knots[-1] + 1], np.append(multiples, multiples[-1]) * ONE)
+            sizes = finer(self._knots)
+            times = rising(self.operators.prefill_ns(batch, np.array(sizes, dtype=np.float64)))
+            known = self._prefill[batch] = Segments(sizes, times * self._prefill_layers)
         return known
 
     def _decode_attention_ns(self, is_mixed: bool, num: int, context_tokens: int, verify_pairs: int) -> int:
@@ -279,27 +284,32 @@ class ProfileCost:
         return step_terms(self, columns)
 
     def _prefill_attention_ns(self, num: int, tokens: int, context: int, pairs: int) -> int:
-        """All layers' attention of ``num`` prefill chunks, as it is charged. No query sees more than the window."""
-        window, launch_ns, by_pair, pair_shift, by_context, context_shift, by_query, query_shift = self._bound
+        """All layers' attention of ``num`` prefill chunks, as it is charged. No query sees more than the window.
+
+        A chunk takes as long as the prompt without prior KV that has as many query-key pairs (512 tokens after 2,048
+        cached ones: one of 1,536), and at least what a decode takes to read its context. So one token after 100,000
+        cached ones is a decode, and a longer chunk is never cheaper.
+        """
         pairs >>= 1
-        if pairs > tokens * window:
-            pairs = tokens * window
-        if context > tokens + num * window:
-            context = tokens + num * window
-        arithmetic = pairs * by_pair >> pair_shift
-        traffic = (context * by_context >> context_shift) + (tokens * by_query >> query_shift)
-        bound = (arithmetic if arithmetic > traffic else traffic) + launch_ns
+        if pairs > tokens * self._window:
+            pairs = tokens * self._window
         segments = self._prefill.get(num) or self._prefill_segments(num)
-        return bound * segments.at(isqrt(2 * pairs // num) or 1) >> SLOPE_BITS
+        ns = segments.at(isqrt(2 * pairs // num) or 1)
+        if context > tokens:
+            if context > tokens + num * self._window:
+                context = tokens + num * self._window
+            prior = self._prior.get(num) or self._prior_segments(num)
+            return max(ns, prior.at(context))
+        return ns
 
     def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
         """``_prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
         pairs = np.minimum(pairs >> 1, tokens * self._window)
-        context = np.minimum(context, tokens + num * self._window)
-        sizes = np.maximum(whole_sqrt(2 * pairs // num), 1)
-        bound = np.maximum(self._pair.many_ns(pairs), self._context.many_ns(context) + self._query.many_ns(tokens))
-        times: IntColumn = (bound + self._launch_ns) * self._prefill_segments(num).many(sizes) >> SLOPE_BITS
-        return times
+        times = self._prefill_segments(num).many(np.maximum(whole_sqrt(2 * pairs // num), 1))
+        seen = np.minimum(context, tokens + num * self._window)
+        prior = np.where(context > tokens, self._prior_segments(num).many(seen), 0)
+        result: IntColumn = np.maximum(times, prior)
+        return result
 
     # -- the interface of StepCost ----------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
 from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
-from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
+from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
@@ -374,13 +374,12 @@ class ProfiledOperators:
         self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
-    def prefill_multiples(self, batch: int, chunks: Floats) -> Floats:
-        """How much longer than its speed of light the attention of ``batch`` prompts of each number of tokens takes."""
+    def prefill_ns(self, batch: int, chunks: Floats) -> Floats:
+        """One layer's attention of ``batch`` prompts of each number of tokens."""
         times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
-        context = batch * chunks
-        return times / self.prefill_bound_ns(causal_pairs(chunks, 0.0) * batch, context, context)
+        return times
 
     def pair_ns(self) -> float:
         """Speed of light of one query-key pair of one layer."""
@@ -398,11 +397,6 @@ class ProfiledOperators:
         """Speed of light of reading one token's query and writing its result in one layer."""
         traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
         return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
-
-    def prefill_bound_ns(self, pairs: Floats, context_tokens: Floats, tokens: Floats) -> Floats:
-        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from sums of steps."""
-        traffic = context_tokens * self.context_ns() + tokens * self.query_ns()
-        return np.maximum(pairs * self.pair_ns(), traffic) + LAUNCH_NS
 
 
 def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:
