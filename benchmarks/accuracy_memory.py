@@ -12,16 +12,18 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.memory_logs import CONFIGS, H100, PLANNER, START_LOGS, StartLog
+from sim.latency.engine_defaults import resolve_engine
 from sim.latency.memory import plan_memory
 from sim.latency.memory_plan import MemoryPlan
-from sim.scenario.schema import EngineConfig
+from sim.scenario.schema import EngineSection
 from sim.scenario.vllm_version import version_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +33,11 @@ GIB = 1 << 30
 SCORED_SINCE = (0, 17, 0)
 NEAR, NEAR_SHARE, FAR = 0.03, 0.9, 0.06
 GAVE = {
-    "Llama-3.1-8B tp1": "what graphs leave behind",
+    "Llama-3.1-8B tp1": "what graphs leave behind, cuBLAS",
     "Llama-3.1-8B tp4": "communicators since 0.17",
     "Qwen2.5-7B tp2": "communicators since 0.17",
+    "Qwen2.5-72B tp2": "the allocator's rounding",
+    "gemma-3-4b": "images of the pass",
 }
 """Rows of the planner's file that a figure of the plan was taken from."""
 
@@ -111,11 +115,16 @@ def memory_rows(data: Path = DATA) -> list[MemoryRow]:
 def planned(log: StartLog) -> MemoryRow:
     """The plan of that start's settings."""
     if not log.config:
-        return MemoryRow(log, plan_memory(EngineConfig(**log.engine, vllm_version=log.version)))
+        return MemoryRow(log, _plan({**log.engine, "vllm_version": log.version}))
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(log.config), encoding="utf-8")
         settings = {**log.engine, "model": folder, "vllm_version": log.version}
-        return MemoryRow(log, plan_memory(EngineConfig(**settings)))
+        return MemoryRow(log, _plan(settings))
+
+
+def _plan(settings: Mapping[str, Any]) -> MemoryPlan:
+    """The plan of an engine whose start says nothing of what vLLM then took by default."""
+    return plan_memory(resolve_engine(EngineSection(**settings))[0])
 
 
 def memory_scores(rows: Iterable[MemoryRow]) -> list[MemoryScore]:

@@ -148,7 +148,7 @@ def closed_loop(row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario
             "enable_prefix_caching": False,
             **engine,
         },
-        "latency": {"kind": "profile"},
+        "latency": {"kind": "profile", "sampling": "plain"},  # temperature 0, or in the host's fitted time
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }
 
@@ -298,6 +298,7 @@ def _replay(run: str, model: str, told: Mapping[str, Any]) -> Scenario:
             "max_model_len": 16384,
             "vllm_version": RTX_VERSION,
         },
-        "latency": {"kind": "profile", "client_overhead_ms": 0},  # the times are the engine's own
+        # the times are the engine's own, and its requests say nothing of top_p
+        "latency": {"kind": "profile", "client_overhead_ms": 0, "sampling": "plain"},
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }

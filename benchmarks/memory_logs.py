@@ -47,7 +47,7 @@ class StartLog:
 H100: Mapping[str, Any] = MappingProxyType({"gpu": "h100-sxm", "max_num_seqs": 1024, "max_num_batched_tokens": 8192})
 """What ``vllm serve`` takes by default on GPUs of 70 GiB or more other than A100; 256 and 2048 on all others."""
 PRO_6000: Mapping[str, Any] = MappingProxyType(
-    {"gpu": "rtx-pro-6000", "gpu_memory_utilization": 0.92, "max_num_seqs": 128}
+    {"gpu": "rtx-pro-6000", "gpu_memory_utilization": 0.92, "max_num_seqs": 128, "max_num_batched_tokens": 2048}
 )
 A100, A100_40, RTX_4090 = "a100-80gb-sxm", "a100-40gb-sxm", "rtx-4090"
 
@@ -259,6 +259,7 @@ START_LOGS = (
         },
         source=NOTES.format("460,496"),
         tokens=460_496,
+        gave="that the V2 runner's graphs are as the V1 runner's",
     ),
 )
 

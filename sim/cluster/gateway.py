@@ -100,11 +100,18 @@ class Gateway:
         self.is_acted_on = False
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
+        self._num_coming = 1
+        """Requests that will be sent after their think time, and 1 while some arrive by themselves."""
         self._is_dealt_out = False
         self._counted: CountedReplicas | None = None
         self._chosen = (-1, 0)
         """The prompt routed last, and its replica."""
         env.process(self._arrivals())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no request will arrive any more, and none is in a replica."""
+        return not self._num_coming and not any(each.num_running or each.num_waiting for each in self.replicas)
 
     def on_end(self, request: Request, status: Status) -> None:
         """A request has ended: release the one that waits for it.
@@ -211,6 +218,7 @@ class Gateway:
     def _arrivals(self) -> Generator[Event, Any, None]:
         """Requests that arrive by themselves, in order of their rows."""
         if self._is_dealt_out:
+            self._num_coming -= 1
             return
         env = self.env
         end = self._next_released if self.workload.closed_loop_concurrency is not None else len(self.workload)
@@ -222,6 +230,7 @@ class Gateway:
                 if arrival_ns > env.now:
                     yield At(env, arrival_ns - env.now, Turn.ARRIVAL)
                 self._arrive(fields)
+        self._num_coming -= 1
 
     def _rows(self, rows: IntColumn) -> Iterator[tuple[int, ...]]:
         """Rows of the workload as Python integers: the row itself, then ``ROW_FIELDS``, then its segments' range."""
@@ -242,7 +251,12 @@ class Gateway:
                 f"{IDLE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
             )
         arrival = At(self.env, think_ns, Turn.ARRIVAL + 1 + row)
-        arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
+        arrival.callbacks.append(lambda _: self._arrive_after_thought(row))
+        self._num_coming += 1
+
+    def _arrive_after_thought(self, row: int) -> None:
+        self._num_coming -= 1
+        self._arrive(next(self._rows(np.array([row]))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)

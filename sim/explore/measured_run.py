@@ -26,6 +26,7 @@ RATES = ("request_throughput", "output_throughput", "total_token_throughput", "d
 KEYS = tuple(f"{name}_{metric}_ms" for metric in METRICS for name in STATISTICS if name != "std") + RATES
 """Keys of a result of ``vllm bench serve`` that are fitted to, as far as a file has them."""
 COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
+"""What of a run's traffic a file says."""
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ def _of_result(file: str, called: str, which: str, result: dict[str, Any]) -> Me
             found[key] = float(value)
     if problems:
         raise InputError(problems[:20])
-    counts = {key: result[key] for key in COUNTS if type(result.get(key)) is int}
+    counts = {key: result[key] for key in (*COUNTS, "failed") if type(result.get(key)) is int}
     if has_no_starts(result):
         return _without_starts(file, called, which, result, found)
     if not found:

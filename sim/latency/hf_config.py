@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, Problem
+from sim.latency.context_length import context_lengths
 from sim.latency.model_spec import ModelSpec
 from sim.latency.stored_as import stored_format
 from sim.latency.vision_tower import vision_spec
@@ -161,6 +162,7 @@ def read_model_config(path: Path) -> ModelSpec:
         dtype_source=source,
         architecture=_architecture(loaded),
         vision=vision_spec(loaded, spec.hidden_size),
+        truncates_sampling=_truncates_sampling(path),
     )
 
 
@@ -168,6 +170,19 @@ def _architecture(root: Mapping[str, Any]) -> str:
     """vLLM's class of the whole model, where the config names one."""
     given = root.get("architectures")
     return given[0] if isinstance(given, list) and given and isinstance(given[0], str) else ""
+
+
+def _truncates_sampling(path: Path) -> bool:
+    """Whether the ``generation_config.json`` beside a config draws from the most probable tokens only, as vLLM reads
+    it: a ``top_p`` below 1, or a ``top_k``. False without such a file, or where it is none that can be read."""
+    try:
+        loaded = json.loads((path.parent / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(loaded, dict):
+        return False
+    top_p, top_k = loaded.get("top_p"), loaded.get("top_k")
+    return (isinstance(top_p, int | float) and 0 < top_p < 1) or (isinstance(top_k, int) and top_k > 0)
 
 
 def _refuse(values: Mapping[str, Any], file: str) -> None:
@@ -210,6 +225,7 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
     window = _sliding_window(config, layers, notes)
     num_windowed = 0 if window is not None else _num_window_layers(values, layers)
+    longest, served = context_lengths(values)
     is_tied = config.flag("tie_word_embeddings", model_type in TIED_BY_DEFAULT)
     has_bias = config.flag("attention_bias", model_type in QKV_BIAS)
     if config.problems:
@@ -224,6 +240,8 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         intermediate_size=intermediate,
         vocab_size=vocab,
         max_position_embeddings=positions,
+        scaled_context=longest,
+        served_context=served,
         tie_word_embeddings=is_tied,
         sliding_window=window,
         num_experts=experts,

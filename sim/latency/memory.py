@@ -16,7 +16,7 @@ from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.kv_groups import KvGroups, kv_groups
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
-from sim.latency.memory_refusal import does_not_fit
+from sim.latency.memory_refusal import does_not_fit, no_room_for_one
 from sim.latency.memory_rules import TOKENS_FROM_CONCURRENCY, memory_rules
 from sim.latency.memory_terms import activation_bytes, graph_bytes, non_torch_bytes
 from sim.latency.memory_weights import weights_bytes
@@ -29,12 +29,12 @@ from sim.latency.sliding_window import max_blocks_per_request
 from sim.latency.speculative_cost import draft_engine, load_draft_model
 
 if TYPE_CHECKING:
-    from sim.scenario.schema import EngineConfig
+    from sim.scenario.schema import EngineConfig, EngineSection
 
 __all__ = ["MemoryPlan", "PlannedEngine", "kept_window", "load_model_and_gpu", "plan_engine", "plan_memory"]
 
 
-def load_model_and_gpu(engine: EngineConfig, base_dir: Path | None = None) -> tuple[ModelSpec, GpuSpec]:
+def load_model_and_gpu(engine: EngineSection, base_dir: Path | None = None) -> tuple[ModelSpec, GpuSpec]:
     """The engine's model and GPU. Raises InputError with everything wrong about names, config and split."""
     problems: list[Problem] = []
     model: ModelSpec | None = None
@@ -62,8 +62,10 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     """Look up model, draft model and GPU of ``engine``, and plan the memory of one GPU and its KV blocks.
 
     ``kv_cache_memory_bytes`` is the pool itself and ``num_gpu_blocks_override`` replaces the computed number of blocks,
-    as in vLLM. Raises InputError for an unknown model or GPU, a split that vLLM refuses, or a model that does not fit
-    (by how many GB, and what would help). A pool smaller than one request of ``max_model_len`` is a note.
+    as in vLLM. Raises InputError for an unknown model or GPU, a split that vLLM refuses, a model that does not fit (by
+    how many GB, and what would help), or a pool smaller than one request of ``max_model_len``, as vLLM refuses it
+    (``_check_enough_kv_cache_memory`` of ``v1/core/kv_cache_utils.py``, the null block kept back). vLLM refuses such a
+    pool also where ``num_gpu_blocks_override`` says it; here that is a note.
     """
     model, gpu = load_model_and_gpu(engine, base_dir)
     draft = load_draft_model(engine, base_dir)
@@ -78,6 +80,9 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     blocks = stage.blocks(engine.block_size) if override is None else override
     window = kept_window(engine, model, draft)
     largest = _blocks_of_longest(engine, window)
+    of_longest = _shared_blocks_of_longest(engine, model, draft) or largest
+    if override is None and blocks - 1 < of_longest:
+        raise InputError(no_room_for_one(engine, model, gpu, stage, of_longest, window))
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
     memory = MemoryPlan(
@@ -96,7 +101,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         max_model_len=engine.max_model_len,
         sliding_window=window,
         max_blocks_per_request=largest,
-        blocks_of_longest=_shared_blocks_of_longest(engine, model, draft) or largest,
+        blocks_of_longest=of_longest,
         tokens_from_concurrency=rules.version >= TOKENS_FROM_CONCURRENCY,
         model_runner=rules.runner,
         vllm_version=engine.vllm_version,
@@ -110,7 +115,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     return PlannedEngine(model, gpu, draft, memory)
 
 
-def _split_problems(engine: EngineConfig, model: ModelSpec) -> list[Problem]:
+def _split_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
     problems = parallel_problems(model, engine.tensor_parallel_size, engine.pipeline_parallel_size)
     return problems + expert_problems(engine, model)
 
@@ -222,9 +227,10 @@ def _notes(
         longest = f"max_model_len {engine.max_model_len}"
         if window is not None:
             longest = f"the {largest * engine.block_size} of a window of {window} and the tokens that are in flight"
+        is_told = engine.num_gpu_blocks_override is not None
+        theirs = "itself refuses to start like this" if is_told else "keeps less for layers with a window"
         notes.append(
-            f"the KV cache holds {capacity} tokens, fewer than {longest}: longer requests "
-            "are rejected (vLLM itself refuses to start like this)"
+            f"the KV cache holds {capacity} tokens, fewer than {longest}: longer requests are rejected (vLLM {theirs})"
         )
     if blocks > max(stage.blocks(engine.block_size), MIN_BLOCKS):
         notes.append(
@@ -233,9 +239,9 @@ def _notes(
         )
     if engine.kv_cache_memory_bytes is not None and "gpu_memory_utilization" in engine.model_fields_set:
         notes.append("gpu_memory_utilization is without effect: kv_cache_memory_bytes is the KV cache")
-    if engine.max_model_len > model.max_position_embeddings:
+    if engine.max_model_len > model.longest_context:
         notes.append(
-            f"max_model_len {engine.max_model_len} is beyond the {model.max_position_embeddings} positions of "
+            f"max_model_len {engine.max_model_len} is beyond the {model.longest_context} positions of "
             f"{model.name}: vLLM starts like this only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
         )
     if model.vision is not None and not model.vision.tokens_per_image:

@@ -33,6 +33,9 @@ NVLINK_COMMUNICATOR_BYTES = 416 * MIB
 PCIE_COMMUNICATOR_BYTES = 96 * MIB
 """The same over PCIe, where custom all-reduce is off: 0-0.13 GiB by what vLLM logs."""
 
+WITHOUT_WORKSPACE = frozenset({"GptOssForCausalLM"})
+"""Models whose expert kernels allocate as they go."""
+
 HOPPER_CUBLAS_BYTES = 32 * MIB
 CUBLAS_BYTES = 8 * MIB
 """PyTorch's workspace for cuBLAS, taken from its own pool."""
@@ -96,8 +99,9 @@ def cublas_bytes(gpu: GpuSpec) -> int:
 def moe_workspace_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision) -> int:
     """The two buffers that fused experts keep (``TritonExperts.workspace_shapes``): each token's chosen experts, times
     the wider of hidden state and gate with up, and of hidden state and their product. Qwen3-30B-A3B at 8,192 tokens:
-    2 x 8,192 x 8 x 2,048 x 2 bytes = 0.5 GiB, which vLLM 0.19 logs beyond the sampler's peak."""
-    if not model.num_experts:
+    2 x 8,192 x 8 x 2,048 x 2 bytes = 0.5 GiB, which vLLM 0.19 logs beyond the sampler's peak. The kernels of gpt-oss
+    keep none: 2.87 GiB logged, which is the sampler's."""
+    if not model.num_experts or model.architecture in WITHOUT_WORKSPACE:
         return 0
     group = ExpertGroup.of(engine, model)
     split = 1 if engine.enable_expert_parallel else engine.tensor_parallel_size * group.dp

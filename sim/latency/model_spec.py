@@ -30,6 +30,10 @@ class ModelSpec:
     """Width of the MLP of a dense layer."""
     vocab_size: int
     max_position_embeddings: int
+    scaled_context: int | None = None
+    """Longest prompt plus output; None = ``max_position_embeddings``, which rope scaling may stretch."""
+    served_context: int | None = None
+    """The longest that vLLM serves without being told; None = ``longest_context``."""
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
     """Tokens that the attention of every layer looks back on; None = all of them, in all layers or in some."""
@@ -46,6 +50,8 @@ class ModelSpec:
     """Three MLP matrices (gate, up, down) instead of two."""
     attention_bias: bool = False
     qk_norm: bool = False
+    truncates_sampling: bool = False
+    """Whether its ``generation_config.json`` sets ``top_p`` or ``top_k``: what requests get that state neither."""
     dtype: str = "bfloat16"
     """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
     dtype_source: str = ""
@@ -60,6 +66,16 @@ class ModelSpec:
     """The vision tower of a multimodal model."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about how the config was read."""
+
+    @property
+    def longest_context(self) -> int:
+        """Longest prompt plus output that the model is made for."""
+        return self.scaled_context or self.max_position_embeddings
+
+    @property
+    def default_context(self) -> int:
+        """``max_model_len`` where nothing is said of it."""
+        return self.served_context or self.longest_context
 
     @property
     def num_moe_layers(self) -> int:

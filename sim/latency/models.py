@@ -158,7 +158,12 @@ def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positi
     )
 
 
-MODELS: dict[str, ModelSpec] = {model.name: model for model in _presets()}
+TRUNCATING = ("llama-", "qwen2.5-", "qwen3-", "minimax-")
+"""Families whose ``generation_config.json`` sets ``top_p`` or ``top_k`` (of Qwen2.5 the tuned models')."""
+
+MODELS: dict[str, ModelSpec] = {
+    model.name: replace(model, truncates_sampling=model.name.startswith(TRUNCATING)) for model in _presets()
+}
 """Presets by name: lower-case Hugging Face short names."""
 
 

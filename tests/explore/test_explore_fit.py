@@ -192,11 +192,52 @@ def test_places_and_values() -> None:
             assert parameter.value(parameter.place(value)) == pytest.approx(value)
 
 
-def test_other_traffic_is_noted(tmp_path: Path) -> None:
+def test_a_little_other_traffic_is_noted(tmp_path: Path) -> None:
     told = scenario()
-    content = result(measure(told, "constant", STEP)) | {"completed": 900}
+    content = result(measure(told, "constant", STEP)) | {"completed": 114}
     notes = sim.fit(write(tmp_path / "other.json", content), told).notes
-    assert any("completed is 900 there and 120 in the simulation" in note for note in notes)
+    assert any("completed is 114 there and 120 in the simulation" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workload.requests": 60}, "120 requests were measured, and the workload has 60 in"),
+        ({"workload.input_tokens.high": 900}, "input tokens a request were measured, and the workload has"),
+        ({"workload.output_tokens.low": 110}, "output tokens a request were measured, and the workload has"),
+        ({"workload.arrival.rate": 2.0}, "arrivals of the workload alone take"),
+        ({"workload.arrival.rate": 80.0}, "s with the best parameters in"),
+    ],
+)
+def test_other_traffic_is_refused(
+    tmp_path: Path, constant_run: str, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    path, out = write(tmp_path / "scenario.yaml", scenario()), tmp_path / "FIT.yaml"
+    sets = [part for key, value in change.items() for part in ("--set", f"{key}={value}")]
+    assert simrun("fit", constant_run, "--scenario", path, "--out", str(out), *sets) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "--save-detailed" in told.err, "the remedy"
+    assert told.out == ""
+    assert not out.exists()
+    # A file with requests brings its own traffic.
+    detailed = write(tmp_path / "detailed.json", bench(scenario()))
+    assert simrun("fit", detailed, "--scenario", path, "--out", str(out), *sets) == 0
+
+
+def test_latencies_that_nothing_explains_are_refused(tmp_path: Path) -> None:
+    told = scenario()
+    content = result(measure(told, "constant", STEP), ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"))
+    content["mean_tpot_ms"] *= 40
+    with pytest.raises(InputError, match="no parameters within their bounds come near this run"):
+        sim.fit(write(tmp_path / "odd.json", content), told)
+
+
+def test_failed_requests_count_as_sent(tmp_path: Path) -> None:
+    told = scenario()
+    content = result(measure(told, "constant", STEP)) | {"completed": 90, "failed": 30}
+    del content["total_input_tokens"], content["total_output_tokens"]
+    sim.fit(write(tmp_path / "failed.json", content), told)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -238,7 +279,7 @@ def test_command(tmp_path: Path, constant_run: str, capsys: pytest.CaptureFixtur
         ('{"mean_ttft_ms": -1, "p99_itl_ms": 2}', "mean_ttft_ms must be a number of 0 or more, found -1"),
         ('{"mean_ttft_ms": NaN, "p99_itl_ms": Infinity}', "none of the figures"),
         ('{"mean_ttft_ms": 4}\n{"mean_ttft_ms": "fast"}', "result 2 of 2 (--append-result): mean_ttft_ms must be"),
-        ('{"duration": 20.0}', "say nothing of any parameter"),
+        ('{"duration": 240.0}', "say nothing of any parameter"),
         ('{"record": "simrun-observe", "format": 1}\n{"end": true}\n', "no request completed"),
     ],
 )

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from engines import engine_config
 
 from sim.cli import main
 from sim.latency.memory import plan_memory
-from sim.scenario.schema import EngineConfig
 
 SCENARIO = """
 name: memory
@@ -64,7 +64,7 @@ def test_json_has_the_bytes(scenario: str, capsys: pytest.CaptureFixture[str]) -
     assert document["graph_bytes"] > 0
     assert document["formulas"] == ["activation_bytes", "non_torch_bytes", "graph_bytes"]
     plan = plan_memory(
-        EngineConfig(
+        engine_config(
             model="llama-3.1-8b",
             gpu="h100-sxm",
             max_num_seqs=1024,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +25,7 @@ LLAMA = MODELS["llama-2-7b"]
 
 
 def engine(model: str = "llama-2-7b", gpu: str = "a100-80gb-sxm", **settings_: Any) -> EngineConfig:
-    return EngineConfig(model=model, gpu=gpu, **settings_)
+    return engine_config(model=model, gpu=gpu, **settings_)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_blocks_are_what_the_memory_leaves() -> None:
 def on_h100(**settings_: Any) -> EngineConfig:
     """Llama-3.1-8B as ``vllm serve`` starts it on an H100."""
     defaults = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192, "vllm_version": "0.19.0"}
-    return EngineConfig(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **defaults, **settings_})
+    return engine_config(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **defaults, **settings_})
 
 
 def test_what_the_reserve_is_made_of() -> None:
@@ -180,6 +184,27 @@ def test_experts_keep_their_workspace() -> None:
         for name, tp in (("qwen3-30b-a3b", 1), ("mixtral-8x7b", 2))
     ]
     assert peaks == pytest.approx([2.68, 1.21], abs=0.01)
+
+
+def test_the_kernels_of_gpt_oss_keep_none(tmp_path: Path) -> None:
+    """vLLM 0.19 logs a peak of 2.87 GiB for gpt-oss-20b."""
+    config = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "num_hidden_layers": 24,
+        "hidden_size": 2880,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "intermediate_size": 2880,
+        "vocab_size": 201088,
+        "max_position_embeddings": 131072,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    plan = plan_memory(on_h100(model=str(tmp_path), dtype="int4"))
+    assert plan.activation_bytes / GIB == pytest.approx(2.87, abs=0.01)
 
 
 def test_a_72b_in_bfloat16_is_served_by_two_h100() -> None:
@@ -311,3 +336,27 @@ def test_more_memory_never_gives_fewer_blocks(utilization: float, more: float, s
 
 def test_eager_engines_keep_no_graphs() -> None:
     assert plan_memory(engine(enforce_eager=True)).num_gpu_blocks > plan_memory(engine()).num_gpu_blocks
+
+
+@pytest.mark.parametrize(
+    ("model", "settings_"),
+    [
+        ("llama-3.1-8b", {"max_model_len": 131072}),
+        ("mistral-7b", {"max_model_len": 32768, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.74}),
+    ],
+)
+def test_a_pool_below_the_longest_request_is_refused_with_a_length_that_fits(
+    model: str, settings_: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=r"engine\.max_model_len: a request of \d+ tokens needs") as caught:
+        plan_memory(engine(model, "rtx-4090", **settings_))
+    (fitting,) = re.findall(r"lower max_model_len to at most (\d+)", str(caught.value))
+    longest = {**settings_, "max_model_len": int(fitting)}
+    assert plan_memory(engine(model, "rtx-4090", **longest)).max_concurrency >= 1
+    with pytest.raises(InputError, match="max_model_len"):
+        plan_memory(engine(model, "rtx-4090", **{**longest, "max_model_len": int(fitting) + 17}))
+
+
+def test_a_small_pool_by_override_is_a_note() -> None:
+    plan = plan_memory(engine("llama-3.1-8b", num_gpu_blocks_override=100))
+    assert any("fewer than max_model_len 4096: longer requests are rejected" in note for note in plan.notes)

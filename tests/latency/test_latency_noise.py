@@ -145,3 +145,39 @@ def test_a_deployment_parts_the_mean() -> None:
     loaded = load(scenario({"client_overhead_ms": 1, "noise": {"client": {"share": 0.5, "mean_ms": 10}}})).scenario
     deployment = resolve_deployment(loaded.engine, loaded.latency)
     assert (deployment.client_overhead_ns, deployment.client_constant_ns) == (1_000_000, 0)
+
+
+SPELLS = {"every_s": 2.0, "for_s": 0.5, "factor": 2.0}
+
+
+def test_spells_make_steps_longer_now_and_then() -> None:
+    plain, noisy = (
+        sim.simulate(scenario({"kind": "constant", "step_s": 0.01, "noise": told}))
+        for told in ("none", {"step": SPELLS})
+    )
+    assert set(np.unique(noisy.record.itl_ns)) == {10_000_000, 20_000_000}
+    assert noisy.summary["mean_itl_ms"] == pytest.approx(10 + 10 * 0.5 / 2.5, rel=0.1)
+    assert plain.summary["p99_itl_ms"] == 10
+    assert noisy.summary["p99_itl_ms"] == 20
+    # Spells go on until the last request has ended, and no further.
+    assert noisy.summary["duration"] < 2 * plain.summary["duration"]
+
+
+def test_spells_come_to_each_replica_on_its_own() -> None:
+    told = scenario({"kind": "constant", "step_s": 0.01, "noise": {"step": SPELLS}})
+    one, two = (sim.simulate({**told, "cluster": {"replicas": count}}) for count in (1, 2))
+    slow = []
+    for results, index in ((one, 0), (two, 0), (two, 1)):
+        steps = results.record.steps
+        mine = (steps["replica"] == index) & (steps["gpu_ns"] > 10_000_000 * steps["num_steps"])
+        slow.append({int(at // 10**9) for at in steps["start_ns"][mine].tolist()})
+    assert slow[1] <= slow[0]
+    assert slow[1] != slow[2]
+
+
+def test_spells_do_not_keep_a_finished_run_alive() -> None:
+    """Long after the last arrival, in a closed loop that ends by time, and where nothing ever arrives."""
+    told = {"kind": "constant", "step_s": 0.01, "noise": {"step": {"every_s": 0.5, "for_s": 0.1, "factor": 3}}}
+    loop = {"arrival": {"process": "closed_loop", "concurrency": 2}, "duration_s": 5.0, "requests": None}
+    for more in ({"requests": 1}, loop, {"sessions": {"turns": 3, "think_time_s": 2.0}}):
+        assert sim.simulate(scenario(told, **more)).summary["completed"] > 0

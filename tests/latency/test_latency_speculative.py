@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost, build_work_model
@@ -24,7 +25,7 @@ def engine(k: int = 4, method: str | None = "draft_model", **more: Any) -> Engin
     if method is not None:
         draft = {"draft_model": "llama-3.2-1b"} if method == "draft_model" else {}
         settings["speculative"] = {"method": method, "num_speculative_tokens": k, **draft}
-    return EngineConfig(**settings)
+    return engine_config(**settings)
 
 
 def cost(config: EngineConfig, kind: str = "profile") -> SpeculativeCost:

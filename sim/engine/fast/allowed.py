@@ -22,7 +22,7 @@ from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler,
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "b5d889489bfbee190604f79e7506486e452dfa3c8b6cf7a20ec6bcd0ad3b93ad"
+FINGERPRINT = "99d3b51918d46332a07c3d991e6c5618ab18ae97d0517e3d08045ff889723054"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
