@@ -44,10 +44,10 @@ def whole_runs(
         for each in entries
         if each["gpu"] == gpu
         and (each["model_kind"] == "moe") is is_moe
-        and FORMATS.get(each["weights_dtype"], each["weights_dtype"]) == asked
+        and FORMATS.get(each["dtype"], each["dtype"]) == asked
     ]
     near.sort(key=lambda each: (each["model"] != model, not _is_version(each, version), -each["runs"], each["set"]))
-    same = [each for each in near if _is_version(each, version) and tp in each["tensor_parallel_sizes"]]
+    same = [each for each in near if _is_version(each, version) and tp in each["tensor_parallel"]]
     subject = f"{kind} models in {asked} on {gpu}"
     if same:
         return {"validated": True, "text": _figures(same[0]), "sets": [dict(each) for each in same]}
@@ -67,6 +67,6 @@ def _figures(entry: Entry) -> str:
     known = [f"{name} {entry[key]:.1%}" for name, key in FIGURES if entry[key] is not None]
     told = entry["vllm_version"]
     version = "a version not recorded" if told is None else f"vLLM {told}"
-    sizes = "/".join(str(size) for size in entry["tensor_parallel_sizes"])
+    sizes = "/".join(str(size) for size in entry["tensor_parallel"])
     runs = f"{entry['runs']} run{'' if entry['runs'] == 1 else 's'}"
     return f"{runs} of {entry['model']} (TP{sizes}, {version}) predicted within {', '.join(known)} in the median"
