@@ -33,9 +33,11 @@ GIB = 1 << 30
 SCORED_SINCE = (0, 17, 0)
 NEAR, NEAR_SHARE, FAR = 0.03, 0.9, 0.06
 GAVE = {
-    "Llama-3.1-8B tp1": "what graphs leave behind",
+    "Llama-3.1-8B tp1": "what graphs leave behind, cuBLAS",
     "Llama-3.1-8B tp4": "communicators since 0.17",
     "Qwen2.5-7B tp2": "communicators since 0.17",
+    "Qwen2.5-72B tp2": "the allocator's rounding",
+    "gemma-3-4b": "images of the pass",
 }
 """Rows of the planner's file that a figure of the plan was taken from."""
 

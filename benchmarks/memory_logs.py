@@ -259,6 +259,7 @@ START_LOGS = (
         },
         source=NOTES.format("460,496"),
         tokens=460_496,
+        gave="that the V2 runner's graphs are as the V1 runner's",
     ),
 )
 

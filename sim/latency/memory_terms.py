@@ -99,8 +99,8 @@ def cublas_bytes(gpu: GpuSpec) -> int:
 def moe_workspace_bytes(engine: EngineConfig, model: ModelSpec, precision: Precision) -> int:
     """The two buffers that fused experts keep (``TritonExperts.workspace_shapes``): each token's chosen experts, times
     the wider of hidden state and gate with up, and of hidden state and their product. Qwen3-30B-A3B at 8,192 tokens:
-    2 x 8,192 x 8 x 2,048 x 2 bytes = 0.5 GiB, which vLLM 0.19 logs beyond the sampler's peak. The kernels of gpt-oss keep
-    none: 2.87 GiB logged, which is the sampler's."""
+    2 x 8,192 x 8 x 2,048 x 2 bytes = 0.5 GiB, which vLLM 0.19 logs beyond the sampler's peak. The kernels of gpt-oss
+    keep none: 2.87 GiB logged, which is the sampler's."""
     if not model.num_experts or model.architecture in WITHOUT_WORKSPACE:
         return 0
     group = ExpertGroup.of(engine, model)
