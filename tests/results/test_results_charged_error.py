@@ -69,7 +69,7 @@ def run(**engine: Any) -> dict[str, Any]:
             "input_tokens": {"dist": "fixed", "value": 300},
             "output_tokens": {"dist": "fixed", "value": 40},
         },
-        "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm", **engine},
+        "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_model_len": 4096, **engine},
     }
     return sim.simulate(scenario).summary
 
