@@ -90,11 +90,8 @@ def _path(name: str, base_dir: Path | None) -> Path:
         looked = " and ".join(dict.fromkeys(str(path.absolute()) for path in places))
         raise InputError(f"latency.profile: no profile file {name!r}; looked for {looked}")
     close = spelled_alike(name, builtin_names())
-    hint = (
-        f"; did you mean {' or '.join(map(repr, close))}?"
-        if close
-        else f"; built in are {', '.join(builtin_names()) or 'none'}"
-    )
+    known = ", ".join(builtin_names()) or "none"
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; built in are {known}"
     raise InputError(f"latency.profile: no profile {name!r}{hint}")
 
 
