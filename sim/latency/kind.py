@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 CLIENT_OVERHEAD_MS = 6.0
 """HTTP, tokenisation of a prompt of about a thousand tokens, three hops between processes, detokenisation. To the
-millisecond what TTFT lacks in nine runs of dense models below saturation (vLLM 0.15.1 and 0.23.0, two clients, three
-GPUs), wherever it was short by 1.2 to 2.4 ms with 4."""
+millisecond what TTFT lacks in eight runs of dense models below saturation (vLLM 0.15.1 and 0.23.0, two clients, three
+GPUs): it was short by 1.2 to 2.3 ms with 4, by 4.5 ms at the highest rate."""
 
 
 def latency_kind(gpu: str | GpuConfig, latency: LatencyConfig) -> Literal["roofline", "constant", "profile"]:
