@@ -21,6 +21,9 @@ TITLES = {"llama-3.1-70b": "Llama-3.1-70B FP8", "minimax-m2.5": "MiniMax-M2.5 FP
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm"}
 UNKNOWN_VERSION = "0.11.0"
 """Of the rows of 2025-10-29, whose version is not recorded: the newest release then."""
+KV_AS_MEASURED = {("llama-3.1-70b", "h100-sxm"): "auto"}
+"""Where requests queued as with another KV cache than the recipe's: at TP 2 and 64 clients of 8,192 tokens for 59 s,
+which FP8 (10 s) does not explain and 16 bits (56 s) do. On H200 and B200 FP8 explains the queues."""
 NO_FILES = {"report": False, "trace": False, "requests": False, "steps": False}
 
 
@@ -119,6 +122,9 @@ def scenario_of(row: Row, recipe: Recipe) -> Scenario:
     """Ten requests per client, all clients at once, lengths uniform from 0.8 of the stated one."""
     isl, osl, clients = (int(row[key]) for key in ("isl", "osl", "concurrency"))
     settings = engine_settings(recipe, isl, osl, clients)
+    model, gpu = MODELS[row["model"]], GPUS[row["system"]]
+    if (model, gpu) in KV_AS_MEASURED:
+        settings["kv_cache_dtype"] = KV_AS_MEASURED[model, gpu]
     return {
         "name": _name(row),
         "workload": {
@@ -128,8 +134,8 @@ def scenario_of(row: Row, recipe: Recipe) -> Scenario:
             "output_tokens": _uniform(osl),
         },
         "engine": {
-            "model": MODELS[row["model"]],
-            "gpu": GPUS[row["system"]],
+            "model": model,
+            "gpu": gpu,
             "vllm_version": row["backend_version"] or UNKNOWN_VERSION,
             "tensor_parallel_size": int(row["tp"]),
             "dtype": row["precision"],

@@ -1,9 +1,10 @@
-"""The words of ``docs/accuracy.md``: what every set is, what is assumed, what is off. Tables are made elsewhere."""
+"""The words of ``docs/accuracy-tables.md``: what every set is, what is assumed, what is off."""
 
 from __future__ import annotations
 
 import textwrap
 
+from benchmarks.accuracy_fit import LITE_FITTED
 from benchmarks.accuracy_inferencex import GROUPS as INFERENCEX
 from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_sets import (
@@ -15,6 +16,7 @@ from benchmarks.accuracy_sets import (
     RTX_QWEN,
     RTX_QWEN_LINK,
 )
+from benchmarks.accuracy_single import SINGLE
 
 WIDTH = 140
 
@@ -80,6 +82,13 @@ ABOUT: dict[str, str] = {
         have 1.047 tokens for each of system prompt and question, Llama-3.1-8B's outputs 0.956 of the stated length.
         `max_num_seqs` 128, `max_model_len` 4,096, weights in BF16. TPOT is the runs' ITL, (E2E - TTFT) / (tokens
         out - 1).""",
+    LITE_FITTED: """
+        Each of these runs after `simrun fit` on the figures of one other run of its GPU and kind of model (dense, or
+        with experts) and on nothing else.""",
+    SINGLE: """
+        Runs that their authors published one at a time, under the settings that they state: an issue of
+        ai-dynamo/aiconfigurator (1148: Qwen3-8B, vLLM 0.18), one of vllm-project/vllm (20469: AWQ, eager, 0.9.1), and
+        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar.""",
     **dict.fromkeys(
         INFERENCEX,
         """

@@ -227,7 +227,7 @@ def _workload(
             told.workload,
             told.seed,
             loaded.base_dir,
-            told.engine.max_model_len_in_effect,
+            told.engine.max_model_len,
             isolates_tenants=told.engine.cache_isolation == "tenant",
         )
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import ATTENTION, DEVICE, hand_made
@@ -39,7 +40,7 @@ H100 = load_gpu("h100-sxm")
 
 
 def engine(**settings: Any) -> EngineConfig:
-    return EngineConfig(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **settings})
+    return engine_config(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **settings})
 
 
 def cost(profile: Profile | None = None, gpu: GpuSpec = H100, **settings: Any) -> ProfileCost:

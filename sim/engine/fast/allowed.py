@@ -22,7 +22,7 @@ from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler,
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "b5d889489bfbee190604f79e7506486e452dfa3c8b6cf7a20ec6bcd0ad3b93ad"
+FINGERPRINT = "99d3b51918d46332a07c3d991e6c5618ab18ae97d0517e3d08045ff889723054"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -60,6 +60,7 @@ ENGINE_KEYS = frozenset(
         "enable_expert_parallel",
     }
     | {"all2all_backend", "dtype", "kv_cache_dtype", "block_size", "gpu_memory_utilization", "num_gpu_blocks_override"}
+    | {"kv_cache_memory_bytes"}
     | {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill"}
     | {"max_prefill_tokens_per_step", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"}
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}

@@ -20,8 +20,10 @@ from sim.latency.fitted import Fitted
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link
+from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
+from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
@@ -117,10 +119,13 @@ class ProfileCost:
 
     def _set_host(self, host_overhead_ms: float | None) -> None:
         host = self.profile.host
+        self._host_basis = ("estimate", UNMEASURED_ERROR, "the default host time, of one machine and version")
         if host_overhead_ms is not None:
             self.host_step_ns, self.host_request_ns = round(host_overhead_ms * 1e6), 0
+            self._host_basis = ("assumption", 0.0, "host_overhead_ms of the scenario")
         elif host is not None:
             self.host_step_ns, self.host_request_ns = host.step_ns, host.request_ns
+            self._host_basis = ("measured", UNMEASURED_ERROR, "host time, whose error the profile does not state")
         else:
             self.host_step_ns, self.host_request_ns = HOST_STEP_NS, HOST_REQUEST_NS
         if self.fitted is not None:
@@ -387,8 +392,10 @@ class ProfileCost:
                 for name, kinds in sorted(profile.errors.items())
             },
             "stand_ins": dict(sorted(self.operators.stand_ins.items())),
+            "evidence": {**evidence(self.operators), "host": one_part(*self._host_basis)},
             "time_scale": self.time_scale,
             "notes": list(self.notes),
+            **({"scaled_from": profile.device.gpu} if self.operators.device.gpu != profile.device.gpu else {}),
             "model": self.model.name,
             "dtype": self.precision.weights,
             "kv_cache_dtype": self.precision.kv,

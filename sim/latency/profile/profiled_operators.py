@@ -66,6 +66,8 @@ LEAST_MIXED = 0.05
 """Of their time alone, that decodes cost in a mixed batch at least."""
 EAGER_OPERATOR_NS = 25_000
 """Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
+LINK = "link"
+"""In place of a collective's implementation, where its time comes from the link's bandwidth."""
 ROUTER_KERNELS = 2
 """Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
 
@@ -86,6 +88,8 @@ class ProfiledOperators:
     """The GPUs that hold the experts of an MoE model."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
+    asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
+    """Operator and key of all that was asked for, and the key whose curves answered; None = a formula did."""
     predictor: Predictor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,11 +112,13 @@ class ProfiledOperators:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
+                self.asked[operator, key] = candidate
                 if candidate != key:
                     used = "/".join(str(candidate[place]) for place in dtype_places)
                     asked = "/".join(str(key[place]) for place in dtype_places)
                     self.stand_ins[operator] = f"{asked}: curves of {used}, scaled by the speed of light"
                 return self.predictor.times_ns(operator, key, at, like=candidate)
+        self.asked[operator, key] = None
         return None
 
     def _lacks(self, operator: str) -> InputError:
@@ -171,7 +177,7 @@ class ProfiledOperators:
             return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
         model = self.model
         measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
-        rising = np.maximum.accumulate(self._measured_routed_ns(EXPERT_SIZES))
+        rising = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
         return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
 
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
@@ -198,7 +204,9 @@ class ProfiledOperators:
     def _elementwise_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
         key: Key = (name, width)
         at = np.maximum(tokens, 1.0)
-        if self.predictor.has("elementwise", key):
+        has = self.predictor.has("elementwise", key)
+        self.asked["elementwise", key] = key if has else None
+        if has:
             times = self.predictor.times_ns("elementwise", key, at)
         else:
             least_us = (LAUNCH_NS + ELEMENTWISE_START_NS) / 1e3
@@ -242,6 +250,7 @@ class ProfiledOperators:
         the link's bandwidth."""
         gpus = num_gpus or self.tp
         passes = 2.0 if operator == "all_reduce" else 1.0
+        self.asked[operator, (LINK, gpus)] = None
         if self.link is not None:
             share = passes * (gpus - 1) / gpus
             return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
@@ -250,6 +259,9 @@ class ProfiledOperators:
             for implementation in ("custom", "nccl")
             if self.predictor.has(operator, (implementation, gpus))
         }
+        if known:
+            del self.asked[operator, (LINK, gpus)]
+        self.asked.update({(operator, (each, gpus)): (each, gpus) for each in known})
         if operator == "all_reduce" and len(known) == 2:
             return self._dispatched(payload, known["custom"], known["nccl"])
         if known:
@@ -299,7 +311,9 @@ class ProfiledOperators:
         """The sampler alone, of one row at least."""
         key: Key = (self.model.vocab_size,)
         at = np.maximum(rows, 1.0)
-        if self.predictor.has("sampling", key):
+        has = self.predictor.has("sampling", key)
+        self.asked["sampling", key] = key if has else None
+        if has:
             return self.predictor.times_ns("sampling", key, at)
         self.stand_ins["sampling"] = f"{SAMPLER_NS / 1e3:g} us and six passes over 32-bit logits"
         bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
