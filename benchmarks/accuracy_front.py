@@ -59,7 +59,7 @@ def front_page(
 def _made(head: str, tables: str) -> str:
     text = f"""
         {head} This page and [the tables behind it]({tables}) are made by the command below; `DIR` holds the data files
-        that the tables' last section names. `--check` exits with 1 where a bar is missed by more than its margin."""
+        that the last section there names. `--check` exits with 1 where a bar is missed by more than its margin."""
     return f"{flow(text)}\n\n```bash\n{COMMAND}\n```"
 
 
@@ -169,9 +169,9 @@ def _peers() -> str:
 
 def _more(operators: Sequence[ProfileScore], tables: str) -> str:
     layers = [each.worst_layer_operator for each in operators if each.worst_layer_operator is not None]
-    single = f"single operators are within {percent(max(layers))} in the median; " if layers else ""
+    single = f"Single operators are within {percent(max(layers))} in the median. " if layers else ""
     text = f"""
         [Tables]({tables}): every run, what was assumed of clients and engines, what is off and why, single operators,
-        what is in the files and not scored. In a run's own output: {single}[uncertainty.md](uncertainty.md) says how
-        the error of a run is put together. [fit.md](fit.md): fits. [memory.md](memory.md): KV cache sizes."""
+        what is in the files and not scored. {single}[uncertainty.md](uncertainty.md): how the error that a run states
+        is put together. [fit.md](fit.md): fits. [memory.md](memory.md): KV cache sizes."""
     return flow(text)

@@ -13,9 +13,9 @@ INTRO = """
     Errors are |predicted / measured - 1|."""
 
 KINDS = """
-    Medians over runs, with defaults: nothing is fitted to a run of this table, and no cause of an error was looked for
-    in it. "Fixed clients": each sends its next request when its last one ended. A cell without a number: not yet
-    measured."""
+    Medians over runs, with defaults: nothing is fitted to a run of this table. Causes of errors were looked for in the
+    runs at a low rate and in other configurations of InferenceX than these (the training half), not in the rest. "Fixed
+    clients": each sends its next request when its last one ended."""
 
 NOT_VALIDATED = (
     """**Versions.** Whole engines were measured under vLLM {versions}. Others, the default 0.32.0 too, have scheduling

@@ -105,7 +105,13 @@ ABOUT: dict[str, str] = {
 FITTED = """
     One thing in the cost model is fitted to measurements of whole engines: the default of the host's time, per step
     and per request in it, on the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR
-    --fit-host` repeats it). Everything in this table is validation."""
+    --fit-host` repeats it). Causes of errors were looked for in InferenceX's training half, in measured operators, and
+    in the runs of vLLM 0.15.1 and 0.23.0; in no other run of this table.
+
+    InferenceX's halves: of each model on each GPU, every second configuration (TP, expert parallelism, precision,
+    engine settings of the recipe) in the order of their hashes is for training, so that all lengths and numbers of
+    clients of a configuration are in one half. Results play no part.
+    """
 
 HONEST = (
     """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
@@ -128,8 +134,8 @@ HONEST = (
     """**Unequal contexts.** Decode attention is charged by the batch's total context. Where few long requests run
     among short ones (the end of the Llama-3.1-8B run) the longest one holds the step up: 3 ms of 20 at 40 to 60
     requests.""",
-    """**One run per experiment.** Sets give one measurement each; how much another run of the same experiment would
-    differ is not known. One measured TTFT at least is odd: MiniMax-M2.5 with 8,192 tokens in takes longer for 4
-    clients than for 8.""",
+    """**How well a measurement repeats.** Most sets give one run of each experiment. InferenceX has some settings of
+    MiniMax-M2.5 twice, from two days: TPOT differs by 0.3 to 0.6 % in the median and TTFT by 2 to 4 % (H100, H200,
+    B200), single rows by up to 61 % and 130 % (H100, 16 clients of 8,192 tokens).""",
 )
 """What is off and why. Causes and sizes were found by hand; look again when the tables change."""

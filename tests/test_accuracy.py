@@ -454,6 +454,15 @@ def test_failed_checks_name_set_metric_operator_and_failure() -> None:
     assert accuracy.failed_checks(points(0.01), operators[1:]) == []
 
 
+def test_a_few_of_a_set_are_held_less_and_one_of_several_not_at_all() -> None:
+    few = points(0.04, 0.04)  # of TPOT, 8 % of TTFT: the bars hold 2.3 and 6.8 %
+    assert len(accuracy.failed_checks(few, ())) == 2
+    assert accuracy.failed_checks(few, (), {LLAMA: 45}) == []
+    assert len(accuracy.failed_checks(points(0.05, 0.05), (), {LLAMA: 45})) == 1
+    assert accuracy.failed_checks(points(0.5), (), {LLAMA: 45}) == []
+    assert len(accuracy.failed_checks(points(0.5), (), {LLAMA: 1})) == 2
+
+
 def replace_median(error: Error, median: float) -> Error:
     return error.model_copy(update={"median": median})
 
