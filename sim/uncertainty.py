@@ -8,7 +8,6 @@ parts are put together as the root of the sum of their squares. ``docs/uncertain
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -26,16 +25,10 @@ if TYPE_CHECKING:
     from sim.scenario.schema import Scenario
 
 CONFIDENCE = 0.95
-UNMEASURED_ERROR = 0.25
-"""Of a term that no measurement stands behind: an engineer's figure."""
-LARGEST_ERROR = 0.9
-"""Step times cannot get shorter by more than all of themselves."""
 STATISTICS = ("mean", "median", "p50", "p90", "p95", "p99")
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 TOP = ("duration", "request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
 COST = ("usd", "usd_per_million_tokens", "usd_per_million_output_tokens")
-TERM_OPERATORS = {"matrices": "gemm", "experts": "moe", "lm_head": "gemm", "swap": "host_copy"}
-"""Terms of a step that are not called like the operator whose error they have."""
 HOW = (
     "value: mean over seeds. from_seeds: how far the 95 % t-interval of that mean, the expectation over runs of this "
     "length, goes down and up, by ratios: not the range of single runs, nor an interval of an endless run's value, "
@@ -284,42 +277,14 @@ def headline(summary: Mapping[str, Any]) -> Headline:
 
 
 def stated_error(summary: Mapping[str, Any]) -> StatedError:
-    """The relative error of a run's step times, as what they come from states it.
-
-    A profile's ``mixed_steps`` (whole steps, held out) where it has them; else its operators' median errors, each
-    weighted by its term's share of the run's accelerator time, as if all were off to the same side. A roofline counts
-    as unmeasured; a constant step time is what the scenario says and has no error.
-    """
-    latency, times = summary["run"]["latency"], summary["utilization"]["step_time_s"]
-    if latency["kind"] == "constant":
+    """The relative error of a run's accelerator times: what the run charged, each term by its own error
+    (``sim.results.charged_error``)."""
+    kind, error = summary["run"]["latency"]["kind"], summary["error"]
+    if kind == "constant":
         return StatedError(0.0, "constant step times are an assumption, without error")
-    if latency["kind"] != "profile" or not times:
-        return StatedError(UNMEASURED_ERROR, f"an engineer's figure: a {latency['kind']} estimate states no error")
-    errors = latency["median_errors"]
-    whole = errors.get("mixed_steps", {}).get("layers")
-    if whole is not None:
-        return StatedError(min(whole, LARGEST_ERROR), f"profile {latency['profile']}: median error of whole steps")
-    total = math.fsum(times.values())
-    terms: dict[str, dict[str, Any]] = {}
-    for name, seconds in times.items():
-        error, source = _term_error(name, errors, latency["stand_ins"])
-        terms[name] = {"share": seconds / total if total else 0.0, "error": error, "source": source}
-    value = math.fsum(term["share"] * term["error"] for term in terms.values())
+    sources = {"profile": f"profile {summary['run']['latency'].get('profile')}"}
     source = (
-        f"profile {latency['profile']}: median errors of its operators (random points left out), weighted by their "
-        f"share of accelerator time; {UNMEASURED_ERROR:.0%} for what was not measured, an engineer's figure"
+        f"{sources.get(kind, f'a {kind} estimate')}: the errors of the run's terms, weighted by their share of "
+        "accelerator time"
     )
-    return StatedError(min(value, LARGEST_ERROR), source, terms)
-
-
-def _term_error(
-    term: str, errors: Mapping[str, Mapping[str, float]], stand_ins: Mapping[str, str]
-) -> tuple[float, str]:
-    operator = TERM_OPERATORS.get(term, term)
-    if operator in stand_ins:
-        return UNMEASURED_ERROR, f"not measured, stand-in: {stand_ins[operator]}"
-    stated = errors.get(operator, {})
-    for kind in ("random_points", "held_out_curves"):
-        if kind in stated:
-            return stated[kind], f"{operator}: median error, {kind}"
-    return UNMEASURED_ERROR, f"the profile states no error of {operator}"
+    return StatedError(error["accelerator"], source, error["terms"])

@@ -13,7 +13,7 @@ import pytest
 import sim
 from sim.errors import InputError, SimulationError
 from sim.seed_intervals import SAME_NOTE, SeedLoads, interval, intervals, notes, t_quantile
-from sim.uncertainty import UNMEASURED_ERROR, Interrupted, headline, simulate_seeds, stated_error
+from sim.uncertainty import Interrupted, headline, simulate_seeds, stated_error
 
 SCENARIO: dict[str, Any] = {
     "name": "seeds",
@@ -34,12 +34,9 @@ def without_timing(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "run": run}
 
 
-def latency(errors: dict[str, Any], stand_ins: dict[str, str] | None = None, kind: str = "profile") -> dict[str, Any]:
-    return {"kind": kind, "profile": "p", "median_errors": errors, "stand_ins": stand_ins or {}}
-
-
-def of(described: dict[str, Any], times: dict[str, float] | None) -> dict[str, Any]:
-    return {"run": {"latency": described}, "utilization": {"step_time_s": times}}
+def of(kind: str, accelerator: float) -> dict[str, Any]:
+    described = {"kind": kind, "profile": "p"}
+    return {"run": {"latency": described}, "error": {"accelerator": accelerator, "value": 0.9, "terms": {}}}
 
 
 # -- arithmetic -----------------------------------------------------------------------------------
@@ -99,39 +96,12 @@ def test_t_falls_to_the_normal_quantile_without_a_jump_at_the_end_of_the_table()
 # -- the stated error -----------------------------------------------------------------------------
 
 
-def test_whole_steps_count_first() -> None:
-    errors = {"mixed_steps": {"layers": 0.071}, "gemm": {"random_points": 0.5}}
-    found = stated_error(of(latency(errors), {"matrices": 1.0}))
+def test_the_stated_error_is_that_of_the_accelerators_time_which_is_what_is_scaled() -> None:
+    found = stated_error(of("profile", 0.071))
     assert found.value == 0.071
-    assert "whole steps" in found.source
-
-
-def test_operators_are_weighted_by_their_share_of_the_time() -> None:
-    errors = {
-        "gemm": {"random_points": 0.02, "held_out_curves": 0.4},
-        "decode_attention": {"random_points": 0.06},
-        "moe": {"held_out_curves": 0.1},
-    }
-    times = {"matrices": 5.0, "decode_attention": 3.0, "experts": 1.0, "elementwise": 0.5, "all_reduce": 0.5}
-    found = stated_error(of(latency(errors, {"elementwise": "a bound"}), times))
-    assert found.value == pytest.approx(0.5 * 0.02 + 0.3 * 0.06 + 0.1 * 0.1 + 0.05 * 0.25 + 0.05 * 0.25)
-    assert "a bound" in found.terms["elementwise"]["source"]
-    assert "states no error of all_reduce" in found.terms["all_reduce"]["source"]
-    assert sum(term["share"] for term in found.terms.values()) == pytest.approx(1.0)
-
-
-def test_a_stand_in_counts_as_unmeasured_even_where_an_error_is_stated() -> None:
-    described = latency({"gemm": {"random_points": 0.01}}, {"gemm": "curves of another format"})
-    assert stated_error(of(described, {"matrices": 2.0})).value == UNMEASURED_ERROR
-
-
-def test_estimates_are_unmeasured_and_constants_have_no_error() -> None:
-    assert stated_error(of({"kind": "roofline"}, None)).value == UNMEASURED_ERROR
-    assert stated_error(of({"kind": "constant"}, None)).value == 0.0
-
-
-def test_an_absurd_error_leaves_step_times_positive() -> None:
-    assert stated_error(of(latency({"mixed_steps": {"layers": 3.0}}), {"matrices": 1.0})).value < 1.0
+    assert found.source.startswith("profile p")
+    assert stated_error(of("roofline", 0.25)).value == 0.25
+    assert stated_error(of("constant", 0.25)).value == 0.0
 
 
 # -- whole runs -----------------------------------------------------------------------------------

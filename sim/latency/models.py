@@ -14,6 +14,15 @@ from sim.latency.hub_names import core_words, positions_of, preset_of
 from sim.latency.model_spec import ModelSpec
 from sim.scenario.messages import spelled_alike
 
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "codellama": "LlamaForCausalLM",
+    "qwen2.5": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
+"""How the names of dense presets begin -> vLLM's class."""
+
 
 def _dense(
     name: str,
@@ -33,6 +42,7 @@ def _dense(
 ) -> ModelSpec:
     return ModelSpec(
         name=name,
+        architecture=next(known for prefix, known in _ARCHITECTURES.items() if name.startswith(prefix)),
         num_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -75,6 +85,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         _dense("mistral-nemo-12b", 40, 5120, 32, 8, 14336, 131072, 131072),
         ModelSpec(
             name="qwen3-30b-a3b",
+            architecture="Qwen3MoeForCausalLM",
             num_layers=48,
             hidden_size=2048,
             num_attention_heads=32,
@@ -90,6 +101,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         ),
         ModelSpec(
             name="minimax-m2.5",
+            architecture="MiniMaxM2ForCausalLM",
             num_layers=62,
             hidden_size=3072,
             num_attention_heads=48,
@@ -105,6 +117,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         ),
         ModelSpec(
             name="llama-4-scout-17b-16e",
+            architecture="Llama4ForConditionalGeneration",
             num_layers=48,
             hidden_size=5120,
             num_attention_heads=40,
@@ -130,6 +143,7 @@ def _presets() -> tuple[ModelSpec, ...]:
 def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positions: int) -> ModelSpec:
     return ModelSpec(
         name=name,
+        architecture="MixtralForCausalLM",
         num_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -144,7 +158,12 @@ def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positi
     )
 
 
-MODELS: dict[str, ModelSpec] = {model.name: model for model in _presets()}
+TRUNCATING = ("llama-", "qwen2.5-", "qwen3-", "minimax-")
+"""Families whose ``generation_config.json`` sets ``top_p`` or ``top_k`` (of Qwen2.5 the tuned models')."""
+
+MODELS: dict[str, ModelSpec] = {
+    model.name: replace(model, truncates_sampling=model.name.startswith(TRUNCATING)) for model in _presets()
+}
 """Presets by name: lower-case Hugging Face short names."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import ATTENTION, DEVICE, hand_made
@@ -21,7 +22,14 @@ from sim.latency.profile.file import Host, Profile
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import Segments, context_knots, whole_sqrt
 from sim.latency.profile.library import Found, builtin_names, find_profile
-from sim.latency.profile.mixed import FLASH_ATTENTION_2, mixed_ratio, uses_flash_attention_2
+from sim.latency.profile.mixed import (
+    FLASH_ATTENTION_2,
+    MEASURED_BANDWIDTH,
+    MEASURED_FLOPS,
+    mixed_ratio,
+    on_another_gpu,
+    uses_flash_attention_2,
+)
 from sim.latency.profile.profiled_operators import STEP_NS
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.scenario.schema import EngineConfig
@@ -30,7 +38,7 @@ H100 = load_gpu("h100-sxm")
 
 
 def engine(**settings: Any) -> EngineConfig:
-    return EngineConfig(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **settings})
+    return engine_config(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **settings})
 
 
 def cost(profile: Profile | None = None, gpu: GpuSpec = H100, **settings: Any) -> ProfileCost:
@@ -231,8 +239,22 @@ def test_flash_attention_2_loses_its_decode_path_beside_a_chunk() -> None:
     fa2 = cost(profile.model_copy(update={"operators": operators}))
     alone, mixed = decodes(64, 1024), prefill(512, 0, decodes(64, 1024))
     ratio = fa2.breakdown(mixed)["decode_attention"] / fa2.breakdown(alone)["decode_attention"]
-    assert ratio == pytest.approx(1.62, abs=0.02)
+    read = np.array([64 * 1024 * 4096.0])
+    of_its_own = on_another_gpu(np.array([1.62]), read, H100.fp16_flops, profile.device.memory_bandwidth_bytes_per_s)
+    assert ratio == pytest.approx(float(of_its_own[0]), abs=0.02)
+    assert 1.3 < ratio < 1.45, "1.62 on the GPU of the table, which has less arithmetic"
     assert "mixed_attention" in fa2.describe()["stand_ins"]  # type: ignore[operator]
+
+
+def test_the_mixed_ratio_goes_by_a_gpus_arithmetic_for_its_bandwidth() -> None:
+    """Beside a chunk FlashAttention-2 multiplies whole tiles for one query each: an A100 loses more, an L40S less."""
+    ratio, much = np.array([0.5, 1.5, 3.0]), np.full(3, 1e9)
+    assert on_another_gpu(ratio, much, MEASURED_FLOPS, MEASURED_BANDWIDTH) == pytest.approx(ratio)
+    a100, l40s = on_another_gpu(ratio, much, 312e12, 2039e9), on_another_gpu(ratio, much, 362.05e12, 864e9)
+    assert a100 == pytest.approx(ratio * 1.83, rel=0.01)
+    assert l40s == pytest.approx([0.5, 1.006, 2.012], rel=0.01)
+    few = on_another_gpu(ratio, np.zeros(3), 312e12, 2039e9)
+    assert few == pytest.approx(ratio * 503.8 / 312), "nothing is read: both times are the cores'"
 
 
 def test_the_mixed_ratio_is_the_table_at_its_places() -> None:

@@ -23,7 +23,7 @@ from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler,
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "6ec05a18a716eff8a2ced8dc4c30a7051726a8148bde920123a6d99367961daa"
+FINGERPRINT = "03a19c28258b6a4a7c12dd4d4702b303c25f0e132bcd508582f4da06e4b26566"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -61,6 +61,7 @@ ENGINE_KEYS = frozenset(
         "enable_expert_parallel",
     }
     | {"all2all_backend", "dtype", "kv_cache_dtype", "block_size", "gpu_memory_utilization", "num_gpu_blocks_override"}
+    | {"kv_cache_memory_bytes"}
     | {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill"}
     | {"max_prefill_tokens_per_step", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"}
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}

@@ -78,8 +78,8 @@ class Former(Cohort):
         self.outstanding -= num_tokens
         self.latest = batch
         self.context += self.size
-        self.older_size, self.older_ones = self.newer_size, self.newer_ones
-        self.newer_size, self.newer_ones = self.size, ones
+        self.older_units, self.older_ones = self.newer_units, self.newer_ones
+        self.newer_units, self.newer_ones = self.units, ones
         for request in ones:
             self.join(request, batch)
         if self.talkers:
@@ -282,6 +282,7 @@ class Former(Cohort):
                 request.num_cached_tokens = computed
             if request.num_preemptions:
                 note_resumed(request, computed)
+                self.recorder.resumed(request, now_ns)
             if request.content.own_is_shared:
                 self.talkers.setdefault(request.content.own_id, []).append(request)
             request.num_computed_tokens = computed
