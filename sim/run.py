@@ -118,20 +118,20 @@ def _whole_runs(deployment: Deployment) -> dict[str, Any]:
     if described["kind"] == "constant":
         return {}
     model = deployment.planned.model
+    gpu = engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name
     found = whole_runs(
         model.name,
         is_moe=model.num_moe_layers > 0,
-        gpu=engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name,
+        gpu=gpu,
         dtype=str(described["dtype"]),
         tp=engine.tensor_parallel_size,
         version=engine.vllm_version,
     )
     if described["kind"] == "profile":
         return found
-    # The sets were predicted from profiles: they say nothing of a roofline.
-    gpu = engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name
-    missing = "" if profile_for_gpu(gpu) else f", there is no measured profile of {gpu}"
-    return {"validated": False, "text": f"not validated: the step times are an estimate{missing}", "sets": []}
+    if profile_for_gpu(gpu):  # its sets were predicted from the profile, and say nothing of the roofline
+        return {"validated": False, "text": "not validated: the step times are an estimate", "sets": []}
+    return {**found, "text": f"there is no measured profile of {gpu}; {found['text']}"}
 
 
 def _price(deployment: Deployment) -> Price | None:

@@ -45,8 +45,10 @@ OVERLOAD_NOTE = (
 )
 SHORT_NOTE = (
     "the intervals hold for runs of this length; an endless run's {statistics} would often lie above them, because "
-    "their {requests:,} requests are worth {worth} that know nothing of each other; runs of about {needed:,} would do"
+    "their {requests:,} requests are worth {worth} that know nothing of each other; {remedy}"
 )
+LONGEST = 100.0
+"""Longer runs, as a multiple of the present ones, are no advice: the load is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def notes(by_seed: Sequence[Headline], longer: Headline | None, error: float, lo
 def _too_short(loads: SeedLoads) -> list[str]:
     worth, requests = loads.worth(), median(loads.requests)
     missed = [name for name in TOLD if worth is not None and worth * TAILS[name] < BEYOND]
-    if not worth or not missed:
+    if worth is None or not missed:
         return []
     needed = BEYOND / min(TAILS[name] for name in missed)
     statistics = f"{', '.join(missed[:-1])} and {missed[-1]}" if len(missed) > 1 else missed[0]
@@ -179,7 +181,9 @@ def _too_short(loads: SeedLoads) -> list[str]:
             statistics=statistics,
             requests=round(requests),
             worth=f"{worth:.0f}" if worth >= 1 else "less than one",
-            needed=_two_digits(requests * needed / worth),
+            remedy=f"runs of about {_two_digits(requests * needed / worth):,} would do"
+            if needed <= LONGEST * worth
+            else "take a lower rate, no length that one can run would do",
         )
     ]
 

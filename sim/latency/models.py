@@ -7,12 +7,12 @@ parameters, dimensions in elements.
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from sim.errors import InputError
-from sim.latency.hub_names import positions_of, preset_of
+from sim.latency.hub_names import core_words, positions_of, preset_of
 from sim.latency.model_spec import ModelSpec
+from sim.scenario.messages import spelled_alike
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -189,9 +189,20 @@ def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "e
     if named is not None:
         longest = positions_of(name_or_path)
         return MODELS[named] if longest is None else replace(MODELS[named], max_position_embeddings=longest)
-    short = name_or_path.lower().rstrip("/").rsplit("/", 1)[-1]
-    near = get_close_matches(short, MODELS, n=3, cutoff=0.55)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(MODELS)}"
     raise InputError(
-        f"{key}: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path}){hint}"
+        f"{key}: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path})"
+        f"{_hint(name_or_path)}"
     )
+
+
+def _hint(name_or_path: str) -> str:
+    """The presets that an unknown name can mean, else those of its family, else all."""
+    words = core_words(name_or_path.rstrip("/").rpartition("/")[2])
+    near = spelled_alike("-".join(words), MODELS)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    for count in (2, 1):
+        family = [name for name in MODELS if len(words) >= count and name.split("-")[:count] == words[:count]]
+        if family:
+            return f"; presets of that family: {', '.join(family)}; another goes in as the path of its config.json"
+    return f"; presets: {', '.join(MODELS)}"

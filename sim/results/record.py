@@ -244,6 +244,7 @@ class Recorder:
 
     def preempted(self, request: Interrupted, now_ns: int) -> None:
         """A running request is preempted, and waits again."""
+        request.is_catching_up = False
         self.turnings.append((request.row, now_ns, Turning.PREEMPTED))
 
     def resumed(self, request: Interrupted, now_ns: int) -> None:

@@ -22,7 +22,8 @@ METRIC_NAMES = {
     "e2el": "End-to-end latency",
 }
 NONE = "\N{EN DASH}"
-GROUP_QUANTILES = ("p50", "p95", "p99")
+GROUP_COLUMNS = {"ttft": ("p50", "p95", "p99"), "tpot": ("p95",), "itl": ("p50", "p95", "p99"), "e2el": ("p50", "p95")}
+"""Statistics in the tables of tenants and classes: as many as fit the page's width. summary.json has them all."""
 ALL_OF_IT = 0.9995
 """A share that is told as the whole."""
 TABLE_STATISTICS = ("mean", "std", "p50", "p90", "p95", "p99")
@@ -88,7 +89,7 @@ def badge(met: bool) -> str:
 
 
 def _tiles(summary: dict[str, Any]) -> str:
-    counts, kv = summary["counts"], summary["kv"]
+    counts, kv, headroom = summary["counts"], summary["kv"], summary["load"]["headroom"]
     tiles = [
         (f"Completed of {counts['submitted']:,}", f"{counts['completed']:,}"),
         ("Request throughput", number(summary["request_throughput"], " <i>req/s</i>")),
@@ -96,8 +97,8 @@ def _tiles(summary: dict[str, Any]) -> str:
         _two("TTFT p50 / p95", summary["p50_ttft_ms"], summary["p95_ttft_ms"]),
         _two("ITL p50 / p99", summary["p50_itl_ms"], summary["p99_itl_ms"]),
         ("E2E p95", number(_per(summary["p95_e2el_ms"], 1000), " <i>s</i>")),
-        ("Headroom (could be served / offered)", number(summary["load"]["headroom"])),
-        ("Accelerators busy (a step of any size)", percent(summary["utilization"]["busy_fraction"])),
+        ("Headroom (could be served / offered)", number(headroom)),
+        (f"Accelerators busy, at headroom {number(headroom)}", percent(summary["utilization"]["busy_fraction"])),
         ("KV use mean / peak", f"{percent(kv['mean_usage'])} / {percent(kv['max_usage'])}"),
         ("Preemptions", f"{summary['preemptions']['total']:,}"),
     ]
@@ -155,7 +156,7 @@ def _group_tables(summary: dict[str, Any]) -> str:
 
 
 def _group_table(name: str, groups: dict[str, Any]) -> str:
-    metrics = {"TTFT": "ttft", "TPOT": "tpot", "ITL": "itl", "E2E": "e2el"}
+    shown = [(metric, q) for metric, statistics in GROUP_COLUMNS.items() for q in statistics]
     rows = []
     for group, entry in groups.items():
         verdicts = entry["slo"]
@@ -164,12 +165,12 @@ def _group_table(name: str, groups: dict[str, Any]) -> str:
                 escape(group),
                 f"{entry['counts']['completed']:,} / {entry['counts']['submitted']:,}",
                 f"{entry['total_output_tokens']:,}",
-                *(number(entry[f"{q}_{metric}_ms"]) for metric in metrics.values() for q in GROUP_QUANTILES),
+                *(number(entry[f"{q}_{metric}_ms"]) for metric, q in shown),
                 percent(entry["goodput_share"]),
                 NONE if not verdicts else badge(all(each["met"] for each in verdicts.values())),
             ]
         )
-    columns = [f"{metric} {q}" for metric in metrics for q in GROUP_QUANTILES]
+    columns = [f"{'E2E' if metric == 'e2el' else metric.upper()} {q}" for metric, q in shown]
     head = [name, "completed", "output tokens", *columns, "good", "SLO"]
     title = {"class": "Classes", "tenant": "Tenants"}[name]
     return f"<h2>{title}</h2>{table(head, rows)}<p class='note'>Latencies in milliseconds.</p>"
@@ -183,7 +184,7 @@ def _replica_table(summary: dict[str, Any]) -> str:
         "requests",
         "output tokens",
         "steps",
-        "busy",
+        "time in steps",
         "KV mean",
         "KV peak",
         "preemptions",

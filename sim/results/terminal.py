@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sim.results import interval_tables
-from sim.results.bottleneck import bottleneck_words
+from sim.results.bottleneck import bottleneck_words, busy_words
 from sim.results.wording import (
     endings,
     error_words,
@@ -71,15 +71,15 @@ def _heading(console: Console, summary: dict[str, Any]) -> None:
         console.print(plain(setup))
     spent = f"in {nice_number(run['cpu_s'])} s of CPU" if run["cpu_s"] >= 0.005 else "at once"
     console.print(f"{nice_number(summary['duration'])} s simulated {spent}, {run['steps']:,} steps, seed {run['seed']}")
+    overload = overload_sentence(summary["load"])
+    if overload is not None:
+        console.print(Text(f"OVERLOAD: {overload}.", style="bold red"))
+        console.print("Latencies below grow with the run's length; they are not the system's.")
     about = _grid({"style": "yellow", "no_wrap": True}, {"style": "yellow", "overflow": "fold"})
     about.show_header = False
     for title, words in [("step times", source_of(run["latency"])), *error_words(summary["error"], run["latency"])]:
         about.add_row(title, plain(words))
     console.print(about)
-    overload = overload_sentence(summary["load"])
-    if overload is not None:
-        console.print(Text(f"OVERLOAD: {overload}.", style="bold red"))
-        console.print("Latencies below grow with the run's length; they are not the system's.")
     console.print()
 
 
@@ -130,9 +130,7 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
         rows.append(("Goodput", words))
     if (load := load_words(summary["load"])) is not None:
         rows.append(("Load", load))
-    accelerator = (
-        f"busy {percent(use['busy_fraction'])} (steps of any size), mean batch {number(use['mean_batch_size'])}"
-    )
+    accelerator = f"{busy_words(summary)}, mean batch {number(use['mean_batch_size'])}"
     if use["mfu"] is not None:
         accelerator += f", MFU {percent(use['mfu'])}, bandwidth {percent(use['memory_bandwidth'])}"
     hits = kv["prefix_cache_hit_rate"]

@@ -428,7 +428,7 @@ class LatencyConfig(Strict):
     most probable ones (``top_p``, ``top_k``), for which vLLM 0.11.1 to 0.16 sorts all logits. null = as requests
     that state nothing are drawn, by the model's ``generation_config.json``: ``top_p`` for Llama, Qwen and MiniMax."""
     client_overhead_ms: NonNegativeFloat | None = None
-    """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
+    """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 6
     for ``profile``, 0 otherwise."""
     noise: (
         Annotated[

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.integers import finer, rising
 from sim.latency.profile.library import builtin_names
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 CHUNKS = [*range(1, 40), *range(40, 600, 37), *range(600, 8193, 411)]
 PRIORS = (0, 1, 16, 300, 5_000, 100_000)
 
 
 def profile_cost(gpu: str, model: str, tp: int) -> ProfileCost:
-    engine = EngineConfig(
+    engine = engine_config(
         model=model, gpu=gpu, tensor_parallel_size=tp, max_model_len=131072, max_num_batched_tokens=8192
     )
     cost = build_step_cost(engine, LatencyConfig(kind="profile"))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost
 from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS, load_model
 from sim.latency.sampling import core_rate, filter_ns, way_of
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 H100 = GPUS["h100-sxm"]
 LLAMA_VOCABULARY = 128256
@@ -25,7 +26,7 @@ def row_times(rows: list[int], way: str = "sorted", gpu: str = "h100-sxm", vocab
 
 
 def step_ns(version: str, sampling: str | None = None, model: str = "llama-3.1-8b", rows: int = 16) -> int:
-    engine = EngineConfig(model=model, gpu="h100-sxm", vllm_version=version, max_model_len=4096)
+    engine = engine_config(model=model, gpu="h100-sxm", vllm_version=version, max_model_len=4096)
     cost = build_step_cost(engine, LatencyConfig(kind="profile", sampling=sampling))  # type: ignore[arg-type]
     return cost.gpu_ns(StepShape(num_decodes=rows, decode_context_tokens=rows * 500, num_sampled=rows))
 
@@ -89,7 +90,7 @@ def test_plain_sampling_and_models_without_limits_sort_nothing() -> None:
 
 
 def test_terms_of_a_step_hold_the_sort_as_sampling() -> None:
-    engine = EngineConfig(model="llama-3.1-8b", gpu="h100-sxm", vllm_version="0.15.1", max_model_len=4096)
+    engine = engine_config(model="llama-3.1-8b", gpu="h100-sxm", vllm_version="0.15.1", max_model_len=4096)
     cost = build_step_cost(engine, LatencyConfig(kind="profile"))
     shape = StepShape(num_decodes=16, decode_context_tokens=8000, num_sampled=16)
     terms = cost.breakdown(shape)  # type: ignore[attr-defined]

@@ -69,7 +69,7 @@ def run(**engine: Any) -> dict[str, Any]:
             "input_tokens": {"dist": "fixed", "value": 300},
             "output_tokens": {"dist": "fixed", "value": 40},
         },
-        "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm", **engine},
+        "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_model_len": 4096, **engine},
     }
     return sim.simulate(scenario).summary
 
@@ -93,7 +93,7 @@ def test_formats_gpus_and_sizes_that_were_not_measured_name_their_part() -> None
 
 
 def test_a_gpu_without_a_profile_is_an_estimate_and_says_so() -> None:
-    summary = run(gpu="rtx-4090", dtype="fp8")
+    summary = run(gpu="rtx-4090", dtype="fp8", max_model_len=4096)
     words = dict(error_words(summary["error"], summary["run"]["latency"]))
     assert words["error"] == "about 25% of the time that this run charged: all of it estimated"
     assert "there is no measured profile of rtx-4090" in words["whole runs"]

@@ -49,7 +49,7 @@ class Member(Request):
     """The last batch whose tokens its policy was told of."""
     content: Content
     unit: int
-    """What it counts as among gaps between tokens (``sim.results.gaps``)."""
+    """What it counts as among gaps between tokens (``sim.results.gaps``): set when it arrives."""
 
     def __init__(
         self,
@@ -93,8 +93,6 @@ class Member(Request):
         self.state = State.WAITING
         self.scheduled_ns = self.first_token_ns = self.last_token_ns = NEVER
         self.num_preemptions = self.num_cached_tokens = self.num_recomputed_tokens = 0
-        self.is_catching_up = False
-        self.unit = 1
         self.computed_spans = ()
         self.joined_at = NOT_A_MEMBER
         self.is_counted = False
@@ -336,7 +334,7 @@ class Cohort:
             else:
                 self.add_gap((now_ns - request.last_token_ns, request.unit))
             request.last_token_ns = now_ns
-            if request.is_catching_up:
+            if request.num_preemptions and request.is_catching_up:
                 self.recorder.caught_up(request, now_ns)
             if request.joined_at == NOT_A_MEMBER:
                 request.num_output_tokens += 1

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policies.base import Feedback, Policy, declared
+from policies.checks import label
 from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
 from sim.engine.fast.fast_replica import FastReplica
@@ -44,7 +45,7 @@ def why_not_drafts(settings: SchedulerSettings, policy: Policy) -> str | None:
         return "a step may not hold the drafts of every running request"
     hears_of_all = declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
     if policy.preempts or (hears_of_all and type(policy).on_scheduled is not Policy.on_scheduled):
-        return f"policy {policy.name} looks at running requests"
+        return f"policy {label(policy)} looks at running requests"
     if settings.sliding_window is not None:
         return "drafts may reach beyond the window"
     return why_not(replace(settings, num_speculative_tokens=0, num_lookahead_tokens=0, draft_slots=0), policy)

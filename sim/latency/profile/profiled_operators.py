@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sim.errors import InputError
 from sim.latency.experts import ALONE, ExpertGroup
 from sim.latency.model_spec import ModelSpec
+from sim.latency.operators import launched_operators
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.expert_routing import table_imbalance
@@ -65,9 +66,6 @@ LEAST_MIXED = 0.05
 """Of their time alone, that decodes cost in a mixed batch at least."""
 EAGER_OPERATOR_NS = 25_000
 """Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
-LAYER_OPERATORS = 10
-MOE_OPERATORS = 4
-"""Operators of a layer, and those that experts add."""
 LINK = "link"
 """In place of a collective's implementation, where its time comes from the link's bandwidth."""
 ROUTER_KERNELS = 2
@@ -300,9 +298,7 @@ class ProfiledOperators:
         """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
         model, host = self.model, self.profile.host
         each = host.eager_launch_ns if host is not None and host.eager_launch_ns is not None else EAGER_OPERATOR_NS
-        collectives = 2 if self.tp > 1 else 0
-        operators = model.num_layers * (LAYER_OPERATORS + collectives) + model.num_moe_layers * MOE_OPERATORS
-        return np.where(tokens > 0, float(operators * each), 0.0)
+        return np.where(tokens > 0, float(launched_operators(model, self.precision, self.tp) * each), 0.0)
 
     def head_ns(self, rows: Floats) -> Floats:
         """Final norm, LM head, gathering of logits and sampler for that many rows."""
