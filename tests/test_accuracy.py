@@ -572,6 +572,8 @@ def test_the_front_page_is_short_and_says_what_was_not_measured(data: Path) -> N
     assert rate[1:] == ["h100-sxm", "0.23.0", "1", *["10.0 %"] * 4]
     clients = next(row for row in rows if row[0].startswith("dense, FP8: llama-3.1-70b") and row[1] == "h200-sxm")
     assert clients[2:] == ["not recorded", "1", "10.0 %", "10.0 %", "not yet measured", "not yet measured"]
+    assert "(one run: not simulated here)" in text
+    assert "an RTX 4090 at three times its capacity: TTFT +10 %, TPOT +10 %" in " ".join(text.split())
     assert "1148" not in text  # single runs are in the tables
     assert max(len(line) for line in lines if not line.startswith("|")) <= 150
 
