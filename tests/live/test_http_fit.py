@@ -26,10 +26,14 @@ workload:
   output_tokens: {{dist: uniform, low: 16, high: 96}}
 engine:
   model: {root}/scenarios/data/tiny-llama/config.json
-  gpu: h100-sxm
+  gpu: l40s
+  block_size: 32
   max_model_len: 512
   max_num_seqs: 8
-  num_gpu_blocks_override: 400
+  max_num_batched_tokens: 512
+  num_gpu_blocks_override: 257
+  async_scheduling: false
+  enforce_eager: true
 latency: {{kind: constant, step_s: 0.1}}
 """
 """A step of 0.1 s is a guess that is wrong by far."""
