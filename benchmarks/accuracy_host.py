@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.accuracy_experiment import Experiment
 from benchmarks.accuracy_runs import Outcome, predict_all
-from benchmarks.accuracy_sets import Experiment
+from benchmarks.accuracy_sets import QWEN
 
 LEAST_OUTPUT = 512
 """Tokens out from which TPOT is mostly decode steps."""
@@ -44,7 +45,7 @@ def training(experiments: Sequence[Experiment]) -> list[Experiment]:
     """The points to fit on, without host time."""
     chosen = []
     for each in experiments:
-        if not each.is_training or each.measured["mean_ttft_ms"] > MOST_TTFT_MS:
+        if each.group != QWEN or not each.is_training or each.measured["mean_ttft_ms"] > MOST_TTFT_MS:
             continue
         if each.scenario["workload"]["output_tokens"]["value"] < LEAST_OUTPUT:
             continue

@@ -11,15 +11,18 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
+from benchmarks.accuracy_fit import add_fitted
+from benchmarks.accuracy_inferencex import RECIPES, ROWS, UNKNOWN_VERSION, add_inferencex
+from benchmarks.accuracy_open_loop import LITE, POISSON, add_lite, add_poisson
+from benchmarks.accuracy_single import SINGLE_SOURCES, WORKLOADS, add_single
 from sim.seeds import rng
-
-Scenario = dict[str, Any]
 
 FIXED = "e2e/aiconfigurator_vllm_h100_fixed_concurrency.csv"
 REQUESTS = "e2e/llmservingsim_vllm019_requests.csv.gz"
@@ -29,51 +32,25 @@ SOURCES = {
     FIXED: "ai-dynamo/aiconfigurator, Apache-2.0: `systems/silicon_sample.csv` of PyPI's `aiconfigurator-core`, rows of"
     " vLLM on H100 (and one model on H200)",
     REQUESTS: "casys-kaist/LLMServingSim, MIT: `bench/examples`, runs of April 2026 on vLLM 0.19.0",
+    POISSON: "figures of two runs of vLLM 0.23.0: Qwen3-14B on one H100, Poisson arrivals, 600 s each",
+    LITE: "figures of nine runs of vLLM 0.15.1 with inference-perf, on H100, A100 and L40S",
+    WORKLOADS: "casys-kaist/LLMServingSim, MIT: the workloads of its runs; single runs are from "
+    + "; ".join(SINGLE_SOURCES.values()),
+    ROWS: "SemiAnalysisAI/InferenceX (commit 843c6254), Apache-2.0: vLLM's rows as in `silicon_sample` of PyPI's"
+    " `aiconfigurator-core`, and the recipes of their dates (`inferencex_vllm_recipes.json`)",
 }
 
 LLAMA, MINIMAX, QWEN = "Llama-3.1-70B FP8, H100", "MiniMax-M2.5 FP8, H100", "Qwen3-32B BF16, H100"
 RTX_LLAMA, RTX_QWEN = "Llama-3.1-8B, RTX PRO 6000", "Qwen3-32B TP 2, RTX PRO 6000"
 RTX_QWEN_LINK = f"{RTX_QWEN}, link as its owners state"
 
+LLAMA_VERSION = UNKNOWN_VERSION
+MINIMAX_VERSION, QWEN_VERSION, RTX_VERSION = "0.18.0", "0.12.0", "0.19.0"
+"""Engines that were measured; Llama's is not recorded."""
+
 OWNERS_LINK = {"link_bandwidth_gb_s": 16.0, "link_latency_us": 20.0}
 """Between the two RTX PRO 6000: ``link_bw`` and ``link_latency`` in LLMServingSim's own configuration of this run
 (``bench/examples/configs/Qwen3-32B.json`` when the run was published)."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One simulated run and the milliseconds that were measured, by key of ``summary.json``."""
-
-    group: str
-    """The set that it is scored in."""
-    name: str
-    scenario: Scenario
-    measured: Mapping[str, float]
-    trace: str | None = None
-    """Content of the generic trace (CSV) that the scenario replays."""
-    is_training: bool = False
-    """Of the half that an assumption was chosen on: not scored."""
-
-
-@dataclass(frozen=True)
-class Unscored:
-    """Rows of a set that no run stands for, and why."""
-
-    what: str
-    count: int
-    reason: str
-
-
-@dataclass
-class Sets:
-    """All experiments found under a data folder."""
-
-    experiments: list[Experiment] = field(default_factory=list)
-    unscored: list[Unscored] = field(default_factory=list)
-
-    def groups(self) -> list[str]:
-        """Names of the sets, in order."""
-        return list(dict.fromkeys(each.group for each in self.experiments))
 
 
 def read_sets(data: Path) -> Sets:
@@ -85,6 +62,18 @@ def read_sets(data: Path) -> Sets:
     if (data / REQUESTS).is_file():
         with gzip.open(data / REQUESTS, "rt", newline="", encoding="utf-8") as file:
             add_runs(sets, list(csv.DictReader(file)), data)
+    for name, add in ((POISSON, add_poisson), (LITE, add_lite)):
+        if (data / name).is_file():
+            with open(data / name, newline="", encoding="utf-8") as file:
+                add(sets, list(csv.DictReader(file)))
+    add_fitted(sets)
+    if (data / ROWS).is_file() and (data / RECIPES).is_file():
+        with gzip.open(data / ROWS, "rt", newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        add_inferencex(sets, table, json.loads((data / RECIPES).read_text(encoding="utf-8")))
+    if (data / WORKLOADS).is_file():
+        with gzip.open(data / WORKLOADS, "rt", newline="", encoding="utf-8") as file:
+            add_single(sets, csv.DictReader(file))
     return sets
 
 
@@ -159,7 +148,7 @@ def closed_loop(row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario
             "enable_prefix_caching": False,
             **engine,
         },
-        "latency": {"kind": "profile"},
+        "latency": {"kind": "profile", "sampling": "plain"},  # temperature 0, or in the host's fitted time
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }
 
@@ -172,6 +161,7 @@ def llama_point(row: Point) -> Scenario:
         "max_num_seqs": row.concurrency,
         "max_num_batched_tokens": 8192,
         "max_model_len": 10240,
+        "vllm_version": LLAMA_VERSION,
     }
     return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
 
@@ -185,6 +175,7 @@ def minimax_point(row: Point) -> Scenario:
         "max_num_seqs": 256,
         "max_num_batched_tokens": 8192,
         "max_model_len": row.isl + row.osl + 200,
+        "vllm_version": MINIMAX_VERSION,
     }
     return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
 
@@ -194,6 +185,7 @@ def qwen_point(row: Point) -> Scenario:
     settings = {
         "model": "qwen3-32b",
         "async_scheduling": False,
+        "vllm_version": QWEN_VERSION,
         "max_num_seqs": 128,
         "max_num_batched_tokens": row.isl + 1500 + row.concurrency,
         "max_model_len": row.isl + row.osl + 1500,
@@ -209,9 +201,11 @@ def add_fixed_concurrency(sets: Sets, table: list[dict[str, str]]) -> None:
     qwen = [row for row in rows if row.model.endswith("Qwen3-32B") and not row.precision]
     training = set(rng(0, "accuracy", "training half").permutation(len(qwen))[: len(qwen) // 2].tolist())
     sets.experiments += [Experiment(LLAMA, row.name, llama_point(row), row.measured) for row in llama]
-    sets.experiments += [Experiment(MINIMAX, row.name, minimax_point(row), row.measured) for row in minimax]
     sets.experiments += [
-        Experiment(QWEN, row.name, qwen_point(row), row.measured, is_training=i in training)
+        Experiment(MINIMAX, row.name, minimax_point(row), row.measured, version=MINIMAX_VERSION) for row in minimax
+    ]
+    sets.experiments += [
+        Experiment(QWEN, row.name, qwen_point(row), row.measured, is_training=i in training, version=QWEN_VERSION)
         for i, row in enumerate(qwen)
     ]
     for what, reason, chosen in (
@@ -270,12 +264,14 @@ def add_runs(sets: Sets, table: list[dict[str, str]], data: Path) -> None:
         measured = statistics_ms(
             {metric: [float(row[key]) for row in rows if row[key]] for metric, key in METRICS.items()}
         )
-        experiment = Experiment(group, run, _replay(run, model, meta["engine_kwargs"]), measured, _trace(rows))
+        experiment = Experiment(
+            group, run, _replay(run, model, meta["engine_kwargs"]), measured, _trace(rows), version=RTX_VERSION
+        )
         sets.experiments.append(experiment)
         if meta["engine_kwargs"]["tensor_parallel_size"] == 2:
             scenario = deepcopy(experiment.scenario)
             scenario["latency"].update(OWNERS_LINK)
-            sets.experiments.append(Experiment(RTX_QWEN_LINK, run, scenario, measured, experiment.trace))
+            sets.experiments.append(replace(experiment, group=RTX_QWEN_LINK, scenario=scenario))
 
 
 def _trace(rows: list[dict[str, str]]) -> str:
@@ -300,7 +296,9 @@ def _replay(run: str, model: str, told: Mapping[str, Any]) -> Scenario:
             "max_num_seqs": told["max_num_seqs"],
             "max_num_batched_tokens": told["max_num_batched_tokens"],
             "max_model_len": 16384,
+            "vllm_version": RTX_VERSION,
         },
-        "latency": {"kind": "profile", "client_overhead_ms": 0},  # the times are the engine's own
+        # the times are the engine's own, and its requests say nothing of top_p
+        "latency": {"kind": "profile", "client_overhead_ms": 0, "sampling": "plain"},
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }

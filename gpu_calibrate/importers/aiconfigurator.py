@@ -12,7 +12,7 @@ ai-dynamo/aiconfigurator), as far as it matters here:
 - All-reduce: ``message_size`` counts elements of 2 bytes; NCCL: of its ``nccl_dtype``; for all-gather of the gathered
   result, for reduce-scatter of the input.
 - MoE: routed experts without the router, tokens of all ranks together, one GPU's share of experts (``moe_ep_size``) or
-  of each expert's width (``moe_tp_size``). Routing is drawn from a power law or laid out evenly.
+  of each expert's width (``moe_tp_size``). Routing is drawn from a power law or laid out evenly (``expert_tables``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_calibrate.importers.devices import device_of, resolve_gpu
+from gpu_calibrate.importers.expert_tables import SHAPE, no_slower, routed
 from gpu_calibrate.importers.frames import now
 from gpu_calibrate.importers.source_tables import CurveTable, Floats, Reuse, build_curves
 from sim.errors import InputError
@@ -65,9 +66,6 @@ HOST_BOUND = {("vllm", "fp8_block")}
 """(engine, number format) of GEMM timed without a CUDA graph: most of it is the host's launching."""
 STAND_IN = ("sglang", "sglang_deepgemm_gemm_nt_f8f8bf16")
 """Engine and kernel that stand in for ``fp8_block``: DeepGEMM, as in vLLM on Hopper and Blackwell."""
-ROUTING = "power_law_1.01"
-"""Distribution of tokens over experts. The even one touches every expert from few tokens on, which makes small batches
-up to twice as slow as drawn routing does; of the two drawn ones this is the less skewed."""
 
 
 @dataclass(frozen=True)
@@ -311,41 +309,17 @@ _DECODE_REUSE = Reuse(_kv_bytes, lambda fields: 1, share=0.35)
 7 % and bias +1 %, against 15 % and -12 % with nothing dropped."""
 
 
-FP8_NO_SLOWER_THAN = ("fp8_block", "bfloat16")
-"""Experts in FP8 with one scale per tensor have no more bytes, arithmetic or scales than those in blocks or 16 bits."""
-
-
-def _no_slower(rows: pd.DataFrame, shape: list[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """FP8 experts at the time of other formats of the same shape, where those are faster.
-
-    vLLM 0.24.0's table has one kernel for ModelOpt checkpoints (FlashInfer's CUTLASS experts) as its ``fp8``. On Hopper
-    it takes 2 to 5 times as long as 16 bits, at a tenth of the bandwidth; the Triton kernel of vLLM 0.19.0, measured on
-    an H200 in the same package, takes half of 16 bits, and about what ``fp8_block`` does.
-    """
-    others = rows[rows["moe_dtype"].isin(FP8_NO_SLOWER_THAN)].groupby(["moe_dtype", *shape])["latency"].median()
-    least = others.groupby(level=shape).min().rename("least").reset_index()
-    bound = rows.merge(least, on=shape, how="left")["least"].to_numpy()
-    slower = (rows["moe_dtype"] == "fp8").to_numpy() & (rows["latency"].to_numpy() > bound)
-    if not slower.any():
-        return rows, ()
-    rows = rows.assign(latency=np.where(slower, bound, rows["latency"].to_numpy()))
-    return rows, (f"moe: {int(slower.sum())} rows of fp8 are the lesser time of {', '.join(FP8_NO_SLOWER_THAN)}",)
-
-
 def _moe(place: _Place) -> _Found:
     read = place.table("moe", "moe")
     if read is None:
         return []
     rows, version = read
     origin = place.origin("moe", version)
-    layout = ("moe_dtype", "hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "moe_ep_size")
+    layout = ("moe_dtype", *SHAPE)
     _need(rows, (*layout, "num_tokens", "distribution"), origin)
     rows, notes = _known_dtypes(rows, "moe_dtype", "moe")
-    drawn = rows["distribution"] == ROUTING
-    if bool(drawn.any()):
-        notes = (*notes, f"moe: routing {ROUTING}; {int((~drawn).sum())} rows of other distributions left out")
-        rows = rows[drawn]
-    rows, mended = _no_slower(rows, [*layout[1:], "num_tokens"])
+    rows, chosen = routed(rows)
+    rows, mended = no_slower(rows)
     names = (
         "dtype",
         "hidden_size",
@@ -357,7 +331,7 @@ def _moe(place: _Place) -> _Found:
     )
     columns = {ours: rows[theirs].to_numpy() for ours, theirs in zip(names, layout, strict=True)}
     columns |= {"dtype": rows["moe_dtype"].map(DTYPES).to_numpy(), "at": rows["num_tokens"].to_numpy()}
-    return [_table("moe", rows, origin, columns, None, (*notes, *mended))]
+    return [_table("moe", rows, origin, columns, None, (*notes, *chosen, *mended))]
 
 
 def _custom_all_reduce(place: _Place) -> _Found:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gpu_calibrate.importers.rising import rising
 from sim.errors import InputError
 from sim.latency.profile.file import Curve, Device, Key
 from sim.latency.profile.layout import OPERATORS
@@ -25,6 +26,11 @@ JUMP, AGREE = 2.0, 1.5
 """More than ``JUMP`` times above or below both neighbours, which differ by less than ``AGREE``, is an outlier."""
 REACH = 0.9
 """Quantile of the bandwidth that cold curves reach, as a share of the peak: what reading is taken to take."""
+NEVER_FALLS = frozenset({"moe", "prefill_attention", "decode_attention"})
+"""Operators whose curves are made to rise. Matrices and collectives choose another kernel from some size on, and there
+a larger size really can take less: the prediction knows."""
+LEVELLED = 0.01
+"""Of a time: from this change on a point counts as levelled."""
 DIGITS = 5
 """Significant digits of a time that are kept: the tables' noise is at the third."""
 
@@ -40,6 +46,7 @@ class Cleaning:
     warm: int = 0
     raised: int = 0
     outliers: int = 0
+    levelled: int = 0
     kept: int = 0
 
     def note(self) -> str:
@@ -50,6 +57,7 @@ class Cleaning:
             "read out of a warm L2": self.warm,
             "out of a warm L2 raised to reading from memory": self.raised,
             "outliers": self.outliers,
+            "in stretches that fall, joined at their median": self.levelled,
         }
         parts = [f"{count} {reason}" for reason, count in changes.items() if count]
         return f"{self.operator}: {self.kept} of {self.rows} rows kept" + (f"; {', '.join(parts)}" if parts else "")
@@ -148,10 +156,15 @@ def _clean_curve(
     keep &= ~outlier
     if not keep.any():
         return None
+    kept = times[keep]
+    if table.operator in NEVER_FALLS:
+        risen = rising(kept)
+        cleaning.levelled += int((np.abs(risen / kept - 1.0) > LEVELLED).sum())
+        kept = risen
     return Curve(
         key=key,
         at=tuple(int(place) for place in at[keep]),
-        time_ns=tuple(_rounded(time) for time in times[keep]),
+        time_ns=tuple(_rounded(time) for time in kept),
     )
 
 

@@ -124,7 +124,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
         block_size=engine.block_size,
-        max_model_len=engine.max_model_len_in_effect,
+        max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         enable_chunked_prefill=engine.enable_chunked_prefill,

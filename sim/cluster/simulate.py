@@ -62,7 +62,7 @@ def simulate_cluster(
             loaded.scenario.workload,
             loaded.scenario.seed,
             loaded.base_dir,
-            engine.max_model_len_in_effect,
+            engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
@@ -102,7 +102,11 @@ def _simulate(
     """Simulate from the first arrival to the last end; ``every_step``: the reference takes each."""
     scenario, engine = loaded.scenario, loaded.scenario.engine
     settings, group_cost = deployment.settings, deployment.group_cost
-    recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
+    recorder = Recorder(
+        shape_columns=deployment.shape_columns,
+        is_lockstep=group_cost is not None,
+        num_classes=len(workload.classes),
+    )
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
@@ -344,13 +348,15 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
     attempts = recorder.attempt_columns()
-    requests = _seen_by_clients(requests_of(attempts, workload), gateway)
+    interruptions = recorder.interruption_columns(attempts)
+    requests = _seen_by_clients(requests_of(attempts, workload, interruptions), gateway)
     return RunRecord(
         workload=workload,
         requests=requests,
         steps=recorder.step_columns(),
         itl_ns=itl_ns,
         itl_weight=itl_weight,
+        itl_of_classes=[(itl_ns, itl_weight)] if len(workload.classes) == 1 else recorder.gaps.of_classes(),
         reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,
@@ -362,8 +368,9 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
             "noise": deployment.noise.describe(),
         },
         drafts=recorder.drafts,
+        interruptions=interruptions,
         data_parallel_size=engine.data_parallel_size,
-        reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
+        reserved_tokens_per_request=engine.max_model_len if engine.kv == "contiguous" else 0,
         terms=deployment.terms,
         notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,

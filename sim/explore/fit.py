@@ -140,7 +140,7 @@ def _workload(measured: MeasuredRun, loaded: LoadedScenario) -> RequestTable:
         scenario.workload,
         scenario.seed,
         loaded.base_dir,
-        engine.max_model_len_in_effect,
+        engine.max_model_len,
         isolates_tenants=engine.cache_isolation == "tenant",
     )
 

@@ -13,7 +13,7 @@ from sim.scenario.resolved import flow
 from sim.scenario.schema import (
     ClassConfig,
     ClusterConfig,
-    EngineConfig,
+    EngineSection,
     GpuConfig,
     LatencyConfig,
     MeasureConfig,
@@ -70,7 +70,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`prefix`", PrefixConfig),
     ("`sessions`", SessionsConfig),
     ("`cluster`", ClusterConfig),
-    ("`engine`", EngineConfig),
+    ("`engine`", EngineSection),
     ("`gpu` as a section", GpuConfig),
     ("`speculative`", SpeculativeConfig),
     ("`policy`, `predictor` and `router` as a section", NamedSpec),

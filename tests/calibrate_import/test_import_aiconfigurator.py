@@ -216,7 +216,7 @@ def experts(dtype: str, distribution: str, latency: float, num_tokens: int = 16)
 
 
 def test_fp8_experts_are_no_slower_than_the_same_in_blocks_or_in_16_bits(folder: Path) -> None:
-    times = {"bfloat16": (0.30, 0.32), "fp8": (0.90, 0.10), "fp8_block": (0.16, 0.18), "int4_wo": (0.05, 0.05)}
+    times = {"bfloat16": (0.30, 0.32), "fp8": (0.90, 0.17), "fp8_block": (0.16, 0.18), "int4_wo": (0.05, 0.05)}
     rows = [
         experts(dtype, "power_law_1.01", latency, num_tokens)
         for dtype, both in times.items()
@@ -227,7 +227,7 @@ def test_fp8_experts_are_no_slower_than_the_same_in_blocks_or_in_16_bits(folder:
     found = {key[0]: curve.time_ns for key, curve in curves(profile, "moe").items()}
     assert found == {
         "bfloat16": (300_000, 320_000),
-        "fp8": (160_000, 100_000),
+        "fp8": (160_000, 170_000),
         "fp8_block": (160_000, 180_000),
         "int4": (50_000, 50_000),
     }

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from engine_profiled import PROFILED, profile_latency
+from engines import any_block, whole_prompts
 from windowed_model import windowed_model
 
 from policies.registry import POLICIES, PREDICTORS, ROUTERS
@@ -154,7 +155,7 @@ def scenario(rng: Random, workload: Document, engine: Document, latency: Documen
         "seed": rng.randint(0, 5),
         "workload": workload,
         "cluster": cluster,
-        "engine": engine,
+        "engine": whole_prompts(any_block(engine)),
         "latency": latency,
         "slo": {"ttft_p95_ms": 500, "itl_p99_ms": 100},
     }
@@ -222,6 +223,7 @@ def usual(rng: Random, name: str) -> Document:
     if chance(rng, 0.4):
         change, host_ms = rng.choice(PROFILED)
         engine, latency = {**engine, **change}, profile_latency(rng.choice(host_ms))
+        engine["block_size"] = max(16, engine["block_size"])  # those of the GPU that the profile is of
     workload = traffic(rng, 300, 150, [0.3, 3.0, 12.0])
     return scenario(rng, workload, engine, latency, ["round_robin", "round_robin", *LIVE_ROUTERS])
 
@@ -331,6 +333,8 @@ def ranks(rng: Random, name: str) -> Document:
     engine = engines(rng, [66, 130, 3000], TAKEN)
     size = rng.choice([2, 2, 4])
     engine |= {"model": "qwen3-30b-a3b", "gpu": "h100-sxm", "data_parallel_size": size, "enable_expert_parallel": True}
+    if engine["block_size"] == 8:  # as many tokens in blocks that the GPU of the profile takes
+        engine |= {"block_size": 16, "num_gpu_blocks_override": engine["num_gpu_blocks_override"] // 2 + 1}
     workload = traffic(rng, 150, 80, [5.0, 20.0])
     if chance(rng, 0.4):  # few blocks, and a crowd
         engine |= {"num_gpu_blocks_override": 34, "block_size": 16, "max_model_len": 480, "max_num_seqs": 31}

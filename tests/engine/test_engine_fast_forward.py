@@ -68,6 +68,8 @@ def outcome(
     del summary["run"]["cpu_s"], summary["run"]["wall_s"]
     columns = {name: column.tolist() for name, column in record.requests.items()}
     gaps = {"itl_ns": record.itl_ns.tolist(), "itl_weight": record.itl_weight.tolist()}
+    gaps["itl_of_classes"] = [[each.tolist() for each in columns] for columns in record.itl_of_classes]
+    gaps |= {f"interruptions.{name}": column.tolist() for name, column in record.interruptions.items()}
     more = {"reasons": record.reasons, "notes": record.notes, "drafts": record.drafts and vars(record.drafts)}
     instants = [*columns["arrival_ns"], *columns["end_ns"]]
     for name in ("scheduled_ns", "start_ns", "end_ns"):

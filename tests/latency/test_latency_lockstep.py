@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ KINDS = ("profile", "roofline")
 
 def engine(dp: int = 2, tp: int = 1, *, ep: bool = True, **settings_: Any) -> EngineConfig:
     told = {"model": "qwen3-30b-a3b", "gpu": "h200-sxm", "enable_expert_parallel": ep, **settings_}
-    return EngineConfig(data_parallel_size=dp, tensor_parallel_size=tp, **told)
+    return engine_config(data_parallel_size=dp, tensor_parallel_size=tp, **told)
 
 
 def any_cost(config: EngineConfig, kind: str = "profile", **latency: Any) -> StepCost:
@@ -232,10 +233,10 @@ def test_even_routing_splits_the_work_as_tensor_parallelism_does() -> None:
 # --- what the tables hold already ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spread", [(8, 2, 8), (128, 8, 4), (256, 8, 8)])
+@pytest.mark.parametrize("spread", [(128, 8, 8), (128, 8, 4), (256, 8, 8)])
 def test_the_tables_own_imbalance(spread: tuple[int, int, int]) -> None:
-    """Loads of a power law with an exponent near 1 are log-uniform: one to 820 tokens. The busiest of few experts has
-    several times the mean; GPUs with many experts each are nearer to each other."""
+    """Loads of a power law with an exponent near 1 are log-uniform: one to 820 tokens. GPUs with many experts each are
+    nearer to each other."""
     experts, chosen, ep = spread
     rng = np.random.default_rng(7)
     loads = np.exp(rng.uniform(0, np.log(0.8 * 1024), size=(4000, experts)))
@@ -247,6 +248,11 @@ def test_the_tables_own_imbalance(spread: tuple[int, int, int]) -> None:
     assert table_imbalance(experts, chosen, 1) == 1.0
 
 
+def test_the_tables_lay_few_experts_out_evenly() -> None:
+    assert table_imbalance(8, 2, 8) == table_imbalance(16, 1, 4) == 1.0
+    assert table_imbalance(32, 1, 4) > 1.0
+
+
 def test_stating_the_tables_imbalance_changes_nothing_and_less_is_faster() -> None:
     config = engine(dp=4)
     measured = table_imbalance(128, 8, 4)
@@ -255,7 +261,8 @@ def test_stating_the_tables_imbalance_changes_nothing_and_less_is_faster() -> No
     for tokens in (64, 1024, 8192):
         experts = together_ns(as_is, tokens)["experts"]
         assert together_ns(stated, tokens)["experts"] == pytest.approx(experts, rel=0.02)
-        assert together_ns(cost(config, expert_load_imbalance=1.0), tokens)["experts"] < experts
+        even = together_ns(cost(config, expert_load_imbalance=1.0), tokens)["experts"]
+        assert even < experts or (tokens == 64 and even == experts), "from 48 to 64 tokens the table is level"
     one = any_cost(engine(dp=1, tp=4), expert_load_imbalance=2.0)
     assert one.gpu_ns(prefill(2000)) > any_cost(engine(dp=1, tp=4)).gpu_ns(prefill(2000)), "one rank's experts too"
 

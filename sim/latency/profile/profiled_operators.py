@@ -15,14 +15,15 @@ import numpy.typing as npt
 from sim.errors import InputError
 from sim.latency.experts import ALONE, ExpertGroup
 from sim.latency.model_spec import ModelSpec
+from sim.latency.operators import launched_operators
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.expert_routing import table_imbalance
 from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
-from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
+from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
-from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs
+from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
@@ -65,9 +66,8 @@ LEAST_MIXED = 0.05
 """Of their time alone, that decodes cost in a mixed batch at least."""
 EAGER_OPERATOR_NS = 25_000
 """Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
-LAYER_OPERATORS = 10
-MOE_OPERATORS = 4
-"""Operators of a layer, and those that experts add."""
+LINK = "link"
+"""In place of a collective's implementation, where its time comes from the link's bandwidth."""
 ROUTER_KERNELS = 2
 """Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
 
@@ -88,6 +88,8 @@ class ProfiledOperators:
     """The GPUs that hold the experts of an MoE model."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
+    asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
+    """Operator and key of all that was asked for, and the key whose curves answered; None = a formula did."""
     predictor: Predictor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,11 +112,13 @@ class ProfiledOperators:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
+                self.asked[operator, key] = candidate
                 if candidate != key:
                     used = "/".join(str(candidate[place]) for place in dtype_places)
                     asked = "/".join(str(key[place]) for place in dtype_places)
                     self.stand_ins[operator] = f"{asked}: curves of {used}, scaled by the speed of light"
                 return self.predictor.times_ns(operator, key, at, like=candidate)
+        self.asked[operator, key] = None
         return None
 
     def _lacks(self, operator: str) -> InputError:
@@ -173,7 +177,7 @@ class ProfiledOperators:
             return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
         model = self.model
         measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
-        rising = np.maximum.accumulate(self._measured_routed_ns(EXPERT_SIZES))
+        rising = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
         return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
 
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
@@ -200,7 +204,9 @@ class ProfiledOperators:
     def _elementwise_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
         key: Key = (name, width)
         at = np.maximum(tokens, 1.0)
-        if self.predictor.has("elementwise", key):
+        has = self.predictor.has("elementwise", key)
+        self.asked["elementwise", key] = key if has else None
+        if has:
             times = self.predictor.times_ns("elementwise", key, at)
         else:
             least_us = (LAUNCH_NS + ELEMENTWISE_START_NS) / 1e3
@@ -244,6 +250,7 @@ class ProfiledOperators:
         the link's bandwidth."""
         gpus = num_gpus or self.tp
         passes = 2.0 if operator == "all_reduce" else 1.0
+        self.asked[operator, (LINK, gpus)] = None
         if self.link is not None:
             share = passes * (gpus - 1) / gpus
             return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
@@ -252,6 +259,9 @@ class ProfiledOperators:
             for implementation in ("custom", "nccl")
             if self.predictor.has(operator, (implementation, gpus))
         }
+        if known:
+            del self.asked[operator, (LINK, gpus)]
+        self.asked.update({(operator, (each, gpus)): (each, gpus) for each in known})
         if operator == "all_reduce" and len(known) == 2:
             return self._dispatched(payload, known["custom"], known["nccl"])
         if known:
@@ -288,9 +298,7 @@ class ProfiledOperators:
         """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
         model, host = self.model, self.profile.host
         each = host.eager_launch_ns if host is not None and host.eager_launch_ns is not None else EAGER_OPERATOR_NS
-        collectives = 2 if self.tp > 1 else 0
-        operators = model.num_layers * (LAYER_OPERATORS + collectives) + model.num_moe_layers * MOE_OPERATORS
-        return np.where(tokens > 0, float(operators * each), 0.0)
+        return np.where(tokens > 0, float(launched_operators(model, self.precision, self.tp) * each), 0.0)
 
     def head_ns(self, rows: Floats) -> Floats:
         """Final norm, LM head, gathering of logits and sampler for that many rows."""
@@ -303,7 +311,9 @@ class ProfiledOperators:
         """The sampler alone, of one row at least."""
         key: Key = (self.model.vocab_size,)
         at = np.maximum(rows, 1.0)
-        if self.predictor.has("sampling", key):
+        has = self.predictor.has("sampling", key)
+        self.asked["sampling", key] = key if has else None
+        if has:
             return self.predictor.times_ns("sampling", key, at)
         self.stand_ins["sampling"] = f"{SAMPLER_NS / 1e3:g} us and six passes over 32-bit logits"
         bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
@@ -353,18 +363,19 @@ class ProfiledOperators:
             if chunk is not None:
                 return np.maximum(mixed - chunk, LEAST_MIXED * alone)
         if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
-            self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
-            return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+            self.stand_ins["mixed_attention"] = "FlashAttention-2's mixed batches on another GPU, by their arithmetic"
+            ratio = mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+            read, flops = batch * contexts * self.kv_bytes_per_token(), self.precision.plain_flops
+            return alone * on_another_gpu(ratio, read, flops, self.device.memory_bandwidth_bytes_per_s)
         self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
-    def prefill_multiples(self, batch: int, chunks: Floats) -> Floats:
-        """How much longer than its speed of light the attention of ``batch`` prompts of each number of tokens takes."""
+    def prefill_ns(self, batch: int, chunks: Floats) -> Floats:
+        """One layer's attention of ``batch`` prompts of each number of tokens."""
         times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
-        context = batch * chunks
-        return times / self.prefill_bound_ns(causal_pairs(chunks, 0.0) * batch, context, context)
+        return times
 
     def pair_ns(self) -> float:
         """Speed of light of one query-key pair of one layer."""
@@ -382,11 +393,6 @@ class ProfiledOperators:
         """Speed of light of reading one token's query and writing its result in one layer."""
         traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
         return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
-
-    def prefill_bound_ns(self, pairs: Floats, context_tokens: Floats, tokens: Floats) -> Floats:
-        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from sums of steps."""
-        traffic = context_tokens * self.context_ns() + tokens * self.query_ns()
-        return np.maximum(pairs * self.pair_ns(), traffic) + LAUNCH_NS
 
 
 def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:

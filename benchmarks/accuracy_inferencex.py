@@ -1,0 +1,209 @@
+"""The rows of InferenceX: fixed numbers of clients, joined to how the server was started, in two halves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
+from benchmarks.accuracy_recipes import Recipe, engine_settings, read_recipe
+
+ROWS = "e2e/inferencex_vllm_rows.csv.gz"
+RECIPES = "e2e/inferencex_vllm_recipes.json"
+
+Row = Mapping[str, str]
+
+MODELS = {"meta-llama/Llama-3.1-70B": "llama-3.1-70b", "MiniMaxAI/MiniMax-M2.5": "minimax-m2.5"}
+TITLES = {"llama-3.1-70b": "Llama-3.1-70B FP8", "minimax-m2.5": "MiniMax-M2.5 FP8"}
+GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm"}
+UNKNOWN_VERSION = "0.11.0"
+"""Of the rows of 2025-10-29, whose version is not recorded: the newest release then."""
+KV_AS_MEASURED = {("llama-3.1-70b", "h100-sxm"): "auto"}
+"""Where requests queued as with another KV cache than the recipe's: at TP 2 and 64 clients of 8,192 tokens for 59 s,
+which FP8 (10 s) does not explain and 16 bits (56 s) do. On H200 and B200 FP8 explains the queues."""
+NO_FILES = {"report": False, "trace": False, "requests": False, "steps": False}
+
+
+def group_name(model: str, gpu: str) -> str:
+    """Name of the set of a model on a GPU: ``InferenceX, Llama-3.1-70B FP8, H200``."""
+    return f"InferenceX, {TITLES[model]}, {gpu.partition('-')[0].upper()}"
+
+
+GROUPS = tuple(group_name(model, gpu) for model in MODELS.values() for gpu in GPUS.values())
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What rows share that stay together: all but lengths and clients."""
+
+    model: str
+    gpu: str
+    precision: str
+    tp: int
+    is_expert_parallel: bool
+    recipe: str
+    """Settings of the engine as the recipe has them, spelled alike."""
+
+    @property
+    def key(self) -> str:
+        """A hash of what the configuration is; of nothing that was measured."""
+        told = "|".join(
+            (self.model, self.gpu, self.precision, f"tp{self.tp}", f"ep{self.is_expert_parallel:d}", self.recipe)
+        )
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def distinct(rows: Iterable[Row]) -> list[dict[str, str]]:
+    """Without repetitions: rows that differ in nothing but their ``id``."""
+    seen: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for row in rows:
+        seen.setdefault(tuple((key, value) for key, value in row.items() if key != "id"), dict(row))
+    return list(seen.values())
+
+
+def reason_not_modelled(row: Row) -> str:
+    """Why no run stands for the row; empty where one does."""
+    if row["mode"] != "agg":
+        return "prompts and outputs on engines of their own (disaggregated): not modelled"
+    if "gpt-oss" in row["model"]:
+        return "4-bit floating-point experts (MXFP4) with attention sinks: no operator was measured"
+    if "Kimi" in row["model"]:
+        return "multi-head latent attention: not modelled"
+    if row["model"] not in MODELS:
+        return "neither the client nor the engine's settings are recorded"
+    if row["precision"] != "fp8":
+        return "4-bit floating-point weights (NVFP4): no operator was measured"
+    if row["system"] not in GPUS:
+        return "no profile of this GPU"
+    if not row["recipe_files"]:
+        return "the recipe of its date is not known"
+    return ""
+
+
+def is_expert_parallel(row: Row) -> bool:
+    """Whether experts are whole on each GPU.
+
+    Some rows have ``dp`` = ``tp`` and ``moe_ep`` = ``tp`` squared. Their recipes have ``--enable-expert-parallel`` and
+    nothing of data parallelism, and the same experiment under its other label has the same times: they are TP with EP.
+    """
+    return int(row["moe_ep"] or 1) > 1
+
+
+def configuration(row: Row, recipe: Recipe) -> Configuration:
+    """The row's, with the recipe as its flags tell it at one length and number of clients."""
+    settings = sorted((key, str(value)) for key, value in engine_settings(recipe, 1024, 1024, 1).items())
+    # Random prompts share nothing: with a prefix cache or without, it is the same experiment.
+    told = ",".join(f"{key}={value}" for key, value in settings if key != "enable_prefix_caching")
+    return Configuration(
+        MODELS[row["model"]],
+        GPUS[row["system"]],
+        row["precision"],
+        int(row["tp"]),
+        is_expert_parallel(row),
+        told,
+    )
+
+
+def training_half(configurations: Iterable[Configuration]) -> set[Configuration]:
+    """Of each model on each GPU, every second configuration in the order of their hashes; the first is for validation.
+
+    So a model on a GPU with one configuration has it validated, and none is split.
+    """
+    of: dict[tuple[str, str], list[Configuration]] = {}
+    for each in sorted(set(configurations), key=lambda each: each.key):
+        of.setdefault((each.model, each.gpu), []).append(each)
+    return {each for group in of.values() for each in group[1::2]}
+
+
+def scenario_of(row: Row, recipe: Recipe) -> Scenario:
+    """Ten requests per client, all clients at once, lengths uniform from 0.8 of the stated one."""
+    isl, osl, clients = (int(row[key]) for key in ("isl", "osl", "concurrency"))
+    settings = engine_settings(recipe, isl, osl, clients)
+    model, gpu = MODELS[row["model"]], GPUS[row["system"]]
+    if (model, gpu) in KV_AS_MEASURED:
+        settings["kv_cache_dtype"] = KV_AS_MEASURED[model, gpu]
+    return {
+        "name": _name(row),
+        "workload": {
+            "requests": 10 * clients,
+            "arrival": {"process": "closed_loop", "concurrency": clients},
+            "input_tokens": _uniform(isl),
+            "output_tokens": _uniform(osl),
+        },
+        "engine": {
+            "model": model,
+            "gpu": gpu,
+            "vllm_version": row["backend_version"] or UNKNOWN_VERSION,
+            "tensor_parallel_size": int(row["tp"]),
+            "dtype": row["precision"],
+            **({"enable_expert_parallel": True} if is_expert_parallel(row) else {}),
+            **settings,
+        },
+        "latency": {"kind": "profile", "sampling": "plain"},  # its client asks for temperature 0
+        "outputs": NO_FILES,
+    }
+
+
+def _uniform(longest: int) -> Scenario:
+    return {"dist": "uniform", "low": int(longest * 0.8), "high": longest}
+
+
+def _name(row: Row) -> str:
+    expert = " EP" if is_expert_parallel(row) else ""
+    return (
+        f"{row['measured']}, TP {row['tp']}{expert}, {int(row['isl']):,} in / {int(row['osl']):,} out,"
+        f" {row['concurrency']} clients"
+    )
+
+
+def add_inferencex(sets: Sets, table: list[dict[str, str]], told: list[dict[str, Any]]) -> None:
+    """The rows that are modelled, in halves, and the rest with the reason."""
+    recipes = {(each["commit"], each["file"]): read_recipe(each) for each in told}
+    rows = distinct(table)
+    if len(rows) < len(table):
+        sets.unscored.append(
+            Unscored("InferenceX, repeated rows", len(table) - len(rows), "the same row under another id")
+        )
+    found, left_out = [], Counter[tuple[str, str]]()
+    for row in rows:
+        # Where two scripts ran on a GPU (docker, slurm), the last has the whole command.
+        recipe = recipes.get((row["recipe_commit"], row["recipe_files"].rpartition("|")[2]))
+        reason = reason_not_modelled(row)
+        if reason or recipe is None:
+            what = f"InferenceX, {row['model'].rpartition('/')[2]} {row['precision']}, {row['system']}"
+            left_out[what, reason or "the recipe of its date is not known"] += 1
+        else:
+            found.append((row, recipe, configuration(row, recipe)))
+    training = training_half(each for _, _, each in found)
+    found.sort(key=lambda each: (*_place(each[0]), each[2].key))
+    for row, recipe, each in found:
+        measured = {"mean_ttft_ms": float(row["ttft_mean_ms"]), "mean_tpot_ms": float(row["tpot_mean_ms"])}
+        scenario = scenario_of(row, recipe)
+        sets.experiments.append(
+            Experiment(
+                group_name(each.model, each.gpu),
+                scenario["name"],
+                scenario,
+                measured,
+                is_training=each in training,
+                version=row["backend_version"] or None,
+                unsaid=recipe.unsaid,
+            )
+        )
+    sets.unscored += [Unscored(what, count, reason) for (what, reason), count in sorted(left_out.items())]
+
+
+def _place(row: Row) -> tuple[int, int, int, bool, int, int, int, str]:
+    return (
+        list(MODELS).index(row["model"]),
+        list(GPUS).index(row["system"]),
+        int(row["tp"]),
+        is_expert_parallel(row),
+        int(row["isl"]),
+        int(row["osl"]),
+        int(row["concurrency"]),
+        row["measured"],
+    )
