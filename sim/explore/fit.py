@@ -18,7 +18,8 @@ import numpy as np
 from sim.checks.all_checks import check_all
 from sim.errors import InputError, Problem
 from sim.explore.fit_case import Case, Floats
-from sim.explore.fit_parameters import Parameter, choose_parameters, rounded
+from sim.explore.fit_noise import WORTH, try_values
+from sim.explore.fit_parameters import Parameter, choose_late, choose_parameters, rounded
 from sim.explore.fit_result import Fit
 from sim.explore.fit_traffic import misfit_problems, traffic_problems
 from sim.explore.measured_run import RATES, MeasuredRun, read_runs
@@ -76,8 +77,10 @@ def fit(
     kind = latency_kind(first.engine.gpu, first.latency)
     cost = build_step_cost(first.engine, first.latency, cases[0].loaded.base_dir, cases[0].planned)
     engines = [(case.loaded.scenario.engine, case.planned.model) for case in cases]
+    figures = {key for case in cases for key in case.run.figures}
+    late = choose_late(first.engine, first.latency, figures)
     solver = _Solver(
-        cases, choose_parameters(engines, first.latency, cost), Fitted(kind, cases[0].planned.gpu.name), progress
+        cases, choose_parameters(engines, first.latency, cost), late, Fitted(kind, cases[0].planned.gpu.name), progress
     )
     return solver.fit()
 
@@ -153,12 +156,22 @@ class _Solver:
     """Least squares over the cases."""
 
     def __init__(
-        self, cases: list[Case], parameters: list[Parameter], nothing: Fitted, progress: Progress | None
+        self,
+        cases: list[Case],
+        parameters: list[Parameter],
+        late: Parameter | None,
+        nothing: Fitted,
+        progress: Progress | None,
     ) -> None:
         self.cases = cases
-        self.parameters = parameters
         self.active = list(parameters)
+        self.parameters = [*parameters, *([] if late is None else [late])]
+        self.late = late
+        self.noise: dict[str, float] = {}
+        """How late the late ones are, where it is fitted, and half of its interval in spreads."""
+        self.noise_widths: dict[str, float] = {}
         self.nothing = nothing
+        self._uses_late = True
         self._progress = progress
 
     def fit(self) -> Fit:
@@ -173,7 +186,7 @@ class _Solver:
                 "the measured figures say nothing of any parameter: give latencies (mean_ttft_ms, mean_tpot_ms), "
                 "not rates alone"
             )
-        found = self._solve(self.cases, start, MOST_ROUNDS)
+        found = self._solve_all(self.cases, start, MOST_ROUNDS)
         slopes = self._slopes(self.cases, found)
         information = slopes.T @ slopes
         deviations = np.sqrt(np.diag(np.linalg.inv(information + np.eye(len(found)))))
@@ -181,11 +194,15 @@ class _Solver:
         after = [case.errors_percent(fitted) for case in self.cases]
         if problems := misfit_problems(self.cases, fitted, after):
             raise InputError(problems)
+        widths = {each.name: 1.96 * float(one) for each, one in zip(self.active, deviations, strict=True)}
+        if self.late is not None and not self.noise:
+            silent.append(self.late.name)
+        widths |= self.noise_widths
         return Fit(
             fitted=replace(fitted, values=rounded(fitted.values), fitted_on=_engines(self.cases)),
             cases=self.cases,
             parameters=self.parameters,
-            widths={each.name: 1.96 * float(one) for each, one in zip(self.active, deviations, strict=True)},
+            widths=widths,
             silent=silent,
             together=_together([each.name for each in self.active], information),
             before=with_defaults,
@@ -197,7 +214,29 @@ class _Solver:
     def fitted(self, places: Floats) -> Fitted:
         """The parameters at ``places``."""
         values = {each.name: each.value(place) for each, place in zip(self.active, places.tolist(), strict=True)}
-        return replace(self.nothing, values=values)
+        return replace(self.nothing, values=values | self.noise)
+
+    def _solve_all(self, cases: list[Case], start: Floats, rounds: int) -> Floats:
+        """All parameters: first without what late requests make, then how late they are if that is worth it, then
+        with all figures."""
+        self.noise, self.noise_widths = {}, {}
+        if self.late is None:
+            return self._solve(cases, start, rounds)
+        self._uses_late = False
+        centre = self._solve(cases, start, rounds)
+        self._uses_late = True
+        self._try_late(cases, centre, self.late)
+        return self._solve(cases, centre, MOST_ROUNDS_WITHOUT)
+
+    def _try_late(self, cases: list[Case], centre: Floats, late: Parameter) -> None:
+        def misfit(value: float) -> float:
+            self.noise = {late.name: value}
+            return float(np.sum(self._of(cases, centre) ** 2))
+
+        tried = try_values(late, misfit)
+        is_worth_it = tried.gain >= WORTH
+        self.noise = {late.name: tried.value} if is_worth_it else {}
+        self.noise_widths = {late.name: tried.width} if is_worth_it else {}
 
     def _start(self) -> Floats:
         """Defaults; under constant step times what a token took."""
@@ -211,10 +250,12 @@ class _Solver:
         return places
 
     def _left_out(self, found: Floats) -> list[dict[str, float]]:
-        errors = []
+        errors, kept = [], (self.noise, self.noise_widths)
         for index, case in enumerate(self.cases):
             others = self.cases[:index] + self.cases[index + 1 :]
-            errors.append(case.errors_percent(self.fitted(self._solve(others, found, MOST_ROUNDS_WITHOUT))))
+            places = self._solve_all(others, found, MOST_ROUNDS_WITHOUT)
+            errors.append(case.errors_percent(self.fitted(places)))
+        self.noise, self.noise_widths = kept
         return errors
 
     def _solve(self, cases: list[Case], start: Floats, rounds: int) -> Floats:
@@ -239,7 +280,7 @@ class _Solver:
         fitted = self.fitted(places)
         told = []
         for case in cases:
-            told.append(case.residuals(fitted))
+            told.append(np.where(case.late & (not self._uses_late), 0.0, case.residuals(fitted)))
             if self._progress is not None:
                 self._progress(sum(len(each.known) for each in self.cases), None)
         return np.concatenate(told)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sim.workload.table import RequestTable
 
 Floats = npt.NDArray[np.float64]
+LATE_FIGURES = ("p95_ttft_ms", "p99_ttft_ms")
 
 
 @dataclass(slots=True)
@@ -44,6 +45,12 @@ class Case:
             wanted = (*self.run.figures, "duration", "completed", "total_input_tokens", "total_output_tokens")
             self.known[place] = {key: summary[key] for key in wanted}
         return self.known[place]
+
+    @property
+    def late(self) -> npt.NDArray[np.bool_]:
+        """Which figures late requests make: upper percentiles of TTFT; none where there are no others."""
+        found = np.array([key in LATE_FIGURES for key in self.run.figures])
+        return np.zeros_like(found) if found.all() else found
 
     def residuals(self, fitted: Fitted) -> Floats:
         """Of each figure: log of predicted over measured, in its errors; 0 where the simulation has no such figure."""

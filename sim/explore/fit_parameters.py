@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.explore.fit_case import LATE_FIGURES
 from sim.latency.fitted import PARAMETERS
 from sim.latency.kind import client_overhead_ns, latency_kind
+from sim.latency.noise import noise_of
 from sim.latency.pipelining import is_asynchronous
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ EXPOSED_STEP_MS, EXPOSED_REQUEST_US = 0.5, 10.0
 MOST_TIMES = 10.0
 """Spreads that a time may be from its default."""
 CLIENT_SPREAD_MS, CLIENT_MOST_MS = 5.0, 200.0
+LATE_SPREAD_MS = 10.0
 STEP_SPREAD, STEP_MOST = 0.3, 1000.0
 """Of a constant step time, in logarithms and as a factor: the scenario's is a guess."""
 TOKENS_PER_STEP = 200
@@ -99,6 +102,15 @@ def choose_parameters(
             _time("host_request_us", request_us, max(request_us, EXPOSED_REQUEST_US)),
         ]
     return [*found, client]
+
+
+def choose_late(engine: EngineConfig, latency: LatencyConfig, figures: Set[str]) -> Parameter | None:
+    """How late a few requests are: where the tail of TTFT was measured, and the scenario does not say it itself."""
+    is_stated = latency.noise is not None and (isinstance(latency.noise, str) or latency.noise.client is not None)
+    if is_stated or not figures & set(LATE_FIGURES):
+        return None
+    late = noise_of(engine.gpu, latency).client
+    return _time("late_ms", 0.0 if late is None else late.mean_ns / 1e6, LATE_SPREAD_MS)
 
 
 def _host_ns(cost: StepCost, name: str) -> int:

@@ -55,9 +55,11 @@ PARAMETERS: dict[str, Limits] = {
     "step_ms": Limits(1e-6, 3.6e6, frozenset({"constant"})),
     "token_us": Limits(0.0, 1e9, frozenset({"constant"})),
     "client_ms": Limits(0.0, 1e5, _ANY),
+    "late_ms": Limits(0.0, 1e5, _ANY),
 }
 """``host_``: of engines that do not schedule ahead, whose host time all shows. ``exposed_``: what of the host's time
-shows although the engine schedules ahead. ``client_ms``: between client and engine, there and back."""
+shows although the engine schedules ahead. ``client_ms``: between client and engine, there and back. ``late_ms``: how
+late those few requests are that are late at all (``latency.noise``)."""
 
 
 @dataclass(frozen=True, slots=True)

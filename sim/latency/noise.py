@@ -86,7 +86,7 @@ NO_NOISE = Noise()
 
 
 def noise_of(gpu: str | GpuConfig, latency: LatencyConfig, fitted: Fitted | None = None) -> Noise:
-    """The noise of a scenario: as said, else as fitted, else the default where client times are the default."""
+    """The noise of a scenario: as said, else as fitted, else the default (``NoiseConfig``)."""
     if isinstance(latency.noise, str):
         return NO_NOISE
     stated = latency.noise

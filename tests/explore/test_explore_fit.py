@@ -14,7 +14,7 @@ import sim
 from sim.cli import main
 from sim.cluster.deployment import resolve_deployment
 from sim.errors import InputError
-from sim.explore.fit_parameters import Parameter, choose_parameters
+from sim.explore.fit_parameters import Parameter, choose_late, choose_parameters
 from sim.explore.fit_result import Fit
 from sim.explore.measured_run import KEYS, read_runs
 from sim.latency.build import build_step_cost
@@ -104,7 +104,7 @@ def test_constant_steps_are_found_again(tmp_path: Path) -> None:
     found = sim.fit(files, told)
     for name, value in STEP.items():
         assert found.values[name] == pytest.approx(value, rel=0.05), name
-    assert (found.silent, found.together) == ([], [])
+    assert (found.silent, found.together) == (["late_ms"], [])
     for errors in (*found.after, *(found.left_out or [])):
         assert max(abs(errors[key]) for key in errors if key.startswith(("mean", "p50"))) < 3.0
     assert abs(found.before[0]["mean_tpot_ms"]) > 50
@@ -183,6 +183,37 @@ def test_which_parameters() -> None:
     host = {"host_step_ms", "host_request_us", "client_ms"}
     assert split == {"matrices", "attention", "experts", "all_reduce"} | host
     assert asked(gpu="rtx-4090") == {"matrices", "attention", "exposed_step_ms", "exposed_request_us", "client_ms"}
+
+
+def test_noise_is_asked_for_where_tails_were_measured() -> None:
+    def asked(*figures: str, **latency: Any) -> float | None:
+        loaded = load({**scenario(None), "latency": latency}).scenario
+        late = choose_late(loaded.engine, loaded.latency, set(figures))
+        return None if late is None else late.default
+
+    assert asked("mean_ttft_ms", "p90_ttft_ms", "p99_itl_ms") is None
+    assert asked("p99_ttft_ms") == asked("p95_ttft_ms", noise={"client": None}) == 10
+    assert asked("p99_ttft_ms", kind="roofline") == 0
+    assert asked("p99_ttft_ms", noise="none") is None
+    assert asked("p99_ttft_ms", noise={"client": {"share": 0.1, "mean_ms": 3}}) is None
+
+
+def test_late_clients_are_found_again(tmp_path: Path) -> None:
+    """From the figures of one run; then they are in the runs of the file that was written."""
+    told = scenario(rate=8.0)
+    told["workload"]["requests"] = 1500
+    planted = {**STEP, "late_ms": 60.0}
+    seen = measure(told, "constant", planted)
+    found = sim.fit(write(tmp_path / "noisy.json", result(seen)), told, out=tmp_path / "FIT.yaml")
+    for name, tolerance in (("step_ms", 0.05), ("client_ms", 0.35), ("late_ms", 0.35)):
+        assert found.values[name] == pytest.approx(planted[name], rel=tolerance), name
+    low, high = found.interval(next(each for each in found.parameters if each.name == "late_ms"))
+    assert low < 60 < high
+    with_fit = {**told, "latency": {**told["latency"], "fit": str(tmp_path / "FIT.yaml")}}
+    again = sim.simulate(with_fit).summary
+    assert again["p99_ttft_ms"] == pytest.approx(seen.summary["p99_ttft_ms"], rel=0.15)
+    quiet = sim.simulate({**with_fit, "latency": {**with_fit["latency"], "noise": "none"}}).summary
+    assert quiet["p99_ttft_ms"] < 0.8 * seen.summary["p99_ttft_ms"]
 
 
 def test_places_and_values() -> None:
