@@ -216,7 +216,9 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         num_dense_layers=dense_layers,
         gated_mlp=model_type not in TWO_MATRIX_MLP,
         attention_bias=has_bias,
-        qk_norm=model_type in ("qwen3", "qwen3_moe"),
+        qk_norm=model_type in ("qwen3", "qwen3_moe", "minimax_m2"),
+        has_wide_qk_norm=model_type == "minimax_m2",
+        has_float32_router=model_type == "minimax_m2",
         notes=tuple(notes),
     )
 
