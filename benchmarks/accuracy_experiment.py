@@ -24,6 +24,8 @@ class Experiment:
     """Of the half that an assumption was chosen on, or that causes were looked for in: not scored."""
     version: str | None = None
     """Of the engine that was measured; None = not recorded."""
+    fitted_to: Experiment | None = None
+    """The measured run that step costs, host and client times are fitted to first; None = the defaults."""
     unsaid: tuple[str, ...] = ()
     """What the server did that the scenario cannot say."""
 
@@ -35,6 +37,16 @@ class Unscored:
     what: str
     count: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Something else that is compared with measurements: a section of the pages."""
+
+    title: str
+    text: str
+    failures: tuple[str, ...] = ()
+    """What ``--check`` does not let pass, a line each."""
 
 
 @dataclass

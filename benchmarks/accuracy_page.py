@@ -1,4 +1,4 @@
-"""``docs/accuracy.md`` from scores and outcomes: the text around the tables is here, every number is computed."""
+"""``docs/accuracy-tables.md`` from scores and outcomes: every number of the tables is computed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from benchmarks.accuracy_scores import LARGEST, MARGIN, SATURATED, Bar, Score, s
 from benchmarks.accuracy_sets import METRICS, SOURCES, STATISTICS
 from benchmarks.accuracy_text import ABOUT, FITTED, HONEST, flow
 from benchmarks.speed import markdown
-
-COMMAND = "python -m benchmarks.accuracy --data DIR --page docs/accuracy.md"
 
 
 def percent(value: float) -> str:
@@ -44,7 +42,7 @@ def bar_kind(bar: Bar) -> str:
 def score_table(found: Sequence[Score]) -> str:
     """One row per set and metric."""
     rows: list[tuple[str, ...]] = [
-        ("set", "metric", "experiments", "median error", "MAPE", "bias", "largest", "at most", "met")
+        ("set", "metric", "runs", "median", "MAPE", "bias", "largest", "bar", "aim", "reached", "met")
     ]
     for each in found:
         kind = bar_kind(each.bar)
@@ -58,6 +56,8 @@ def score_table(found: Sequence[Score]) -> str:
                 percent(each.bias),
                 plain(each.largest),
                 f"{plain(each.bar.limit)} ({kind})",
+                "" if each.bar.aim is None else plain(each.bar.aim),
+                plain(each.scored),
                 "yes" if each.met else "**no**",
             )
         )
@@ -99,11 +99,12 @@ def slice_table(outcomes: Sequence[Outcome], group: str) -> str:
 
 def run_table(outcome: Outcome) -> str:
     """All statistics of one run, with a peer's beside ours where it publishes them."""
-    peer = SERVINGSIM_ERRORS.get(outcome.experiment.group, {})
+    experiment = outcome.experiment
+    peer = SERVINGSIM_ERRORS.get(experiment.group) or SERVINGSIM_ERRORS.get(experiment.name, {})
     rows: list[tuple[str, ...]] = [
         ("", "predicted ms", "measured ms", "error", *((f"{SERVINGSIM}'s error",) if peer else ()))
     ]
-    for metric in METRICS:
+    for metric in (*METRICS, "itl"):
         for name in STATISTICS:
             key = f"{name}_{metric}_ms"
             error = outcome.error(key)
@@ -117,11 +118,12 @@ def run_table(outcome: Outcome) -> str:
 
 def experiment_table(outcomes: Sequence[Outcome]) -> str:
     """Every point of a fixed-concurrency set."""
+    columns = ("experiment", "TTFT ms predicted", "measured", "error", "TPOT ms predicted", "measured", "error")
+    has_halves = any(outcome.experiment.is_training for outcome in outcomes)
+    has_unsaid = any(outcome.experiment.unsaid for outcome in outcomes)
     rows: list[tuple[str, ...]] = [
-        ("experiment", "TTFT ms predicted", "measured", "error", "TPOT ms predicted", "measured", "error", "half")
+        (*columns, *(("half",) if has_halves else ()), *(("not in the scenario",) if has_unsaid else ()))
     ]
-    if not any(outcome.experiment.is_training for outcome in outcomes):
-        rows = [rows[0][:-1]]
     for outcome in outcomes:
         cells = [outcome.experiment.name]
         for key in ("mean_ttft_ms", "mean_tpot_ms"):
@@ -131,8 +133,11 @@ def experiment_table(outcomes: Sequence[Outcome]) -> str:
                 cells += [outcome.failure, measured, ""]
             else:
                 cells += [milliseconds(outcome.predicted[key]), measured, percent(error)]
-        cells.append("training" if outcome.experiment.is_training else "validation")
-        rows.append(tuple(cells[: len(rows[0])]))
+        if has_halves:
+            cells.append("training" if outcome.experiment.is_training else "validation")
+        if has_unsaid:
+            cells.append(", ".join(outcome.experiment.unsaid))
+        rows.append(tuple(cells))
     return markdown(rows)
 
 
@@ -146,7 +151,7 @@ def unscored_table(sets: Sets) -> str:
 # --- the page ----------------------------------------------------------------------------------
 
 
-def page(sets: Sets, outcomes: Sequence[Outcome], operators: Sequence[ProfileScore], head: str) -> str:
+def tables_page(sets: Sets, outcomes: Sequence[Outcome], operators: Sequence[ProfileScore], head: str) -> str:
     """The whole of it. ``head`` says when, with what version and on what it was made."""
     parts = [_opening(head)]
     found = scores(outcomes)
@@ -161,8 +166,11 @@ def page(sets: Sets, outcomes: Sequence[Outcome], operators: Sequence[ProfileSco
         parts.append(_operator_section(operators))
     parts.append("## What is off, and why\n\n" + "\n".join(flow(f"- {line}", "  ") for line in HONEST))
     parts.append(_peer_section())
+    about = ""
     for group in sets.groups():
-        parts.append(_set_section(group, [each for each in outcomes if each.experiment.group == group]))
+        told, about = about, ABOUT.get(group, "")
+        text = "As above." if about == told else flow(about)
+        parts.append(_set_section(group, text, [each for each in outcomes if each.experiment.group == group]))
     if sets.unscored:
         parts.append("## Not scored\n\n" + unscored_table(sets))
     parts.append("## Data\n\n" + "\n".join(flow(f"- `{name}`: {source}", "  ") for name, source in SOURCES.items()))
@@ -170,17 +178,14 @@ def page(sets: Sets, outcomes: Sequence[Outcome], operators: Sequence[ProfileSco
 
 
 def _opening(head: str) -> str:
-    intro = (
-        "Predicted against measured, for the public sets of measurements that this project knows. Made by one command:"
-    )
-    rest = f"""
-        `DIR` holds the data files named at the end; without it only single operators are scored. `--check` exits
+    text = f"""
+        What stands behind [accuracy.md](accuracy.md), made by the same command; `DIR` holds the data files named at the
+        end. `--only SET --rows` prints the errors of some sets, `--quick` takes a few runs of each. `--check` exits
         with 1 where a set is off by more than {MARGIN:g} times its bar (where a bar is known to be missed, {MARGIN:g}
-        times what was reached); `--quick` takes a few experiments of each set. Errors are predicted / measured - 1;
-        *bias* is their mean, *MAPE* the mean of their sizes.
+        times what was reached). Errors are predicted / measured - 1; *bias* is their mean, *MAPE* the mean of their
+        sizes.
         """
-    command = f"```bash\n{COMMAND}\n```"
-    return "\n\n".join(("# Accuracy", intro, command, flow(rest), head))
+    return "\n\n".join(("# Accuracy: the tables", flow(text), head))
 
 
 def _operator_section(operators: Sequence[ProfileScore]) -> str:
@@ -198,13 +203,13 @@ def _operator_section(operators: Sequence[ProfileScore]) -> str:
 def _peer_section() -> str:
     rows = [("simulator", "what it publishes", "source"), *((each.name, each.what, each.source) for each in ELSEWHERE)]
     text = f"""
-        On the two RTX PRO 6000 runs the errors that LLMServingSim publishes of itself stand beside ours, at the sets:
+        On four runs the errors that LLMServingSim publishes of itself stand beside ours, at the sets:
         {SERVINGSIM_SOURCE}. What others publish about other sets, for the order of magnitude only:"""
     return f"## Other simulators\n\n{flow(text)}\n\n{markdown(rows)}"
 
 
-def _set_section(group: str, outcomes: Sequence[Outcome]) -> str:
-    parts = [f"## {group}", flow(ABOUT.get(group, ""))]
+def _set_section(group: str, about: str, outcomes: Sequence[Outcome]) -> str:
+    parts = [f"## {group}", about]
     if any(outcome.is_of_statistics for outcome in outcomes):
         for outcome in outcomes:
             if len(outcomes) > 1:

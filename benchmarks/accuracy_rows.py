@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from benchmarks.accuracy_runs import Outcome
 from benchmarks.accuracy_scores import SATURATED, Score
 
-SHORT = {"mean_ttft_ms": "TTFT", "p99_ttft_ms": "TTFT p99", "mean_tpot_ms": "TPOT", "mean_e2el_ms": "E2E"}
+SHORT = {
+    "mean_ttft_ms": "TTFT",
+    "p99_ttft_ms": "TTFT p99",
+    "mean_tpot_ms": "TPOT",
+    "mean_itl_ms": "ITL",
+    "mean_e2el_ms": "E2E",
+}
 
 
 def row_lines(outcomes: Sequence[Outcome]) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.accuracy_experiment import Experiment
+from benchmarks.accuracy_fit import fit_to, fitted
 from sim.errors import InputError, SimulationError
 
 
@@ -34,6 +36,19 @@ class Outcome:
         """Predicted over measured, less 1."""
         value = self.predicted.get(key)
         return None if value is None else value / self.experiment.measured[key] - 1.0
+
+
+def predict_together(experiments: Sequence[Experiment]) -> list[Outcome]:
+    """Simulate experiments that share a fit; alone where there is none."""
+    first = experiments[0].fitted_to
+    if first is None:
+        return [predict(each) for each in experiments]
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            fit = fit_to(first, Path(name))
+        except (InputError, SimulationError) as error:
+            return [Outcome(each, failure=f"fit: {str(error).partition(chr(10))[0]}") for each in experiments]
+        return [replace(predict(fitted(each, fit)), experiment=each) for each in experiments]
 
 
 def predict(experiment: Experiment) -> Outcome:
@@ -64,34 +79,29 @@ def predict(experiment: Experiment) -> Outcome:
 
 def predict_all(experiments: Sequence[Experiment], jobs: int = 1) -> list[Outcome]:
     """All of them, in order, in that many processes. Experiments of one scenario are simulated once."""
-    kinds: dict[str, Experiment] = {}
-    for each in experiments:
-        kinds.setdefault(_kind(each), each)
-    if jobs == 1:
-        return list(_told(_shared(experiments, map(predict, kinds.values())), len(experiments)))
-    with ProcessPoolExecutor(jobs) as pool:
-        return list(_told(_shared(experiments, pool.map(predict, kinds.values())), len(experiments)))
+    together: dict[str, list[Experiment]] = {}
+    for kind, each in {_kind(each): each for each in reversed(experiments)}.items():
+        together.setdefault(kind if each.fitted_to is None else f"fit {_kind(each.fitted_to)}", []).append(each)
+    parts = list(reversed(together.values()))
+    known: dict[str, Outcome] = {}
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        found = map(predict_together, parts) if pool is None else pool.map(predict_together, parts)
+        for part, outcomes in zip(parts, found, strict=True):
+            for each, outcome in zip(part, outcomes, strict=True):
+                known[_kind(each)] = outcome
+                _tell(outcome, len(known))
+    return [replace(known[_kind(each)], experiment=each) for each in experiments]
 
 
 def _kind(experiment: Experiment) -> str:
     """What a run depends on, and which figures of it are wanted."""
     scenario = {key: value for key, value in experiment.scenario.items() if key != "name"}
-    return json.dumps([scenario, sorted(experiment.measured), experiment.trace], sort_keys=True)
+    fitted_to = "" if experiment.fitted_to is None else _kind(experiment.fitted_to)
+    return json.dumps([scenario, sorted(experiment.measured), experiment.trace, fitted_to], sort_keys=True)
 
 
-def _shared(experiments: Iterable[Experiment], outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """One outcome for each experiment, from one for each scenario in the order in which they first come."""
-    known: dict[str, Outcome] = {}
-    for each in experiments:
-        kind = _kind(each)
-        if kind not in known:
-            known[kind] = next(outcomes)
-        yield replace(known[kind], experiment=each)
-
-
-def _told(outcomes: Iterable[Outcome], count: int) -> Iterable[Outcome]:
-    for i, outcome in enumerate(outcomes, start=1):
-        errors = [f"{key} {100 * (outcome.error(key) or 0):+.1f} %" for key in outcome.predicted if "mean" in key]
-        what = outcome.failure or ", ".join(errors)
-        print(f"{i}/{count} {outcome.experiment.group}: {outcome.experiment.name}: {what}", file=sys.stderr, flush=True)
-        yield outcome
+def _tell(outcome: Outcome, place: int) -> None:
+    errors = [f"{key} {100 * (outcome.error(key) or 0):+.1f} %" for key in outcome.predicted if "mean" in key]
+    what = outcome.failure or ", ".join(errors)
+    name = f"{outcome.experiment.group}: {outcome.experiment.name}"
+    print(f"{place} {name}: {what}", file=sys.stderr, flush=True)

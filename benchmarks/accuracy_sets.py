@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
+from benchmarks.accuracy_fit import add_fitted
 from benchmarks.accuracy_inferencex import RECIPES, ROWS, UNKNOWN_VERSION, add_inferencex
 from benchmarks.accuracy_open_loop import LITE, POISSON, add_lite, add_poisson
+from benchmarks.accuracy_single import SINGLE_SOURCES, WORKLOADS, add_single
 from sim.seeds import rng
 
 FIXED = "e2e/aiconfigurator_vllm_h100_fixed_concurrency.csv"
@@ -32,6 +34,8 @@ SOURCES = {
     REQUESTS: "casys-kaist/LLMServingSim, MIT: `bench/examples`, runs of April 2026 on vLLM 0.19.0",
     POISSON: "figures of two runs of vLLM 0.23.0: Qwen3-14B on one H100, Poisson arrivals, 600 s each",
     LITE: "figures of nine runs of vLLM 0.15.1 with inference-perf, on H100, A100 and L40S",
+    WORKLOADS: "casys-kaist/LLMServingSim, MIT: the workloads of its runs; single runs are from "
+    + "; ".join(SINGLE_SOURCES.values()),
     ROWS: "SemiAnalysisAI/InferenceX (commit 843c6254), Apache-2.0: vLLM's rows as in `silicon_sample` of PyPI's"
     " `aiconfigurator-core`, and the recipes of their dates (`inferencex_vllm_recipes.json`)",
 }
@@ -62,10 +66,14 @@ def read_sets(data: Path) -> Sets:
         if (data / name).is_file():
             with open(data / name, newline="", encoding="utf-8") as file:
                 add(sets, list(csv.DictReader(file)))
+    add_fitted(sets)
     if (data / ROWS).is_file() and (data / RECIPES).is_file():
         with gzip.open(data / ROWS, "rt", newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
         add_inferencex(sets, table, json.loads((data / RECIPES).read_text(encoding="utf-8")))
+    if (data / WORKLOADS).is_file():
+        with gzip.open(data / WORKLOADS, "rt", newline="", encoding="utf-8") as file:
+            add_single(sets, csv.DictReader(file))
     return sets
 
 
@@ -140,7 +148,7 @@ def closed_loop(row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario
             "enable_prefix_caching": False,
             **engine,
         },
-        "latency": {"kind": "profile"},
+        "latency": {"kind": "profile", "sampling": "plain"},  # temperature 0, or in the host's fitted time
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }
 
@@ -290,6 +298,7 @@ def _replay(run: str, model: str, told: Mapping[str, Any]) -> Scenario:
             "max_model_len": 16384,
             "vllm_version": RTX_VERSION,
         },
-        "latency": {"kind": "profile", "client_overhead_ms": 0},  # the times are the engine's own
+        # the times are the engine's own, and its requests say nothing of top_p
+        "latency": {"kind": "profile", "client_overhead_ms": 0, "sampling": "plain"},
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }

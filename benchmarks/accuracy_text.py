@@ -1,9 +1,10 @@
-"""The words of ``docs/accuracy.md``: what every set is, what is assumed, what is off. Tables are made elsewhere."""
+"""The words of ``docs/accuracy-tables.md``: what every set is, what is assumed, what is off."""
 
 from __future__ import annotations
 
 import textwrap
 
+from benchmarks.accuracy_fit import LITE_FITTED
 from benchmarks.accuracy_inferencex import GROUPS as INFERENCEX
 from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_sets import (
@@ -15,6 +16,7 @@ from benchmarks.accuracy_sets import (
     RTX_QWEN,
     RTX_QWEN_LINK,
 )
+from benchmarks.accuracy_single import SINGLE
 
 WIDTH = 140
 
@@ -80,6 +82,13 @@ ABOUT: dict[str, str] = {
         have 1.047 tokens for each of system prompt and question, Llama-3.1-8B's outputs 0.956 of the stated length.
         `max_num_seqs` 128, `max_model_len` 4,096, weights in BF16. TPOT is the runs' ITL, (E2E - TTFT) / (tokens
         out - 1).""",
+    LITE_FITTED: """
+        Each of these runs after `simrun fit` on the figures of one other run of its GPU and kind of model (dense, or
+        with experts) and on nothing else.""",
+    SINGLE: """
+        Runs that their authors published one at a time, under the settings that they state: an issue of
+        ai-dynamo/aiconfigurator (1148: Qwen3-8B, vLLM 0.18), one of vllm-project/vllm (20469: AWQ, eager, 0.9.1), and
+        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar.""",
     **dict.fromkeys(
         INFERENCEX,
         """
@@ -96,7 +105,13 @@ ABOUT: dict[str, str] = {
 FITTED = """
     One thing in the cost model is fitted to measurements of whole engines: the default of the host's time, per step
     and per request in it, on the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR
-    --fit-host` repeats it). Everything in this table is validation."""
+    --fit-host` repeats it). Causes of errors were looked for in InferenceX's training half, in measured operators, and
+    in the runs of vLLM 0.15.1 and 0.23.0; in no other run of this table.
+
+    InferenceX's halves: of each model on each GPU, every second configuration (TP, expert parallelism, precision,
+    engine settings of the recipe) in the order of their hashes is for training, so that all lengths and numbers of
+    clients of a configuration are in one half. Results play no part.
+    """
 
 HONEST = (
     """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
@@ -119,8 +134,8 @@ HONEST = (
     """**Unequal contexts.** Decode attention is charged by the batch's total context. Where few long requests run
     among short ones (the end of the Llama-3.1-8B run) the longest one holds the step up: 3 ms of 20 at 40 to 60
     requests.""",
-    """**One run per experiment.** Sets give one measurement each; how much another run of the same experiment would
-    differ is not known. One measured TTFT at least is odd: MiniMax-M2.5 with 8,192 tokens in takes longer for 4
-    clients than for 8.""",
+    """**How well a measurement repeats.** Most sets give one run of each experiment. InferenceX has some settings of
+    MiniMax-M2.5 twice, from two days: TPOT differs by 0.3 to 0.6 % in the median and TTFT by 2 to 4 % (H100, H200,
+    B200), single rows by up to 61 % and 130 % (H100, 16 clients of 8,192 tokens).""",
 )
 """What is off and why. Causes and sizes were found by hand; look again when the tables change."""

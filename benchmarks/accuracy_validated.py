@@ -12,19 +12,29 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy_open_loop import LITE_0151
 from benchmarks.accuracy_runs import Outcome
 from sim.latency.models import MODELS
 
-COLUMNS = {"tpot_median": "mean_tpot_ms", "ttft_median": "mean_ttft_ms", "e2e_median": "mean_e2el_ms"}
-"""Key of the file -> key of ``summary.json`` whose absolute error is meant."""
+COLUMNS = {
+    "tpot_median": ("mean_tpot_ms", "mean_itl_ms"),
+    "ttft_median": ("mean_ttft_ms",),
+    "e2e_median": ("mean_e2el_ms",),
+}
+"""Key of the file -> keys of ``summary.json`` whose absolute error is meant, the first that was measured."""
+SEEN = (LITE_0151,)
+"""Sets that causes of errors were looked for in."""
 DIGITS = 4
 
 
 def validated(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One entry for each set, model, GPU, weights, version and half; runs that could not be made are not counted."""
+    """One entry for each set, model, GPU, weights, version and half.
+
+    Runs under a fit and runs that could not be made do not count.
+    """
     kinds: dict[tuple[Any, ...], list[Outcome]] = {}
     for each in outcomes:
-        if not each.failure:
+        if not each.failure and each.experiment.fitted_to is None:
             kinds.setdefault(_kind(each), []).append(each)
     return [_entry(kind, found) for kind, found in kinds.items()]
 
@@ -39,7 +49,7 @@ def _kind(outcome: Outcome) -> tuple[Any, ...]:
         engine.get("dtype", "bfloat16"),
         experiment.version,
         "link_bandwidth_gb_s" in experiment.scenario["latency"],
-        "training" if experiment.is_training else "validation",
+        "training" if experiment.is_training or experiment.group in SEEN else "validation",
     )
 
 
@@ -51,14 +61,15 @@ def _entry(kind: tuple[Any, ...], found: Sequence[Outcome]) -> dict[str, Any]:
         "model": model,
         "model_kind": "moe" if MODELS[model].num_experts else "dense",
         "gpu": gpu,
-        "weights_dtype": weights,
-        "tensor_parallel_sizes": sorted(sizes),
+        "dtype": weights,
+        "tensor_parallel": sorted(sizes),
         "link_stated": is_link_stated,
         "vllm_version": version,
         "runs": len(found),
     }
-    for name, key in COLUMNS.items():
-        errors = [abs(error) for each in found if (error := each.error(key)) is not None]
+    for name, keys in COLUMNS.items():
+        signed = [next((error for key in keys if (error := each.error(key)) is not None), None) for each in found]
+        errors = [abs(error) for error in signed if error is not None]
         entry[name] = round(float(np.median(errors)), DIGITS) if errors else None
     return {**entry, "how": how}
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import claims_batching, claims_compute, claims_memory, claims_parallel
+from benchmarks import claims_batching, claims_compute, claims_memory, claims_parallel, claims_policies
 from benchmarks.claims_base import Claim, ClaimBroken
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
@@ -21,6 +21,7 @@ CHAPTERS: dict[str, dict[str, Callable[[], Claim]]] = {
     "Batching": claims_batching.CLAIMS,
     "Memory": claims_memory.CLAIMS,
     "Several GPUs": claims_parallel.CLAIMS,
+    "Policies": claims_policies.CLAIMS,
     "Arithmetic": claims_compute.CLAIMS,
 }
 INTRODUCTION = """# Rules of thumb, and what is left of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sim
@@ -78,6 +79,12 @@ def backlog(requests: int, input_tokens: int | Section, output_tokens: int | Sec
     }
 
 
+SIZES: Mapping[str, Any] = MappingProxyType(
+    {"dtype": "bfloat16", "max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+)
+"""Of every engine here unless a claim says otherwise, whatever vLLM would pick for its GPU."""
+
+
 def run(
     engine: Section, workload: Section, *, latency: Section | None = None, replicas: int = 1, seed: int = 0
 ) -> Results:
@@ -87,7 +94,7 @@ def run(
         "seed": seed,
         "workload": workload,
         "cluster": {"replicas": replicas},
-        "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "enable_prefix_caching": False, **engine},
+        "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "enable_prefix_caching": False, **SIZES, **engine},
         **({"latency": latency} if latency else {}),
     }
     return sim.simulate(scenario)
@@ -99,7 +106,7 @@ def step_cost(**engine: Any) -> ProfileCost:
     from sim.latency.profile.cost import ProfileCost
     from sim.scenario.schema import EngineConfig, LatencyConfig
 
-    settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **engine}
+    settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **SIZES, **engine}
     cost = build_step_cost(EngineConfig(**settings), LatencyConfig())
     if not isinstance(cost, ProfileCost):
         raise TypeError(f"{settings['gpu']} has no built-in profile")

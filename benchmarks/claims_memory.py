@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.claims_base import Claim, backlog, decode_ns, markdown_table, run, step_cost
+from benchmarks.claims_base import SIZES, Claim, backlog, decode_ns, markdown_table, run, step_cost
 from sim.engine.reference.kv_cache import ceil_div, slot_of
 from sim.latency.models import MODELS
 from sim.latency.precision import parameter_bytes
@@ -170,7 +170,7 @@ def weights_gb(**engine: object) -> float:
     from sim.latency.memory import plan_memory
     from sim.scenario.schema import EngineConfig
 
-    settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **engine}
+    settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **SIZES, **engine}
     return plan_memory(EngineConfig(**settings)).weights_bytes / GB
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.claims_base import Claim, backlog, markdown_table, run
+from benchmarks.claims_base import SIZES, Claim, backlog, markdown_table, run
 from sim.latency.parallel import all_reduce_bytes, pipeline_utilization, plain_transfer_s, ring_all_reduce_s
 
 MIB = 1 << 20
@@ -25,8 +25,8 @@ def pass_terms_ms(link: float | None = None, **engine: object) -> dict[str, floa
     from sim.latency.profile.library import BUILTIN, SUFFIX, Found, find_profile
     from sim.scenario.schema import EngineConfig
 
-    settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "dtype": "float16", "tensor_parallel_size": 4}
-    config = EngineConfig(**{**settings, "max_num_batched_tokens": 8192, **engine})
+    settings = {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "tensor_parallel_size": 4}
+    config = EngineConfig(**{**SIZES, **settings, "dtype": "float16", "max_num_batched_tokens": 8192, **engine})
     gpu = load_gpu(config.gpu)
     found = find_profile(None, gpu)
     if link is not None:

@@ -49,6 +49,10 @@ def _lognormal(mean: int, cv: float = 1.0, **more: Any) -> Scenario:
     return {"dist": "lognormal", "mean": mean, "cv": cv, **more}
 
 
+SIZES: Scenario = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+"""The same on every GPU and for every version of vLLM, so that rates stay comparable."""
+
+
 def _scenario(requests: int, rate: float, lengths: tuple[Scenario, Scenario], replicas: int, **engine: Any) -> Scenario:
     return {
         "workload": {
@@ -58,14 +62,14 @@ def _scenario(requests: int, rate: float, lengths: tuple[Scenario, Scenario], re
             "output_tokens": lengths[1],
         },
         "cluster": {"replicas": replicas, "router": "round_robin"},
-        "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **engine},
+        "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **SIZES, "max_model_len": 4096, **engine},
     }
 
 
 def _on_h100(
     requests: int, rate: float, lengths: tuple[Scenario, Scenario], replicas: int, router: str, **engine: Any
 ) -> Scenario:
-    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_model_len": 16_384, **engine}
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", **SIZES, "max_model_len": 16_384, **engine}
     scenario = _scenario(requests, rate, lengths, replicas, **engine)
     scenario["cluster"]["router"] = router
     return scenario
@@ -89,7 +93,7 @@ def _one_model_known_beforehand() -> list[Workload]:
     """A to F: arrivals dealt out before the run, or policies under pressure."""
     short = _fixed(200), _fixed(150)
     azure = {
-        **{"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm", "max_model_len": 16_384},
+        **{"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm", **SIZES, "max_model_len": 16_384},
         **{"num_gpu_blocks_override": 6_000, "policy": "srtf"},
     }
     # 100,000 requests within ten seconds: batches full, hundreds waiting, preemption.
@@ -149,7 +153,7 @@ def _routed() -> list[Workload]:
 
 def _replays() -> list[Workload]:
     """Mooncake's hour: long prompts whose content comes in segments of 512 tokens."""
-    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_model_len": 131_072}
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", **SIZES, "max_model_len": 131_072}
     return [
         Workload(
             f"mooncake {router}",

@@ -13,6 +13,10 @@ from policies.checks import check_fraction, check_positive, exact, refuse
 class Adaptive(Policy):
     """Arrival order, with small steps while there is little to do and large ones under load.
 
+    It helps at low load where the limit is on ITL: on azure-conv-2023 (8B, H100) at 14 % load the p99 ITL is 14 ms in
+    place of 30, the mean TTFT 55 in place of 48. From some 70 % on it does not: the same p99 ITL, and a longer TTFT
+    (``docs/claims.md``).
+
     Load is the share of the last ``window_steps`` steps' token budgets that was used, each step
     measured against the cap it ran under (against the engine's own a small cap could never look
     full). Below ``low_load`` prompts that fit the cap are not split, unless a step admitted nobody
@@ -20,7 +24,7 @@ class Adaptive(Policy):
     """
 
     name = "adaptive"
-    summary = "arrival order; the step's token cap follows the load"
+    summary = "arrival order; the step's token cap follows the load (shorter ITL at low load; near saturation no help)"
     rank_changes = RankChanges.NEVER
     feedback = Feedback.FIRST
 

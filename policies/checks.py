@@ -47,6 +47,15 @@ def seconds_ns(seconds: float) -> int:
     return int(exact(seconds) * 1_000_000_000)
 
 
+def label(policy: object) -> str:
+    """A policy as errors name it: its ``name``, or ``module:Class`` where it only has that of a built-in one."""
+    kind = type(policy)
+    named = next((each for each in kind.__mro__ if "name" in vars(each)), None)
+    if named is None or (named is not kind and named.__module__.startswith("policies.")):
+        return f"{kind.__module__}:{kind.__qualname__}"
+    return str(vars(named)["name"])
+
+
 def check_rank(policy: str, request_id: str, rank: object) -> None:
     """Raise PolicyError unless ``rank`` is a number with an order: None, text, tuples and NaN have none with others."""
     if not isinstance(rank, Real):
@@ -55,6 +64,11 @@ def check_rank(policy: str, request_id: str, rank: object) -> None:
         )
     if rank != rank:
         raise PolicyError(f"policy {policy} ranked request {request_id} NaN: no order with it")
+
+
+def wrong_answer(policy: object, method: str, answer: object, expected: str) -> str:
+    """The message for an answer of a policy's ``method`` that is none."""
+    return f"policy {label(policy)} answered {method} with {answer!r} ({type(answer).__name__}); it must be {expected}"
 
 
 def check_instant(policy: str, request_id: str, instant: object) -> None:

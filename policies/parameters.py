@@ -17,6 +17,10 @@ REQUIRED = "required"
 """Stands for the default of a parameter that has none."""
 
 
+ALIKE = 0.8
+"""How much of two names must be the same for one to be a misspelled other, 1 = all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of a policy, predictor or router, as a scenario may give it."""
@@ -33,6 +37,17 @@ class Parameter:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def misspelled(name: str, known: Iterable[str]) -> str:
+    """The same for names whose meanings differ: ``lcfs`` and ``ljf`` are the opposite of ``fcfs`` and ``sjf``.
+
+    Nearly all letters are the same, or all of them in another order (``srft``).
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=ALIKE)
+    close = close or [each for each in names if sorted(each) == sorted(name)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

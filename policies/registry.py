@@ -20,7 +20,7 @@ from policies.fair import Fair
 from policies.fcfs import Fcfs
 from policies.hybrid import Hybrid
 from policies.packed import Packed
-from policies.parameters import Parameter, construct, parameters_of, suggestion
+from policies.parameters import Parameter, construct, misspelled, parameters_of, suggestion
 from policies.predictors import ClassMean, Exact, Learned, MaxTokens, Noisy
 from policies.priority import Priority
 from policies.routing import (
@@ -154,7 +154,7 @@ def _resolve(kind: str, name: str, built_in: Mapping[str, Any]) -> Any:
         return _checked(kind, name, _load(kind, installed[name]))
     known = [*built_in, *installed]
     raise PolicyError(
-        f"unknown {kind} {name!r}{suggestion(name, known)} (known: {', '.join(known)}; your own: module:Class)"
+        f"unknown {kind} {name!r}{misspelled(name, known)} (known: {', '.join(known)}; your own: module:Class)"
     )
 
 

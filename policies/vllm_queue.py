@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from policies.base import Policy, RankChanges, RequestView, declared
-from policies.checks import check_rank
+from policies.checks import check_rank, label
 
 Rank = Callable[[RequestView, int], float]
 Entry = tuple[float, float, str, int, Any]
@@ -125,7 +125,7 @@ class RankedHeap:
             PolicyError: the policy's answer is no number, or NaN: there is no order with it.
         """
         rank = self.rank(view, self._now_ns)
-        check_rank(self._policy.name, view.request_id, rank)
+        check_rank(label(self._policy), view.request_id, rank)
         return rank
 
     def _first(self) -> Entry:

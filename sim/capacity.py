@@ -31,6 +31,8 @@ MOST_STEPS = 10_000
 """About as many steps may be spent on the estimate."""
 MOST_TOKENS_STEPPED = 150_000
 """Output tokens of the estimate where every step of every request is taken (speculative decoding)."""
+IN_ORDER = ("fcfs", "adaptive", "packed")
+"""Policies that admit in order of arrival; ``fcfs`` stands in for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +145,16 @@ def _backlog(mix: Mix, rows: IntColumn, at_once: int, of_run: RequestTable) -> R
 
 
 def _one_replica(loaded: LoadedScenario) -> LoadedScenario:
-    """One replica, stepped fast. A policy of the user's own is left out, since it may not expect to be asked again."""
+    """One replica, stepped fast, in order of arrival.
+
+    A policy that prefers some requests would serve those alone while others wait (``sjf`` the short ones), but in the
+    long run all that arrive are to be served. One of the user's own may not expect to be asked again.
+    """
     scenario = loaded.scenario
     cluster = scenario.cluster.model_copy(update={"replicas": 1, "router": "round_robin"})
     engine = scenario.engine.model_copy(update={"stepping": "fast"})
     policy = engine.policy if isinstance(engine.policy, str) else engine.policy.name
-    if ":" in policy:
+    if policy not in IN_ORDER:
         engine = engine.model_copy(update={"policy": "fcfs"})
     return replace(loaded, scenario=scenario.model_copy(update={"cluster": cluster, "engine": engine}))
 

@@ -17,6 +17,7 @@ import click
 
 from sim.errors import InputError, OutputError, Problem, SimrunError
 from sim.explore.fit_command import fit_command
+from sim.explore.memory_command import memory_command
 from sim.live.commands import COMMANDS
 from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
 from sim.version import __version__
@@ -274,7 +275,7 @@ def gpus_command() -> int:
     return EXIT_DONE
 
 
-for command in (*COMMANDS, fit_command):
+for command in (*COMMANDS, fit_command, memory_command):
     cli.add_command(command)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sim.results.context import Price, RunContext
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
-    from sim.scenario.schema import Scenario
+    from sim.scenario.schema import ResolvedScenario, Scenario
     from sim.workload.table import RequestTable
 
 
@@ -98,6 +98,7 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         max_num_seqs=scenario.engine.max_num_seqs,
         setup=_setup(scenario, deployment),
         capacity=partial(estimate_capacity, loaded, deployment),
+        whole_runs=_whole_runs(deployment),
         measure=Measure(scenario.measure.warmup_s, scenario.measure.until),
         scenario_yaml=resolved_yaml(scenario),
         report=scenario.outputs.report,
@@ -106,6 +107,31 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         steps=scenario.outputs.steps,
         wall_s=wall_s,
     )
+
+
+def _whole_runs(deployment: Deployment) -> dict[str, Any]:
+    """What measured runs say of predictions for this engine; empty where no model or GPU sets step times."""
+    from sim.latency.profile.library import profile_for_gpu
+    from sim.latency.validated import whole_runs
+
+    engine, described = deployment.engine, deployment.cost.describe()
+    if described["kind"] == "constant":
+        return {}
+    model = deployment.planned.model
+    gpu = engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name
+    found = whole_runs(
+        model.name,
+        is_moe=model.num_moe_layers > 0,
+        gpu=gpu,
+        dtype=str(described["dtype"]),
+        tp=engine.tensor_parallel_size,
+        version=engine.vllm_version,
+    )
+    if described["kind"] == "profile":
+        return found
+    if profile_for_gpu(gpu):  # its sets were predicted from the profile, and say nothing of the roofline
+        return {"validated": False, "text": "not validated: the step times are an estimate", "sets": []}
+    return {**found, "text": f"there is no measured profile of {gpu}; {found['text']}"}
 
 
 def _price(deployment: Deployment) -> Price | None:
@@ -118,7 +144,7 @@ def _price(deployment: Deployment) -> Price | None:
     return None if gpu.usd_per_hour is None else Price(gpu.usd_per_hour, f"the scenario's, for {gpu.name}")
 
 
-def _setup(scenario: Scenario, deployment: Deployment) -> dict[str, str | int]:
+def _setup(scenario: ResolvedScenario, deployment: Deployment) -> dict[str, str | int]:
     """What runs, in the scenario's own words; ``dtype: auto`` as it came out."""
     engine, cluster = scenario.engine, scenario.cluster
 
@@ -129,6 +155,9 @@ def _setup(scenario: Scenario, deployment: Deployment) -> dict[str, str | int]:
         "model": engine.model,
         "dtype": deployment.planned.model.dtype if engine.dtype == "auto" else engine.dtype,
         "kv_cache_dtype": engine.kv_cache_dtype,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
         "gpu": engine.gpu if isinstance(engine.gpu, str) else engine.gpu.name,
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,

@@ -8,7 +8,6 @@ parts are put together as the root of the sum of their squares. ``docs/uncertain
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
+from sim.seed_intervals import Headline, Interval, SeedLoads, intervals, notes
 from sim.workers import POLL_S, Workers
 
 if TYPE_CHECKING:
@@ -25,44 +25,19 @@ if TYPE_CHECKING:
     from sim.scenario.schema import Scenario
 
 CONFIDENCE = 0.95
-UNMEASURED_ERROR = 0.25
-"""Of a term that no measurement stands behind: an engineer's figure."""
-LARGEST_ERROR = 0.9
-"""Step times cannot get shorter by more than all of themselves."""
 STATISTICS = ("mean", "median", "p50", "p90", "p95", "p99")
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 TOP = ("duration", "request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
 COST = ("usd", "usd_per_million_tokens", "usd_per_million_output_tokens")
-TERM_OPERATORS = {"matrices": "gemm", "experts": "moe", "lm_head": "gemm", "swap": "host_copy"}
-"""Terms of a step that are not called like the operator whose error they have."""
-T_975 = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
-"""Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom."""
-AMPLIFIED = 5.0
-"""Near saturation: mean TTFT grows by more than this times the share that steps take longer (a queue at 80 % load)."""
-SPREAD = 0.5
-"""Near saturation too: the mean TTFTs of the seeds lie further apart than this share of their mean."""
-SAME_NOTE = (
-    "the seeds change nothing: arrivals and lengths of this workload are not random (a trace, constants), so that the "
-    "spread over seeds says nothing about how sure these numbers are"
-)
-SATURATED_NOTE = (
-    "near saturation ({why}): waiting depends on how long the run is, so that the intervals do not cover what an "
-    "endless run would have; take more requests, or a lower rate"
-)
 HOW = (
-    "value: mean over seeds. from_seeds: half width of the 95 % t-interval of that mean, the expectation over runs of "
-    "this length: not the range of single runs, nor an interval of an endless run's value, from which a finite run's "
-    "p99 and all that waits near saturation are off. from_profile: change of the "
+    "value: mean over seeds. from_seeds: how far the 95 % t-interval of that mean, the expectation over runs of this "
+    "length, goes down and up, by ratios: not the range of single runs, nor an interval of an endless run's value, "
+    "from which a finite run's p99 and all that waits near saturation are off. from_profile: change of the "
     "first seed's value when all accelerator times are 1 - error and 1 + error times as long. low and high: mean less "
     "and plus the root of the sum of squares of the two. The profile's error is a median: half of its steps are off by "
     "more, so the interval as a whole is no 95 % interval."
 )
 
-Headline = dict[str, float | None]
 Progress = Callable[[int, int], None]
 """Called with (runs finished, runs in all)."""
 
@@ -82,20 +57,6 @@ class StatedError:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """One number of the summary. ``low <= mean <= high``; units as in the summary."""
-
-    mean: float
-    low: float
-    high: float
-    from_seeds: float | None
-    """Half width of the t-interval of the mean; None for one seed."""
-    from_profile: tuple[float, float]
-    """Change of the first seed's value towards low and towards high."""
-    by_seed: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class SeedRuns:
     """What several seeds of a scenario found."""
 
@@ -110,6 +71,7 @@ class SeedRuns:
     intervals: dict[str, Interval]
     slo_met: tuple[bool, ...] | None
     """By seed; None without an SLO."""
+    loads: SeedLoads
 
     def section(self) -> dict[str, Any]:
         """``intervals`` of summary.json."""
@@ -125,10 +87,8 @@ class SeedRuns:
         }
 
     def notes(self) -> list[str]:
-        """What the reader of the intervals has to know: seeds without effect, and a system near saturation."""
-        found = [SAME_NOTE] if len(self.by_seed) > 1 and all(each == self.by_seed[0] for each in self.by_seed) else []
-        why = _saturation([each["mean_ttft_ms"] for each in self.by_seed], self.longer, self.error.value)
-        return [*found, SATURATED_NOTE.format(why=why)] if why is not None else found
+        """What the reader of the intervals has to know."""
+        return notes(self.by_seed, self.longer, self.error.value, self.loads)
 
     def document(self) -> dict[str, Any]:
         """The content of ``seeds.json``."""
@@ -138,7 +98,9 @@ class SeedRuns:
                 "mean": each.mean,
                 "low": each.low,
                 "high": each.high,
-                "from_seeds": each.from_seeds,
+                "from_seeds": None
+                if each.from_seeds is None
+                else {"low": each.from_seeds[0], "high": each.from_seeds[1]},
                 "from_profile": {"low": each.from_profile[0], "high": each.from_profile[1]},
             }
             for name, each in self.intervals.items()
@@ -293,6 +255,7 @@ def _all(loaded: LoadedScenario, seeds: tuple[int, ...], runs: _Runs) -> SeedRun
         error=error,
         intervals=intervals(headlines, [each for each in (shorter, longer) if each is not None]),
         slo_met=None if summary["slo"] is None else tuple(bool(each["slo"]["met"]) for each in summaries),
+        loads=SeedLoads.of(summaries),
     )
     summary["intervals"] = found.section()
     return found
@@ -313,95 +276,15 @@ def headline(summary: Mapping[str, Any]) -> Headline:
     return found
 
 
-def intervals(by_seed: Sequence[Headline], scaled: Sequence[Headline]) -> dict[str, Interval]:
-    """The interval of every number that any seed has. ``scaled``: the first seed's with other step times."""
-    found: dict[str, Interval] = {}
-    for name in by_seed[0]:
-        values = [value for each in by_seed if (value := each.get(name)) is not None]
-        if values:
-            others = [value for each in scaled if (value := each.get(name)) is not None]
-            found[name] = _interval(values, by_seed[0][name], others, tuple(each.get(name) for each in by_seed))
-    return found
-
-
-def _interval(
-    values: list[float], first: float | None, scaled: list[float], by_seed: tuple[float | None, ...]
-) -> Interval:
-    mean = math.fsum(values) / len(values)
-    over_seeds = None
-    if len(values) > 1:
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-        over_seeds = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
-    changes = [] if first is None else [value - first for value in scaled]
-    down, up = min(0.0, *changes, 0.0), max(0.0, *changes, 0.0)
-    return Interval(
-        mean=mean,
-        low=max(0.0, mean - math.hypot(over_seeds or 0.0, down)),
-        high=mean + math.hypot(over_seeds or 0.0, up),
-        from_seeds=over_seeds,
-        from_profile=(down, up),
-        by_seed=by_seed,
-    )
-
-
-def _saturation(ttfts: Sequence[float | None], longer: Headline | None, error: float) -> str | None:
-    """Why a system counts as near saturation, from the mean TTFTs of its seeds; None = it does not."""
-    known = [value for value in ttfts if value is not None]
-    slower = None if longer is None else longer["mean_ttft_ms"]
-    if known and ttfts[0] and slower is not None and error:
-        growth = slower / ttfts[0] - 1
-        if growth > AMPLIFIED * error:
-            return f"steps {error:.1%} longer make the mean TTFT {growth:.0%} longer"
-    if len(known) > 1 and max(known) - min(known) > SPREAD * math.fsum(known) / len(known):
-        return f"mean TTFTs of the seeds go from {min(known):,.0f} to {max(known):,.0f} ms"
-    return None
-
-
-def t_quantile(degrees: int) -> float:
-    """Student's t at 97.5 %: the table, and beyond it the expansion in 1 / ``degrees`` (off by less than 1e-4)."""
-    if degrees <= len(T_975):
-        return T_975[degrees - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
 def stated_error(summary: Mapping[str, Any]) -> StatedError:
-    """The relative error of a run's step times, as what they come from states it.
-
-    A profile's ``mixed_steps`` (whole steps, held out) where it has them; else its operators' median errors, each
-    weighted by its term's share of the run's accelerator time, as if all were off to the same side. A roofline counts
-    as unmeasured; a constant step time is what the scenario says and has no error.
-    """
-    latency, times = summary["run"]["latency"], summary["utilization"]["step_time_s"]
-    if latency["kind"] == "constant":
+    """The relative error of a run's accelerator times: what the run charged, each term by its own error
+    (``sim.results.charged_error``)."""
+    kind, error = summary["run"]["latency"]["kind"], summary["error"]
+    if kind == "constant":
         return StatedError(0.0, "constant step times are an assumption, without error")
-    if latency["kind"] != "profile" or not times:
-        return StatedError(UNMEASURED_ERROR, f"an engineer's figure: a {latency['kind']} estimate states no error")
-    errors = latency["median_errors"]
-    whole = errors.get("mixed_steps", {}).get("layers")
-    if whole is not None:
-        return StatedError(min(whole, LARGEST_ERROR), f"profile {latency['profile']}: median error of whole steps")
-    total = math.fsum(times.values())
-    terms: dict[str, dict[str, Any]] = {}
-    for name, seconds in times.items():
-        error, source = _term_error(name, errors, latency["stand_ins"])
-        terms[name] = {"share": seconds / total if total else 0.0, "error": error, "source": source}
-    value = math.fsum(term["share"] * term["error"] for term in terms.values())
+    sources = {"profile": f"profile {summary['run']['latency'].get('profile')}"}
     source = (
-        f"profile {latency['profile']}: median errors of its operators (random points left out), weighted by their "
-        f"share of accelerator time; {UNMEASURED_ERROR:.0%} for what was not measured, an engineer's figure"
+        f"{sources.get(kind, f'a {kind} estimate')}: the errors of the run's terms, weighted by their share of "
+        "accelerator time"
     )
-    return StatedError(min(value, LARGEST_ERROR), source, terms)
-
-
-def _term_error(
-    term: str, errors: Mapping[str, Mapping[str, float]], stand_ins: Mapping[str, str]
-) -> tuple[float, str]:
-    operator = TERM_OPERATORS.get(term, term)
-    if operator in stand_ins:
-        return UNMEASURED_ERROR, f"not measured, stand-in: {stand_ins[operator]}"
-    stated = errors.get(operator, {})
-    for kind in ("random_points", "held_out_curves"):
-        if kind in stated:
-            return stated[kind], f"{operator}: median error, {kind}"
-    return UNMEASURED_ERROR, f"the profile states no error of {operator}"
+    return StatedError(error["accelerator"], source, error["terms"])

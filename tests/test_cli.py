@@ -62,7 +62,8 @@ def test_a_run_prints_a_summary_within_80_columns(scenario: str, capsys: pytest.
     assert simrun(scenario) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "measured, profile a100-80gb-sxm, matrices off by " in captured.out
+    assert "step times    measured, profile a100-80gb-sxm" in captured.out
+    assert "error         about " in captured.out
     assert "40 of 40 completed" in captured.out
     assert max(map(len, captured.out.splitlines())) <= 80
 

@@ -65,10 +65,12 @@ SECTIONS = (
     "kv",
     "preemptions",
     "utilization",
+    "error",
     "cost",
     "speculative",
     "slo",
     "tenants",
+    "classes",
     "replicas",
     "run",
 )

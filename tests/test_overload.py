@@ -121,3 +121,16 @@ def test_without_a_rate_there_is_no_overload(arrival: dict[str, Any]) -> None:
         assert (found["offered_rate"], found["headroom"], found["saturated"]) == (None, None, False)
     else:
         assert found["saturated"] is True
+
+
+@pytest.mark.parametrize("policy", ["sjf", "srtf", "hybrid", "throughput", "priority"])
+def test_an_order_of_admission_changes_no_headroom(policy: str) -> None:
+    """Short requests first would serve only those of a backlog; arriving ones are all served in the long run."""
+    found = {}
+    for name in ("fcfs", policy):
+        traffic, engine = MIXES["few seats"]
+        workload = {**traffic, "requests": 800, "arrival": {"process": "poisson", "rate": 14.0}}
+        found[name] = run(load({"name": name, "workload": workload, "engine": {**engine, "policy": name}})).summary
+    assert found["fcfs"]["load"]["headroom"] < 1.5
+    assert found[policy]["load"]["headroom"] == pytest.approx(found["fcfs"]["load"]["headroom"], rel=0.01)
+    assert found[policy]["load"]["saturated"] is False

@@ -12,17 +12,8 @@ import pytest
 
 import sim
 from sim.errors import InputError, SimulationError
-from sim.uncertainty import (
-    SAME_NOTE,
-    UNMEASURED_ERROR,
-    Interrupted,
-    _interval,
-    headline,
-    intervals,
-    simulate_seeds,
-    stated_error,
-    t_quantile,
-)
+from sim.seed_intervals import SAME_NOTE, SeedLoads, interval, intervals, notes, t_quantile
+from sim.uncertainty import Interrupted, headline, simulate_seeds, stated_error
 
 SCENARIO: dict[str, Any] = {
     "name": "seeds",
@@ -43,43 +34,48 @@ def without_timing(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "run": run}
 
 
-def latency(errors: dict[str, Any], stand_ins: dict[str, str] | None = None, kind: str = "profile") -> dict[str, Any]:
-    return {"kind": kind, "profile": "p", "median_errors": errors, "stand_ins": stand_ins or {}}
-
-
-def of(described: dict[str, Any], times: dict[str, float] | None) -> dict[str, Any]:
-    return {"run": {"latency": described}, "utilization": {"step_time_s": times}}
+def of(kind: str, accelerator: float) -> dict[str, Any]:
+    described = {"kind": kind, "profile": "p"}
+    return {"run": {"latency": described}, "error": {"accelerator": accelerator, "value": 0.9, "terms": {}}}
 
 
 # -- arithmetic -----------------------------------------------------------------------------------
 
 
 def test_the_t_interval_of_five_values() -> None:
-    """By hand: mean 3, deviation sqrt(2.5), t of 4 degrees 2.7764."""
-    found = _interval([1.0, 2.0, 3.0, 4.0, 5.0], 1.0, [], (1.0, 2.0, 3.0, 4.0, 5.0))
-    half = 2.7764 * math.sqrt(2.5 / 5)
-    assert found.mean == 3.0
-    assert found.from_seeds == pytest.approx(half)
-    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
+    """By hand, by ratios: mean 31, logarithms of deviation log(2) sqrt(2.5), t of 4 degrees 2.7764."""
+    values = [5.0, 10.0, 20.0, 40.0, 80.0]
+    found = interval(values, 5.0, [], tuple(values))
+    factor = math.exp(2.7764 * math.log(2) * math.sqrt(2.5 / 5))
+    assert found.mean == 31.0
+    assert (found.low, found.high) == pytest.approx((31 / factor, 31 * factor))
+    assert found.from_seeds == pytest.approx((31 / factor - 31, 31 * factor - 31))
+
+
+def test_two_seeds_and_zeros_go_by_differences() -> None:
+    for values in ([4.0, 6.0], [0.0, 1.0, 2.0]):
+        found = interval(values, values[0], [], tuple(values))
+        half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        assert found.from_seeds == pytest.approx((-half, half))
 
 
 def test_both_parts_are_added_as_squares_each_side_by_itself() -> None:
     values = [10.0, 12.0, 11.0]
-    half = t_quantile(2) * statistics.stdev(values) / math.sqrt(3)
-    found = _interval(values, 10.0, [9.5, 14.0], tuple(values))
+    factor = math.exp(t_quantile(2) * statistics.stdev(map(math.log, values)) / math.sqrt(3))
+    found = interval(values, 10.0, [9.5, 14.0], tuple(values))
     assert found.from_profile == (-0.5, 4.0)
-    assert found.low == pytest.approx(11.0 - math.hypot(half, 0.5))
-    assert found.high == pytest.approx(11.0 + math.hypot(half, 4.0))
+    assert found.low == pytest.approx(11.0 - math.hypot(11 - 11 / factor, 0.5))
+    assert found.high == pytest.approx(11.0 + math.hypot(11 * factor - 11, 4.0))
 
 
 def test_a_change_to_one_side_only_moves_that_side() -> None:
-    found = _interval([10.0], 10.0, [10.0, 13.0], (10.0,))
+    found = interval([10.0], 10.0, [10.0, 13.0], (10.0,))
     assert (found.low, found.mean, found.high) == (10.0, 10.0, 13.0)
     assert found.from_seeds is None
 
 
 def test_nothing_falls_below_zero() -> None:
-    assert _interval([1.0, 100.0], 1.0, [], (1.0, 100.0)).low == 0.0
+    assert interval([1.0, 100.0], 1.0, [], (1.0, 100.0)).low == 0.0
 
 
 def test_seeds_without_a_value_are_left_out_and_none_at_all_gives_no_interval() -> None:
@@ -100,39 +96,12 @@ def test_t_falls_to_the_normal_quantile_without_a_jump_at_the_end_of_the_table()
 # -- the stated error -----------------------------------------------------------------------------
 
 
-def test_whole_steps_count_first() -> None:
-    errors = {"mixed_steps": {"layers": 0.071}, "gemm": {"random_points": 0.5}}
-    found = stated_error(of(latency(errors), {"matrices": 1.0}))
+def test_the_stated_error_is_that_of_the_accelerators_time_which_is_what_is_scaled() -> None:
+    found = stated_error(of("profile", 0.071))
     assert found.value == 0.071
-    assert "whole steps" in found.source
-
-
-def test_operators_are_weighted_by_their_share_of_the_time() -> None:
-    errors = {
-        "gemm": {"random_points": 0.02, "held_out_curves": 0.4},
-        "decode_attention": {"random_points": 0.06},
-        "moe": {"held_out_curves": 0.1},
-    }
-    times = {"matrices": 5.0, "decode_attention": 3.0, "experts": 1.0, "elementwise": 0.5, "all_reduce": 0.5}
-    found = stated_error(of(latency(errors, {"elementwise": "a bound"}), times))
-    assert found.value == pytest.approx(0.5 * 0.02 + 0.3 * 0.06 + 0.1 * 0.1 + 0.05 * 0.25 + 0.05 * 0.25)
-    assert "a bound" in found.terms["elementwise"]["source"]
-    assert "states no error of all_reduce" in found.terms["all_reduce"]["source"]
-    assert sum(term["share"] for term in found.terms.values()) == pytest.approx(1.0)
-
-
-def test_a_stand_in_counts_as_unmeasured_even_where_an_error_is_stated() -> None:
-    described = latency({"gemm": {"random_points": 0.01}}, {"gemm": "curves of another format"})
-    assert stated_error(of(described, {"matrices": 2.0})).value == UNMEASURED_ERROR
-
-
-def test_estimates_are_unmeasured_and_constants_have_no_error() -> None:
-    assert stated_error(of({"kind": "roofline"}, None)).value == UNMEASURED_ERROR
-    assert stated_error(of({"kind": "constant"}, None)).value == 0.0
-
-
-def test_an_absurd_error_leaves_step_times_positive() -> None:
-    assert stated_error(of(latency({"mixed_steps": {"layers": 3.0}}), {"matrices": 1.0})).value < 1.0
+    assert found.source.startswith("profile p")
+    assert stated_error(of("roofline", 0.25)).value == 0.25
+    assert stated_error(of("constant", 0.25)).value == 0.0
 
 
 # -- whole runs -----------------------------------------------------------------------------------
@@ -199,7 +168,7 @@ def test_constant_steps_have_the_spread_over_seeds_only() -> None:
 
 
 def test_a_workload_without_randomness_is_told(found: Any) -> None:
-    assert found.notes() == []
+    assert SAME_NOTE not in found.notes()
     fixed = {
         "requests": 20,
         "arrival": {"process": "constant", "rate": 5.0},
@@ -214,13 +183,53 @@ def test_a_workload_without_randomness_is_told(found: Any) -> None:
 
 def test_near_saturation_is_told_and_by_what_it_shows() -> None:
     few_seats = {**SCENARIO["engine"], "max_num_seqs": 4}
-    (note,) = simulate_seeds({**SCENARIO, "engine": few_seats}, seeds=2, jobs=1).notes()
+    busy = {**SCENARIO["workload"], "arrival": {"process": "poisson", "rate": 11.0}}
+    note, short = simulate_seeds({**SCENARIO, "workload": busy, "engine": few_seats}, seeds=2, jobs=1).notes()
     assert note.startswith("near saturation (steps ")
     assert "longer make the mean TTFT" in note
+    assert short.startswith("the intervals hold for runs of this length; an endless run's mean, p95 and p99 ")
     constant = {**SCENARIO, "engine": few_seats, "latency": {"kind": "constant", "step_s": 0.0085}}
     constant["workload"] = {**SCENARIO["workload"], "requests": 150}
-    (note,) = simulate_seeds(constant, seeds=4, jobs=1).notes()
+    overloaded, note, *_ = simulate_seeds(constant, seeds=4, jobs=1).notes()
+    assert overloaded.startswith("overloaded in 2 of 4 seeds")
     assert note.startswith("near saturation (mean TTFTs of the seeds go from ")
+
+
+def loads(worth: float | None, requests: int = 1000, seeds: int = 5, saturated: int = 0) -> SeedLoads:
+    return SeedLoads((True,) * saturated + (False,) * (seeds - saturated), (worth,) * seeds, (requests,) * seeds)
+
+
+@pytest.mark.parametrize(
+    ("worth", "told"),
+    [
+        (100.0, None),
+        (99.0, "an endless run's p99 would"),
+        (19.0, "an endless run's p95 and p99 would"),
+        (9.0, "an endless run's mean, p95 and p99 would"),
+        (0.5, "take a lower rate"),
+        (0.0, "take a lower rate"),
+        (None, None),
+    ],
+)
+def test_a_run_too_short_for_its_load_says_which_figures_and_how_long_would_do(
+    worth: float | None, told: str | None
+) -> None:
+    by_seed = [{"mean_ttft_ms": 100.0 + seed} for seed in range(5)]
+    found = notes(by_seed, None, 0.0, loads(worth))
+    assert len(found) == (told is not None)
+    if told is not None and worth is not None:
+        assert told in found[0]
+        if worth < 1:
+            return
+        needed = int(found[0].split("runs of about ")[1].split(" ")[0].replace(",", ""))
+        assert 1000 * 100 / worth <= needed < 1.12 * 1000 * 100 / worth
+
+
+def test_an_overloaded_seed_is_told_instead() -> None:
+    by_seed = [{"mean_ttft_ms": 100.0 * seed} for seed in range(1, 6)]
+    (note,) = notes(by_seed, None, 0.0, loads(3.0, saturated=5))
+    assert note.startswith("overloaded in 5 of 5 seeds")
+    assert len(notes(by_seed, None, 0.0, loads(3.0, saturated=2))) == 3, "some of them are only near it"
 
 
 def test_written_files(found: Any, tmp_path: Path) -> None:

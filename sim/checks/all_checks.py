@@ -6,6 +6,7 @@ and trace files, and imports what knows about them only then.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sim.checks.engine_checks import check_cluster, check_engine_settings, check_latency
@@ -13,6 +14,7 @@ from sim.checks.findings import Findings, collect
 from sim.checks.workload_checks import check_lengths, check_workload
 from sim.errors import InputError, Problem
 from sim.scenario.document import Document, ordered
+from sim.scenario.schema import EngineConfig
 
 if TYPE_CHECKING:
     from sim.latency.memory import PlannedEngine
@@ -71,13 +73,18 @@ def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | Non
 
 def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
     from sim.checks.parallel_checks import check_parallel
-    from sim.latency.memory import plan_engine
+    from sim.latency.memory import load_model_and_gpu, plan_engine
     from sim.latency.models import load_model
 
     engine = parts.engine
     if engine is None:
         return None
-    planned = collect(findings, lambda: plan_engine(engine, parts.base_dir), ("engine", "model"))
+    where = ("engine", "model")
+    planned = None
+    if isinstance(engine, EngineConfig):
+        planned = collect(findings, partial(plan_engine, engine, parts.base_dir), where)
+    else:  # nothing could be filled in: its model, its GPU or its version is unknown
+        collect(findings, partial(load_model_and_gpu, engine, parts.base_dir), where)
     try:
         # A model that is known is looked at also where it does not fit.
         model = load_model(engine.model, parts.base_dir) if planned is None else planned.model

@@ -1,19 +1,20 @@
 """Checks of engine, cluster and latency settings against each other.
 
 The engine's are those of vLLM's ``SchedulerConfig.verify_max_model_len`` (``vllm/config/scheduler.py``,
-0.32.0), apart from the one that the simulator softens, and those of the settings vLLM does not have.
+0.32.0), and those of the settings vLLM does not have. What an engine leaves to a model or GPU that is unknown is
+compared with nothing.
 """
 
 from __future__ import annotations
 
 from sim.checks.findings import Findings
 from sim.latency.kind import latency_kind
-from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, SpeculativeConfig
+from sim.scenario.schema import ClusterConfig, EngineSection, LatencyConfig, SpeculativeConfig
 from sim.scenario.vllm_version import DEFAULT_VERSION, OLDEST_VERSION, version_problem
 
 _ENGINE = ("engine",)
 NVIDIA_BLOCK = 16
-"""Tokens that the attention kernels on NVIDIA GPUs need a block to be a multiple of."""
+"""Tokens that the attention kernels on NVIDIA GPUs need a block to be a multiple of; every preset is one."""
 
 LATENCY_KEYS = {
     "step_s": ("constant",),
@@ -22,17 +23,19 @@ LATENCY_KEYS = {
     "link_bandwidth_gb_s": ("roofline", "profile"),
     "link_latency_us": ("roofline", "profile"),
     "expert_load_imbalance": ("roofline", "profile"),
+    "sampling": ("profile",),
 }
 """Keys of ``latency`` and the kinds that read them."""
 
 
-def check_engine_settings(engine: EngineConfig, findings: Findings) -> None:
+def check_engine_settings(engine: EngineSection, findings: Findings) -> None:
     """Everything about ``engine`` that needs neither model nor GPU."""
     if wrong := version_problem(engine.vllm_version):
         findings.problem(
             (*_ENGINE, "vllm_version"),
             f"`engine.vllm_version`: {wrong}; write a version from {OLDEST_VERSION} to {DEFAULT_VERSION}",
         )
+    _check_block_size(engine, findings)
     _check_budget(engine, findings)
     _check_chunking(engine, findings)
     _check_baselines(engine, findings)
@@ -40,26 +43,27 @@ def check_engine_settings(engine: EngineConfig, findings: Findings) -> None:
         _check_speculative(engine, engine.speculative, findings)
 
 
-def _check_budget(engine: EngineConfig, findings: Findings) -> None:
+def _check_block_size(engine: EngineSection, findings: Findings) -> None:
+    multiple = NVIDIA_BLOCK if isinstance(engine.gpu, str) else engine.gpu.kv_block_multiple
+    if engine.block_size % multiple == 0:
+        return
+    below = engine.block_size // multiple * multiple
+    near = f"{below} or {below + multiple}" if below else str(multiple)
+    remedy = f"choose {near}"
+    if not isinstance(engine.gpu, str):
+        remedy += ", or say by `gpu.kv_block_multiple` what its kernels take"
+    findings.problem(
+        (*_ENGINE, "block_size"),
+        f"`engine.block_size` ({engine.block_size}) is no multiple of {multiple}, as the attention kernels on "
+        f"{engine.gpu_name} need it: vLLM refuses to start; {remedy}",
+    )
+
+
+def _check_budget(engine: EngineSection, findings: Findings) -> None:
     budget, seqs, length = engine.max_num_batched_tokens, engine.max_num_seqs, engine.max_model_len
-    if budget < seqs:  # vLLM: ValueError
-        key = "max_num_batched_tokens" if "max_num_batched_tokens" in engine.model_fields_set else "max_num_seqs"
-        findings.problem(
-            (*_ENGINE, key),
-            f"`engine.max_num_batched_tokens` ({budget}) is below `engine.max_num_seqs` ({seqs}): "
-            "vLLM refuses to start; raise the first or lower the second",
-        )
-    elif budget > seqs * length:  # vLLM: warning
-        findings.note(
-            f"`engine.max_num_batched_tokens` ({budget}) is more than max_num_seqs * max_model_len ({seqs * length}) "
-            "and cannot be used up; vLLM warns about it"
-        )
-    if engine.block_size % NVIDIA_BLOCK and isinstance(engine.gpu, str):
-        findings.note(
-            f"`engine.block_size` ({engine.block_size}) is no multiple of {NVIDIA_BLOCK}: vLLM refuses to "
-            "start like this on NVIDIA GPUs"
-        )
-    if engine.long_prefill_token_threshold > length:  # vLLM: ValueError
+    if budget is not None and seqs is not None:
+        _check_seats(engine, budget, seqs, findings)
+    if length is not None and engine.long_prefill_token_threshold > length:  # vLLM: ValueError
         findings.problem(
             (*_ENGINE, "long_prefill_token_threshold"),
             f"`engine.long_prefill_token_threshold` ({engine.long_prefill_token_threshold}) is above "
@@ -71,7 +75,23 @@ def _check_budget(engine: EngineConfig, findings: Findings) -> None:
         )
 
 
-def _check_chunking(engine: EngineConfig, findings: Findings) -> None:
+def _check_seats(engine: EngineSection, budget: int, seqs: int, findings: Findings) -> None:
+    length = engine.max_model_len
+    if budget < seqs:  # vLLM: ValueError
+        key = "max_num_batched_tokens" if "max_num_batched_tokens" in engine.model_fields_set else "max_num_seqs"
+        findings.problem(
+            (*_ENGINE, key),
+            f"`engine.max_num_batched_tokens` ({budget}) is below `engine.max_num_seqs` ({seqs}): "
+            "vLLM refuses to start; raise the first or lower the second",
+        )
+    elif length is not None and budget > seqs * length:  # vLLM: warning
+        findings.note(
+            f"`engine.max_num_batched_tokens` ({budget}) is more than max_num_seqs * max_model_len ({seqs * length}) "
+            "and cannot be used up; vLLM warns about it"
+        )
+
+
+def _check_chunking(engine: EngineSection, findings: Findings) -> None:
     budget, cap = engine.max_num_batched_tokens, engine.max_prefill_tokens_per_step
     if not engine.enable_chunked_prefill:
         if cap is not None:
@@ -80,21 +100,23 @@ def _check_chunking(engine: EngineConfig, findings: Findings) -> None:
                 "`engine.max_prefill_tokens_per_step` cuts prompts into chunks, "
                 "which `enable_chunked_prefill: false` forbids; remove one of the two",
             )
-        if (
-            engine.max_model_len_in_effect < engine.max_model_len
-        ):  # vLLM: ValueError; the simulator rejects the longer requests instead
-            findings.note(
-                f"without chunked prefill a prompt must fit one step: max_model_len is in effect {budget} "
-                f"(max_num_batched_tokens), not {engine.max_model_len}; vLLM itself refuses to start like this"
+        length = engine.max_model_len
+        if budget is not None and length is not None and budget < length:  # vLLM: ValueError
+            key = "max_num_batched_tokens" if "max_num_batched_tokens" in engine.model_fields_set else "max_model_len"
+            findings.problem(
+                (*_ENGINE, key),
+                f"`engine.max_num_batched_tokens` ({budget}) is below `engine.max_model_len` ({length}), and without "
+                "chunked prefill a prompt must fit one step: vLLM refuses to start; raise the first, lower the second, "
+                "or turn `enable_chunked_prefill` on",
             )
-    elif cap is not None and cap >= budget:
+    elif cap is not None and budget is not None and cap >= budget:
         findings.note(
             f"`engine.max_prefill_tokens_per_step` has no effect: the token budget of a step, "
             f"max_num_batched_tokens ({budget}), is no larger"
         )
 
 
-def _check_baselines(engine: EngineConfig, findings: Findings) -> None:
+def _check_baselines(engine: EngineSection, findings: Findings) -> None:
     causes = [
         cause
         for cause, given in (
@@ -122,7 +144,7 @@ def _check_baselines(engine: EngineConfig, findings: Findings) -> None:
         findings.unused(engine, _ENGINE, "static_batch_wait_s", "it belongs to `batching: static`")
 
 
-def _check_speculative(engine: EngineConfig, speculative: SpeculativeConfig, findings: Findings) -> None:
+def _check_speculative(engine: EngineSection, speculative: SpeculativeConfig, findings: Findings) -> None:
     path, k = (*_ENGINE, "speculative"), speculative.num_speculative_tokens
     if speculative.method == "draft_model" and speculative.draft_model is None:
         findings.problem(
@@ -165,13 +187,13 @@ def _check_speculative(engine: EngineConfig, speculative: SpeculativeConfig, fin
         )
 
 
-def check_cluster(cluster: ClusterConfig, engine: EngineConfig | None, findings: Findings) -> None:
+def check_cluster(cluster: ClusterConfig, engine: EngineSection | None, findings: Findings) -> None:
     """Everything about ``cluster``. A router also chooses between the ranks of one deployment."""
     if cluster.replicas == 1 and (engine is None or engine.data_parallel_size == 1):
         findings.unused(cluster, ("cluster",), "router", "there is one replica")
 
 
-def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings: Findings) -> None:
+def check_latency(latency: LatencyConfig, engine: EngineSection | None, findings: Findings) -> None:
     """Everything about ``latency``, and about ``engine`` where it asks for what that latency cannot tell."""
     path = ("latency",)
     if latency.kind == "constant" and latency.step_s is None and latency.fit is None:
@@ -206,5 +228,5 @@ def check_latency(latency: LatencyConfig, engine: EngineConfig | None, findings:
         )
 
 
-def _has_one_gpu(engine: EngineConfig) -> bool:
+def _has_one_gpu(engine: EngineSection) -> bool:
     return engine.tensor_parallel_size * engine.pipeline_parallel_size * engine.data_parallel_size == 1

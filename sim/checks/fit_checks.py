@@ -12,7 +12,7 @@ from sim.latency.gpus import load_gpu
 from sim.latency.kind import latency_kind
 
 if TYPE_CHECKING:
-    from sim.scenario.schema import EngineConfig, LatencyConfig
+    from sim.scenario.schema import EngineSection, LatencyConfig
 
 REPLACED = {
     "step_s": ("step_ms",),
@@ -24,7 +24,7 @@ ENGINE_KEYS = ("model", "dtype", "tensor_parallel_size", "pipeline_parallel_size
 """What a fitted engine is told by."""
 
 
-def check_fit(engine: EngineConfig | None, latency: LatencyConfig, base_dir: Path, findings: Findings) -> None:
+def check_fit(engine: EngineSection | None, latency: LatencyConfig, base_dir: Path, findings: Findings) -> None:
     """The file of ``latency.fit``, and whether it is for this engine."""
     name, path = latency.fit, ("latency", "fit")
     fitted = None if name is None else collect(findings, lambda: load_fit(name, base_dir), path)
@@ -53,12 +53,12 @@ def check_fit(engine: EngineConfig | None, latency: LatencyConfig, base_dir: Pat
     _note_other_engine(engine, fitted, findings)
 
 
-def engine_of(engine: EngineConfig) -> dict[str, str | int]:
+def engine_of(engine: EngineSection) -> dict[str, str | int]:
     """What ``fitted_on`` tells of an engine."""
     return {key: getattr(engine, key) for key in ENGINE_KEYS}
 
 
-def _note_other_engine(engine: EngineConfig, fitted: Fitted, findings: Findings) -> None:
+def _note_other_engine(engine: EngineSection, fitted: Fitted, findings: Findings) -> None:
     mine = engine_of(engine)
     known = [{key: each.get(key) for key in ENGINE_KEYS} for each in fitted.fitted_on]
     if not known or mine in known:

@@ -7,6 +7,7 @@ problems already: then those are looked for too, so that all are told at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from sim.checks.all_checks import scenario_problems, surroundings_problems
 from sim.errors import InputError
 from sim.scenario.document import Document, ordered
 from sim.scenario.loader import Draft, LoadedScenario, Parts, read_data, read_file
-from sim.scenario.schema import Scenario
+from sim.scenario.schema import EngineConfig, ResolvedScenario, Scenario
+from sim.scenario.vllm_version import version_problem
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> LoadedScenario:
@@ -50,8 +52,33 @@ def from_scenario(scenario: Scenario, base_dir: Path | None = None) -> LoadedSce
 def _checked(draft: Draft) -> LoadedScenario:
     """The scenario of ``draft``. Raises InputError with every problem, those of its surroundings included."""
     notes: list[str] = []
-    problems = draft.problems + scenario_problems(draft.parts, draft.document, notes)
-    if problems or draft.scenario is None:
-        problems += surroundings_problems(draft.parts, draft.document, [])
+    parts = _filled_in(draft.parts, notes)
+    problems = draft.problems + scenario_problems(parts, draft.document, notes)
+    if problems or draft.scenario is None or not isinstance(parts.engine, EngineConfig):
+        problems += surroundings_problems(parts, draft.document, [])
         raise InputError(ordered(problems, draft.document.file))
-    return draft.accepted(draft.scenario, notes)
+    return draft.accepted(_with_engine(draft.scenario, parts.engine), notes)
+
+
+def _filled_in(parts: Parts, notes: list[str]) -> Parts:
+    """The parts with an engine in which nothing is left open, as far as model and GPU are known; adds to ``notes``.
+
+    Where they are not, the engine stays as written: the checks of what it names say why.
+    """
+    from sim.latency.engine_defaults import resolve_engine
+
+    if parts.engine is None or version_problem(parts.engine.vllm_version):
+        return parts
+    try:
+        engine, found = resolve_engine(parts.engine, parts.base_dir)
+    except InputError:
+        return parts
+    notes += found
+    return replace(parts, engine=engine)
+
+
+def _with_engine(scenario: Scenario, engine: EngineConfig) -> ResolvedScenario:
+    if isinstance(scenario, ResolvedScenario) and scenario.engine is engine:
+        return scenario
+    sections = {key: getattr(scenario, key) for key in type(scenario).model_fields} | {"engine": engine}
+    return ResolvedScenario.model_construct(_fields_set=set(scenario.model_fields_set), **sections)

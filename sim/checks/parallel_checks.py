@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sim.latency.experts import ExpertGroup
     from sim.latency.model_spec import ModelSpec
     from sim.scenario.loader import Parts
-    from sim.scenario.schema import EngineConfig
+    from sim.scenario.schema import EngineSection
 
 _ENGINE = ("engine",)
 ONE_MACHINE = 8
@@ -26,7 +26,7 @@ NOT_IN_STEP = (
 """Settings that ranks of an MoE model cannot have: the only value they can, and why."""
 
 
-def check_parallel(engine: EngineConfig, model: ModelSpec, parts: Parts, findings: Findings) -> None:
+def check_parallel(engine: EngineSection, model: ModelSpec, parts: Parts, findings: Findings) -> None:
     """Data and expert parallelism of ``engine``: what is not modelled is a problem, what has no effect a note."""
     from sim.latency.experts import ExpertGroup
 
@@ -43,7 +43,7 @@ def check_parallel(engine: EngineConfig, model: ModelSpec, parts: Parts, finding
             )
 
 
-def _check_experts(engine: EngineConfig, model: ModelSpec, group: ExpertGroup, findings: Findings) -> None:
+def _check_experts(engine: EngineSection, model: ModelSpec, group: ExpertGroup, findings: Findings) -> None:
     if not engine.enable_expert_parallel:
         return
     if not model.num_experts:
@@ -59,7 +59,7 @@ def _check_experts(engine: EngineConfig, model: ModelSpec, group: ExpertGroup, f
         )
 
 
-def _check_exchange(engine: EngineConfig, model: ModelSpec, group: ExpertGroup, findings: Findings) -> None:
+def _check_exchange(engine: EngineSection, model: ModelSpec, group: ExpertGroup, findings: Findings) -> None:
     from sim.latency.experts import WHY_NO_BACKEND
 
     key, backend = "all2all_backend", engine.all2all_backend
@@ -77,7 +77,7 @@ def _check_exchange(engine: EngineConfig, model: ModelSpec, group: ExpertGroup, 
         findings.unused(engine, _ENGINE, key, "without enable_expert_parallel tokens are gathered everywhere")
 
 
-def _check_imbalance(engine: EngineConfig, parts: Parts, group: ExpertGroup, findings: Findings) -> None:
+def _check_imbalance(engine: EngineSection, parts: Parts, group: ExpertGroup, findings: Findings) -> None:
     from sim.latency.kind import latency_kind
 
     latency, key = parts.latency, "expert_load_imbalance"
@@ -95,7 +95,7 @@ def _check_imbalance(engine: EngineConfig, parts: Parts, group: ExpertGroup, fin
         )
 
 
-def _check_lockstep(engine: EngineConfig, findings: Findings) -> None:
+def _check_lockstep(engine: EngineSection, findings: Findings) -> None:
     for key, only, why in NOT_IN_STEP:
         value = getattr(engine, key)
         if value != only:

@@ -12,7 +12,7 @@ from sim.scenario.document import Path, located
 from sim.scenario.messages import dotted
 from sim.scenario.schema import (
     Arrival,
-    EngineConfig,
+    EngineSection,
     FixedLength,
     Length,
     QuantilesLength,
@@ -31,7 +31,7 @@ TELLING_SHIFT = 0.05
 """A mean that cutting moves by more than this share is noted."""
 
 
-def check_lengths(workload: WorkloadConfig, engine: EngineConfig | None, findings: Findings) -> None:
+def check_lengths(workload: WorkloadConfig, engine: EngineSection | None, findings: Findings) -> None:
     """Lengths that no request can have."""
     for path, traffic in _traffics(workload):
         for key in _LENGTH_KEYS:
@@ -43,14 +43,12 @@ def check_lengths(workload: WorkloadConfig, engine: EngineConfig | None, finding
                 )
         if engine is None or traffic.input_tokens is None or traffic.trace is not None:
             continue
-        shortest, limit = shortest_tokens(traffic.input_tokens), engine.max_model_len_in_effect
-        if shortest >= limit:
-            key = "max_model_len" if limit == engine.max_model_len else "max_num_batched_tokens"
-            within = "" if limit == engine.max_model_len else " without chunked prefill"
+        shortest, limit = shortest_tokens(traffic.input_tokens), engine.max_model_len
+        if limit is not None and shortest >= limit:
             findings.problem(
                 (*path, "input_tokens", _SHORTEST.get(type(traffic.input_tokens), "dist")),
-                f"`{dotted(path)}.input_tokens` is at least {shortest}, but `engine.{key}`, for prompt and "
-                f"output{within}, is {limit}: every request would be rejected; raise {key} or shorten the input",
+                f"`{dotted(path)}.input_tokens` is at least {shortest}, but `engine.max_model_len`, for prompt "
+                f"and output, is {limit}: every request would be rejected; raise max_model_len or shorten the input",
             )
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, cast
 from simpy import Event
 
 from sim.engine.clock import At, Clock, Turn
-from sim.latency.slowed import slowed
 
 if TYPE_CHECKING:
     from sim.cluster.gateway import Gateway
+    from sim.cluster.speeds import Speeds
 
 
 class What(Enum):
@@ -40,9 +40,8 @@ class Act:
     factor: float = 1.0
 
 
-def schedule_acts(env: Clock, gateway: Gateway, acts: Sequence[Act]) -> None:
+def schedule_acts(env: Clock, gateway: Gateway, speeds: Speeds, acts: Sequence[Act]) -> None:
     """Put ``acts`` on the clock, which stands at 0."""
-    own_costs = [replica.cost for replica in gateway.replicas]
 
     def perform(event: Event) -> None:
         act = cast(Act, event.value)
@@ -55,7 +54,7 @@ def schedule_acts(env: Clock, gateway: Gateway, acts: Sequence[Act]) -> None:
         elif act.what is What.UNDRAIN:
             gateway.undrain(act.target)
         else:
-            gateway.replicas[act.target].set_cost(slowed(own_costs[act.target], act.factor))
+            speeds.set(act.target, "act", act.factor)
 
     for position, act in enumerate(acts):
         happens = At(env, act.at_ns, _turn(act, position), act)

@@ -14,6 +14,7 @@ from sim.latency.build import build_step_cost, build_work_model, fit_of
 from sim.latency.kind import client_overhead_ns
 from sim.latency.lockstep_cost import GroupCost
 from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
+from sim.latency.noise import NO_NOISE, Noise, noise_of
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.token_weight import token_weight
 from sim.results.context import Price
@@ -41,6 +42,13 @@ class Deployment:
     work: WorkModel | None
     """FLOPs and bytes of steps; None where step times say nothing of a GPU."""
     price: Price
+    noise: Noise = NO_NOISE
+
+    @property
+    def client_constant_ns(self) -> int:
+        """What lies between a client and the engine for every request; late ones make up the rest of the mean."""
+        late = self.noise.client
+        return self.client_overhead_ns if late is None else max(self.client_overhead_ns - late.added_ns, 0)
 
     @property
     def depth(self) -> int:
@@ -100,6 +108,7 @@ def resolve_deployment(
         cost=cost,
         client_overhead_ns=client_overhead_ns(engine.gpu, latency, fitted),
         work=build_work_model(engine, latency, base_dir, planned),
+        noise=noise_of(engine.gpu, latency, fitted),
         price=Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote"),
     )
 
@@ -115,7 +124,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
         block_size=engine.block_size,
-        max_model_len=engine.max_model_len_in_effect,
+        max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         enable_chunked_prefill=engine.enable_chunked_prefill,

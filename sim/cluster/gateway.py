@@ -63,14 +63,17 @@ class Gateway:
         recorder: Recorder,
         progress: Progress | None = None,
         client_overhead_ns: int = 0,
+        late_ns: IntColumn | None = None,
     ) -> None:
-        """``client_overhead_ns``: how long an end takes to the client and the next request from there to the engine."""
+        """``client_overhead_ns``: how long an end takes to the client and the next request from there to the engine;
+        ``late_ns``: what it takes beside that, by row."""
         self.env = env
         self.workload = workload
         self.router = router
         self.max_model_len = max_model_len
         self.recorder = recorder
         self.client_overhead_ns = client_overhead_ns
+        self.late_ns = late_ns
         self.replicas: Sequence[Door] = ()
         self.num_ended = 0
         self.num_unsent = 0
@@ -97,11 +100,18 @@ class Gateway:
         self.is_acted_on = False
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
+        self._num_coming = 1
+        """Requests that will be sent after their think time, and 1 while some arrive by themselves."""
         self._is_dealt_out = False
         self._counted: CountedReplicas | None = None
         self._chosen = (-1, 0)
         """The prompt routed last, and its replica."""
         env.process(self._arrivals())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no request will arrive any more, and none is in a replica."""
+        return not self._num_coming and not any(each.num_running or each.num_waiting for each in self.replicas)
 
     def on_end(self, request: Request, status: Status) -> None:
         """A request has ended: release the one that waits for it.
@@ -114,10 +124,10 @@ class Gateway:
             if status is Status.CANCELLED:
                 self._abandon(child)
             else:
-                self._release(child)
+                self._release(child, request.row)
         if self._next_released < len(self.workload):
             row, self._next_released = self._next_released, self._next_released + 1
-            self._release(row)
+            self._release(row, request.row)
         if self.num_ended % PROGRESS_EVERY == 0:
             self._look_up(max(self.env.now, request.last_token_ns))
 
@@ -208,6 +218,7 @@ class Gateway:
     def _arrivals(self) -> Generator[Event, Any, None]:
         """Requests that arrive by themselves, in order of their rows."""
         if self._is_dealt_out:
+            self._num_coming -= 1
             return
         env = self.env
         end = self._next_released if self.workload.closed_loop_concurrency is not None else len(self.workload)
@@ -219,6 +230,7 @@ class Gateway:
                 if arrival_ns > env.now:
                     yield At(env, arrival_ns - env.now, Turn.ARRIVAL)
                 self._arrive(fields)
+        self._num_coming -= 1
 
     def _rows(self, rows: IntColumn) -> Iterator[tuple[int, ...]]:
         """Rows of the workload as Python integers: the row itself, then ``ROW_FIELDS``, then its segments' range."""
@@ -227,9 +239,9 @@ class Gateway:
         offsets = table.segment_offsets
         return zip(rows.tolist(), *columns, offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
 
-    def _release(self, row: int) -> None:
-        """Let ``row`` arrive after its think time: the end that it followed is now."""
-        think_ns = self.client_overhead_ns + int(self.workload.arrival_ns[row])
+    def _release(self, row: int, after: int) -> None:
+        """Let ``row`` arrive after its think time: the end of the row ``after``, which it followed, is now."""
+        think_ns = self._client_ns(after) + int(self.workload.arrival_ns[row])
         until_ns = self.workload.release_until_ns
         if until_ns is not None and self.env.now + think_ns >= until_ns:
             return
@@ -239,7 +251,12 @@ class Gateway:
                 f"{IDLE / 1e9:.2g} s, 146 years; lower think_time_s, or give a duration_s"
             )
         arrival = At(self.env, think_ns, Turn.ARRIVAL + 1 + row)
-        arrival.callbacks.append(lambda _: self._arrive(next(self._rows(np.array([row])))))
+        arrival.callbacks.append(lambda _: self._arrive_after_thought(row))
+        self._num_coming += 1
+
+    def _arrive_after_thought(self, row: int) -> None:
+        self._num_coming -= 1
+        self._arrive(next(self._rows(np.array([row]))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)
@@ -341,12 +358,13 @@ class Gateway:
             class_name=info.name,
             class_index=class_index,
             deadline_ns=None if deadline_ns == NO_DEADLINE else arrival_ns + deadline_ns,
-            cancel_ns=NEVER if patience_ns is None else arrival_ns + self._patience_ns(patience_ns),
+            cancel_ns=NEVER if patience_ns is None else arrival_ns + max(patience_ns - self._client_ns(row), 1),
             expected_output_tokens=None if hint == NO_HINT else hint,
             session=str(session) if in_session else None,
             prefix_key=prefix_key,
         )
 
-    def _patience_ns(self, patience_ns: int) -> int:
-        """How long after its arrival an engine must be done for the last token to reach the client in time."""
-        return max(patience_ns - self.client_overhead_ns, 1)
+    def _client_ns(self, row: int) -> int:
+        """Between the client of ``row`` and the engine, there and back: so much sooner an engine must be done for its
+        last token to reach a client who leaves, and so much later the client hears of its end."""
+        return self.client_overhead_ns + (0 if self.late_ns is None else int(self.late_ns[row]))

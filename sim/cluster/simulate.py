@@ -14,6 +14,7 @@ from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.acts import Act, What, schedule_acts
 from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.cluster.gateway import Gateway, Progress
+from sim.cluster.speeds import Speeds, start_spells
 from sim.engine.clock import Clock
 from sim.engine.decisions import DecisionLog
 from sim.engine.fast.allowed import NotFollowed, surprise, why_not
@@ -61,7 +62,7 @@ def simulate_cluster(
             loaded.scenario.workload,
             loaded.scenario.seed,
             loaded.base_dir,
-            engine.max_model_len_in_effect,
+            engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
         )
     if deployment is None:
@@ -101,13 +102,17 @@ def _simulate(
     """Simulate from the first arrival to the last end; ``every_step``: the reference takes each."""
     scenario, engine = loaded.scenario, loaded.scenario.engine
     settings, group_cost = deployment.settings, deployment.group_cost
-    recorder = Recorder(shape_columns=deployment.shape_columns, is_lockstep=group_cost is not None)
+    recorder = Recorder(
+        shape_columns=deployment.shape_columns,
+        is_lockstep=group_cost is not None,
+        num_classes=len(workload.classes),
+    )
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
     started_s = time.process_time()
-    client_ns = deployment.client_overhead_ns
-    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, client_ns)
+    of_clients = (deployment.client_constant_ns, _late_ns(deployment, scenario.seed, workload))
+    gateway = Gateway(env, workload, router, settings.max_model_len, recorder, progress, *of_clients)
     # Ranks of a group form their batches of one instant in an order of their own.
     in_order = engine.stepping == "reference" and group_cost is None
     log = None if decisions is None else DecisionLog(decisions, in_order=in_order)
@@ -118,12 +123,17 @@ def _simulate(
     gateway.replicas = [_build_replica(loaded, index, gateway, deployment, log, sums) for index in range(num_ranks)]
     if group_cost is not None:
         _group(gateway, group_cost, deployment)
-    gateway.is_acted_on = bool(acts)
+    step_noise = deployment.noise.step
+    gateway.is_acted_on = bool(acts) or step_noise is not None
     for replica in gateway.replicas:
         if sums is None or gateway.acts_on_ends:
             replica.watch(gateway.on_end)
     gateway.cancelled_rows = {act.target for act in acts if act.what is What.CANCEL}
-    schedule_acts(env, gateway, acts)
+    speeds = Speeds(gateway)
+    schedule_acts(env, gateway, speeds, acts)
+    if step_noise is not None:
+        size = 1 if group_cost is None else engine.data_parallel_size
+        start_spells(env, gateway, speeds, step_noise, scenario.seed, size)
     try:
         gateway.deal_out()
         gateway.count_requests()
@@ -289,15 +299,26 @@ def _check_nothing_lost(gateway: Gateway) -> None:
         raise SimulationError(f"{missing} of {len(gateway.workload)} requests never arrived")
 
 
-def _seen_by_clients(requests: dict[str, IntColumn], overhead_ns: int) -> dict[str, IntColumn]:
-    """Tokens reach a client ``overhead_ns`` after an engine that got the request without delay would have made them.
+def _late_ns(deployment: Deployment, seed: int, workload: RequestTable) -> IntColumn | None:
+    """How late each request is, beside what all of them take; outputs of one prompt alike. None where none is."""
+    late = deployment.noise.client
+    if late is None or not len(workload):
+        return None
+    prompts = workload.prompt_numbers()
+    return late.draw(seed, int(prompts.max()) + 1)[prompts]
+
+
+def _seen_by_clients(requests: dict[str, IntColumn], gateway: Gateway) -> dict[str, IntColumn]:
+    """Tokens reach a client so much after an engine that got the request without delay would have made them.
 
     Shifting the way in as well would move every instant of the run alike, so both ways are put behind the tokens.
     """
-    if not overhead_ns:
+    if not gateway.client_overhead_ns and gateway.late_ns is None:
         return requests
+    late_ns = 0 if gateway.late_ns is None else gateway.late_ns[requests["row"]]
+    behind_ns = gateway.client_overhead_ns + late_ns
     shifted = {
-        name: np.where(requests[name] >= 0, requests[name] + overhead_ns, requests[name])
+        name: np.where(requests[name] >= 0, requests[name] + behind_ns, requests[name])
         for name in ("first_token_ns", "finish_ns", "end_ns")
     }
     return {**requests, **shifted}
@@ -327,22 +348,29 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     itl_ns, itl_weight = recorder.itl_columns()
     replicas, workload = gateway.replicas, gateway.workload
     attempts = recorder.attempt_columns()
-    requests = _seen_by_clients(requests_of(attempts, workload), gateway.client_overhead_ns)
+    interruptions = recorder.interruption_columns(attempts)
+    requests = _seen_by_clients(requests_of(attempts, workload, interruptions), gateway)
     return RunRecord(
         workload=workload,
         requests=requests,
         steps=recorder.step_columns(),
         itl_ns=itl_ns,
         itl_weight=itl_weight,
+        itl_of_classes=[(itl_ns, itl_weight)] if len(workload.classes) == 1 else recorder.gaps.of_classes(),
         reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[deployment.gpus for _ in replicas],
-        latency={**deployment.cost.describe(), "client_overhead_ms": gateway.client_overhead_ns / 1e6},
+        latency={
+            **deployment.cost.describe(),
+            "client_overhead_ms": deployment.client_overhead_ns / 1e6,
+            "noise": deployment.noise.describe(),
+        },
         drafts=recorder.drafts,
+        interruptions=interruptions,
         data_parallel_size=engine.data_parallel_size,
-        reserved_tokens_per_request=engine.max_model_len_in_effect if engine.kv == "contiguous" else 0,
+        reserved_tokens_per_request=engine.max_model_len if engine.kv == "contiguous" else 0,
         terms=deployment.terms,
         notes=[*loaded.notes, *deployment.planned.memory.notes, *workload.notes, *_notes(gateway)],
         cpu_s=cpu_s,

@@ -39,6 +39,7 @@ class Request:
         "deadline_ns",
         "expected_output_tokens",
         "first_token_ns",
+        "is_catching_up",
         "last_token_ns",
         "max_tokens",
         "next_cacheable_tokens",
@@ -148,6 +149,8 @@ class Request:
         self.first_token_ns = NEVER
         self.last_token_ns = NEVER
         self.num_preemptions = 0
+        self.is_catching_up = False
+        """It has been admitted again after a preemption, and has no token since."""
         self.num_cached_tokens = 0
         self.num_recomputed_tokens = 0
         self.computed_spans: tuple[tuple[int, int], ...] = ()

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sim.checks.all_checks import check_all
-from sim.errors import InputError
+from sim.errors import InputError, Problem
 from sim.explore.fit_case import Case, Floats
 from sim.explore.fit_parameters import Parameter, choose_parameters, rounded
 from sim.explore.fit_result import Fit
-from sim.explore.measured_run import RATES, MeasuredRun, read_run
+from sim.explore.fit_traffic import misfit_problems, traffic_problems
+from sim.explore.measured_run import RATES, MeasuredRun, read_runs
 from sim.latency.build import build_step_cost
 from sim.latency.fitted import Fitted
 from sim.latency.gpus import load_gpu
@@ -82,16 +83,14 @@ def fit(
 
 
 def _cases(files: Sequence[str], scenarios: Sequence[AnyScenario], overrides: Sequence[str]) -> list[Case]:
-    problems, runs, loaded = [], [], []
+    problems: list[Problem] = []
+    runs: list[MeasuredRun] = []
+    loaded = []
     if not files:
         raise InputError("fit: give at least one measured run")
-    if len(scenarios) not in (1, len(files)):
-        raise InputError(
-            f"--scenario: give one, or one for each measured run in order: {len(scenarios)} for {len(files)} runs"
-        )
     for each in files:
         try:
-            runs.append(read_run(each))
+            runs += read_runs(each)
         except InputError as error:
             problems += error.problems
     for scenario in scenarios:
@@ -101,11 +100,17 @@ def _cases(files: Sequence[str], scenarios: Sequence[AnyScenario], overrides: Se
             problems += error.problems
     if problems:
         raise InputError(problems)
+    if len(scenarios) not in (1, len(runs)):
+        raise InputError(
+            f"--scenario: give one, or one for each measured run in order: {len(scenarios)} for {len(runs)} runs"
+        )
     each_loaded = loaded * len(runs) if len(loaded) == 1 else loaded
     _check_alike(loaded)
     cases = []
     for measured, its in zip(runs, each_loaded, strict=True):
         cases.append(Case(measured, its, check_all(its), _workload(measured, its), _errors(measured)))
+    if other := traffic_problems(cases):
+        raise InputError(other)
     return cases
 
 
@@ -132,7 +137,7 @@ def _workload(measured: MeasuredRun, loaded: LoadedScenario) -> RequestTable:
         scenario.workload,
         scenario.seed,
         loaded.base_dir,
-        engine.max_model_len_in_effect,
+        engine.max_model_len,
         isolates_tenants=engine.cache_isolation == "tenant",
     )
 
@@ -173,6 +178,9 @@ class _Solver:
         information = slopes.T @ slopes
         deviations = np.sqrt(np.diag(np.linalg.inv(information + np.eye(len(found)))))
         fitted = self.fitted(found)
+        after = [case.errors_percent(fitted) for case in self.cases]
+        if problems := misfit_problems(self.cases, fitted, after):
+            raise InputError(problems)
         return Fit(
             fitted=replace(fitted, values=rounded(fitted.values), fitted_on=_engines(self.cases)),
             cases=self.cases,
@@ -181,7 +189,7 @@ class _Solver:
             silent=silent,
             together=_together([each.name for each in self.active], information),
             before=with_defaults,
-            after=[case.errors_percent(fitted) for case in self.cases],
+            after=after,
             left_out=self._left_out(found) if len(self.cases) > 1 else None,
             notes=_notes(self.cases, fitted),
         )
@@ -278,7 +286,7 @@ def _notes(cases: list[Case], fitted: Fitted) -> list[str]:
     for case in cases:
         predicted = case.predict(fitted)
         for key, seen in case.run.counts.items():
-            if seen and abs(predicted[key] / seen - 1.0) > 0.02:
+            if seen and key in predicted and abs(predicted[key] / seen - 1.0) > 0.02:
                 notes.append(
                     f"{case.run.file}: {key} is {seen:,} there and {predicted[key]:,} in the simulation of "
                     f"{case.loaded.scenario.name}: other traffic than was measured"

@@ -41,7 +41,7 @@ class Case:
             base_dir = self.loaded.base_dir
             deployment = resolve_deployment(scenario.engine, scenario.latency, base_dir, self.planned, fitted=fitted)
             summary = run(self.loaded, workload=self.workload, deployment=deployment).summary
-            wanted = (*self.run.figures, "completed", "total_input_tokens", "total_output_tokens")
+            wanted = (*self.run.figures, "duration", "completed", "total_input_tokens", "total_output_tokens")
             self.known[place] = {key: summary[key] for key in wanted}
         return self.known[place]
 

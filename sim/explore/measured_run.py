@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import InputError, Problem
+from sim.live.bench_results import BENCH_LISTS, STARTS_SINCE, has_no_starts, lists_of, read_requests
 from sim.live.measured import (
-    BENCH_LISTS,
     Measured,
     bundled_share,
     figures,
     is_record,
+    measured_of,
     read_measured,
+    read_results,
     read_text,
     reasons,
 )
@@ -25,6 +26,7 @@ RATES = ("request_throughput", "output_throughput", "total_token_throughput", "d
 KEYS = tuple(f"{name}_{metric}_ms" for metric in METRICS for name in STATISTICS if name != "std") + RATES
 """Keys of a result of ``vllm bench serve`` that are fitted to, as far as a file has them."""
 COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
+"""What of a run's traffic a file says."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class MeasuredRun:
     """One run."""
 
     file: str
+    """Its file, and which result of it where it has several."""
     source: str
     figures: dict[str, float]
     """By the keys of ``KEYS``; at least one."""
@@ -42,73 +45,86 @@ class MeasuredRun:
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(name: str) -> MeasuredRun:
-    """The run in the file ``name``.
+def read_runs(name: str) -> list[MeasuredRun]:
+    """The runs in the file ``name``: one, or each of those that ``--append-result`` put one after the other.
 
-    Raises InputError for a file that neither ``simrun observe`` nor ``vllm bench serve`` wrote, or that has no figure
-    to fit to.
+    Raises InputError for a file that neither ``simrun observe`` nor ``vllm bench serve`` wrote, or for a run that has
+    no figure to fit to.
     """
     text = read_text(name)
     if is_record(text.partition("\n")[0]):
-        return _with_requests(name)
-    result = _result(name, text)
-    if all(isinstance(result.get(key), list) for key in BENCH_LISTS):
-        return _with_requests(name)
-    found, problems = {}, []
+        return [_with_requests(name, name, read_measured(name))]
+    results = read_results(name, text)
+    runs, problems = [], []
+    for number, (which, result) in enumerate(results, 1):
+        try:
+            runs.append(_of_result(name, name if len(results) == 1 else f"{name}, result {number}", which, result))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return runs
+
+
+def _of_result(file: str, called: str, which: str, result: dict[str, Any]) -> MeasuredRun:
+    if len(lists_of(result)) == len(BENCH_LISTS):
+        return _with_requests(file, called, measured_of(file, which, result))
+    found, problems, notes = {}, [], []
     for key in KEYS:
         value = result.get(key)
-        if value is None:
+        if isinstance(value, float) and not math.isfinite(value):
+            notes.append(f"{called}: {key} is {value}; left out")
+        elif value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            problems.append(Problem(f"{key} must be a number of 0 or more, found {value!r:.60}", name))
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            problems.append(Problem(f"{which}{key} must be a number of 0 or more, found {value!r:.60}", file))
         elif value > 0:
             found[key] = float(value)
-    if not found and not problems:
-        problems.append(
-            Problem(
-                "has none of the figures that `vllm bench serve --save-result` writes (mean_ttft_ms, mean_tpot_ms, "
-                "p99_itl_ms and the like), so there is nothing to fit to",
-                name,
-            )
-        )
     if problems:
         raise InputError(problems[:20])
-    counts = {key: result[key] for key in COUNTS if type(result.get(key)) is int}
-    return MeasuredRun(name, "vllm bench serve, without requests", _distinct(found), counts)
-
-
-def _result(name: str, text: str) -> dict[str, Any]:
-    try:
-        result = json.loads(text)
-    except (ValueError, RecursionError):
+    counts = {key: result[key] for key in (*COUNTS, "failed") if type(result.get(key)) is int}
+    if has_no_starts(result):
+        return _without_starts(file, called, which, result, found)
+    if not found:
         raise InputError(
             Problem(
-                "neither a record of `simrun observe` nor one result of `vllm bench serve --save-result` (with "
-                "--append-result, keep the one to fit to in its own file)",
-                name,
+                f"{which}has none of the figures that `vllm bench serve --save-result` writes (mean_ttft_ms, "
+                "mean_tpot_ms, p99_itl_ms and the like), so there is nothing to fit to",
+                file,
             )
-        ) from None
-    if not isinstance(result, dict):
-        raise InputError(Problem("expected the one JSON object that `vllm bench serve` writes", name))
-    return result
+        )
+    return MeasuredRun(called, "vllm bench serve, without requests", _distinct(found), counts, notes=notes)
 
 
-def _with_requests(name: str) -> MeasuredRun:
-    measured = read_measured(name)
+def _without_starts(file: str, called: str, which: str, result: dict[str, Any], told: dict[str, float]) -> MeasuredRun:
+    """What a vLLM before 0.15 wrote: latencies are those of its requests, rates those that it says itself."""
+    rows, notes = read_requests(file, result, which)
+    run = _with_requests(file, called, Measured("vllm bench serve, without start times", rows, notes=notes))
+    kept = {key: value for key, value in run.figures.items() if key not in RATES}
+    run.figures = kept | {key: told[key] for key in RATES if key in told}
+    run.measured = None
+    run.notes.append(
+        f"{called}: when requests were sent is not in it (vLLM writes start_times since {STARTS_SINCE}): the workload "
+        "is the scenario's"
+    )
+    return run
+
+
+def _with_requests(file: str, called: str, measured: Measured) -> MeasuredRun:
     if not measured.completed:
         why = reasons(measured.observations).most_common(1)
         because = f"; {why[0][1]:,} of {len(measured.observations):,}: {why[0][0]}" if why else ""
-        raise InputError(Problem(f"no request completed, so there is nothing to fit to{because}", name))
+        raise InputError(Problem(f"no request completed, so there is nothing to fit to{because}", file))
     told, notes = figures(measured), list(measured.notes)
     found = {key: float(told[key]) for key in KEYS if told[key]}
     if bundled_share(measured) > MUCH_BUNDLED:
         found = {key: value for key, value in found.items() if not key.endswith("_itl_ms")}
-        notes.append(f"{name}: tokens came several at a time, so that ITL is left out of the fit")
+        notes.append(f"{called}: tokens came several at a time, so that ITL is left out of the fit")
     left_out = len(measured.observations) - len(measured.completed)
     if left_out:
-        notes.append(f"{name}: {left_out:,} of {len(measured.observations):,} requests did not complete; left out")
+        notes.append(f"{called}: {left_out:,} of {len(measured.observations):,} requests did not complete; left out")
     counts = {key: int(told[key]) for key in COUNTS}
-    return MeasuredRun(name, measured.source, _distinct(found), counts, measured, notes)
+    return MeasuredRun(called, measured.source, _distinct(found), counts, measured, notes)
 
 
 def _distinct(found: dict[str, float]) -> dict[str, float]:

@@ -129,6 +129,7 @@ def _build_plain_cost(
         time_scale=scale,
         expert_load_imbalance=uneven,
         fitted=fitted,
+        sampling=latency.sampling,
     )
 
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from sim.latency.base import StepShape, shape_of
 from sim.latency.fitted import Fitted
+from sim.latency.parts import one_part
 
 
 class ConstantCost:
@@ -62,6 +63,7 @@ class ConstantCost:
             "kind": self.kind,
             "estimate": False,
             "text": "every step takes the same time, as the scenario says",
+            "evidence": {"all": one_part("assumption", 0.0, "step_s of the scenario")},
             "step_s": self._step_ns / 1e9,
             "time_scale": self.time_scale,
             **({} if not self._token_ns else {"token_s": self._token_ns / 1e9}),

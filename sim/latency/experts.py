@@ -17,7 +17,7 @@ from sim.latency.model_spec import ModelSpec
 from sim.latency.precision import Precision
 
 if TYPE_CHECKING:
-    from sim.scenario.schema import EngineConfig
+    from sim.scenario.schema import EngineSection
 
 AG_RS = "allgather_reducescatter"
 DEEPEP_HT = "deepep_high_throughput"
@@ -56,7 +56,7 @@ class ExpertGroup:
     """Tokens on the busiest GPU over the mean; None = as the tables were measured, or even."""
 
     @classmethod
-    def of(cls, engine: EngineConfig, model: ModelSpec, imbalance: float | None = None) -> ExpertGroup:
+    def of(cls, engine: EngineSection, model: ModelSpec, imbalance: float | None = None) -> ExpertGroup:
         """The group of ``engine``; ranks of a dense model have nothing to do with each other."""
         dp, tp = (engine.data_parallel_size if model.num_experts else 1), engine.tensor_parallel_size
         is_whole = bool(engine.enable_expert_parallel and model.num_experts and dp * tp > 1)
@@ -117,7 +117,7 @@ def dispatch_bytes(model: ModelSpec, precision: Precision) -> float:
     return model.hidden_size * each + 8.0 * model.experts_per_token
 
 
-def expert_problems(engine: EngineConfig, model: ModelSpec) -> list[Problem]:
+def expert_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
     """What cannot be about the spread of experts over ``data_parallel_size`` ranks; empty when nothing."""
     group = ExpertGroup.of(engine, model)
     if not group.is_lockstep:

@@ -71,7 +71,7 @@ def _presets() -> tuple[GpuSpec, ...]:
     )
     h100 = GpuSpec(
         name="h100-sxm",
-        memory_bytes=int(79.11 * GIB),
+        memory_bytes=int(79.19 * GIB),
         memory_bandwidth=3350e9,
         fp32_flops=67e12,
         tf32_flops=494.7e12,
@@ -124,7 +124,7 @@ def _presets() -> tuple[GpuSpec, ...]:
         ),
         GpuSpec(
             name="l40s",
-            memory_bytes=int(44.39 * GIB),
+            memory_bytes=int(44.42 * GIB),
             memory_bandwidth=864e9,
             fp32_flops=91.6e12,
             tf32_flops=183e12,
@@ -141,7 +141,7 @@ def _presets() -> tuple[GpuSpec, ...]:
         ),
         GpuSpec(
             name="rtx-pro-6000",
-            memory_bytes=int(94.97 * GIB),
+            memory_bytes=int(94.973 * GIB),
             memory_bandwidth=1792e9,
             fp32_flops=125e12,
             tf32_flops=251.9e12,

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, Problem
+from sim.latency.context_length import context_lengths
 from sim.latency.model_spec import ModelSpec
 from sim.latency.stored_as import stored_format
+from sim.latency.vision_tower import vision_spec
 
 MLA = "multi-head latent attention (MLA) keeps one compressed vector per token instead of keys and values"
 STATE_SPACE = "state-space, recurrent or linear-attention layers keep a fixed state instead of a KV cache"
@@ -76,6 +78,8 @@ QKV_BIAS = frozenset({"qwen2", "qwen2_moe", "starcoder2"})
 TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2"})
 ALTERNATING_TYPES = frozenset({"gemma2", "gemma3", "gemma3_text", "gpt_oss", "cohere2"})
 """Where ``layer_types`` is not given, every second layer or so has full attention."""
+FULL_EVERY: Mapping[str, int] = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4}
+"""Where ``layer_types`` is not given, every so manyth layer has full attention."""
 
 REQUIRED = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads"),
@@ -151,7 +155,34 @@ def read_model_config(path: Path) -> ModelSpec:
     dtype, source, unread = stored_format(loaded, values)
     if unread is not None:
         notes.append(unread)
-    return replace(_to_spec(_Config(values, file), path, notes), dtype=dtype, dtype_source=source)
+    spec = _to_spec(_Config(values, file), path, notes)
+    return replace(
+        spec,
+        dtype=dtype,
+        dtype_source=source,
+        architecture=_architecture(loaded),
+        vision=vision_spec(loaded, spec.hidden_size),
+        truncates_sampling=_truncates_sampling(path),
+    )
+
+
+def _architecture(root: Mapping[str, Any]) -> str:
+    """vLLM's class of the whole model, where the config names one."""
+    given = root.get("architectures")
+    return given[0] if isinstance(given, list) and given and isinstance(given[0], str) else ""
+
+
+def _truncates_sampling(path: Path) -> bool:
+    """Whether the ``generation_config.json`` beside a config draws from the most probable tokens only, as vLLM reads
+    it: a ``top_p`` below 1, or a ``top_k``. False without such a file, or where it is none that can be read."""
+    try:
+        loaded = json.loads((path.parent / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(loaded, dict):
+        return False
+    top_p, top_k = loaded.get("top_p"), loaded.get("top_k")
+    return (isinstance(top_p, int | float) and 0 < top_p < 1) or (isinstance(top_k, int) and top_k > 0)
 
 
 def _refuse(values: Mapping[str, Any], file: str) -> None:
@@ -193,6 +224,8 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
     else:
         experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
     window = _sliding_window(config, layers, notes)
+    num_windowed = 0 if window is not None else _num_window_layers(values, layers)
+    longest, served = context_lengths(values)
     is_tied = config.flag("tie_word_embeddings", model_type in TIED_BY_DEFAULT)
     has_bias = config.flag("attention_bias", model_type in QKV_BIAS)
     if config.problems:
@@ -207,6 +240,8 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         intermediate_size=intermediate,
         vocab_size=vocab,
         max_position_embeddings=positions,
+        scaled_context=longest,
+        served_context=served,
         tie_word_embeddings=is_tied,
         sliding_window=window,
         num_experts=experts,
@@ -219,6 +254,8 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         qk_norm=model_type in ("qwen3", "qwen3_moe", "minimax_m2"),
         has_wide_qk_norm=model_type == "minimax_m2",
         has_float32_router=model_type == "minimax_m2",
+        num_window_layers=num_windowed,
+        layer_window=values["sliding_window"] if num_windowed else 0,
         notes=tuple(notes),
     )
 
@@ -300,6 +337,18 @@ def _sliding_window(config: _Config, layers: int, notes: list[str]) -> int | Non
             "attention and keep the KV of the whole context"
         )
     return None
+
+
+def _num_window_layers(values: Mapping[str, Any], layers: int) -> int:
+    """Layers with a window beside full ones, as far as the config or the model type says which."""
+    window = values.get("sliding_window")
+    if not isinstance(window, int) or window <= 0 or values.get("use_sliding_window", not _is_qwen2(values)) is False:
+        return 0
+    layer_types = values.get("layer_types")
+    if isinstance(layer_types, list):
+        return sum(kind == "sliding_attention" for kind in layer_types)
+    every = values.get("sliding_window_pattern", FULL_EVERY.get(str(values.get("model_type", ""))))
+    return layers - layers // every if isinstance(every, int) and every > 1 else 0
 
 
 def _is_qwen2(values: Mapping[str, Any]) -> bool:

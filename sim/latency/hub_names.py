@@ -52,10 +52,10 @@ def preset_of(name: str) -> str | None:
     (``Qwen/Qwen3-8B-FP8``): what is stored there is not known.
     """
     owner, _, repository = name.strip().rpartition("/")
-    core = _core(repository)
+    core = core_words(repository)
     for preset, known in REPOSITORIES.items():
         known_owner, _, known_repository = known.partition("/")
-        if core == _core(known_repository) and owner.lower() in ("", known_owner.lower()):
+        if core == core_words(known_repository) and owner.lower() in ("", known_owner.lower()):
             return preset
     return None
 
@@ -66,6 +66,7 @@ def positions_of(name: str) -> int | None:
     return next((value for (family, word), value in POSITIONS.items() if words[0] == family and word in words), None)
 
 
-def _core(repository: str) -> list[str]:
+def core_words(repository: str) -> list[str]:
+    """The words of a repository's name that say its shape: ``Meta-Llama-3-8B-Instruct`` -> llama, 3, 8b."""
     words = [word for word in repository.lower().split("-") if word not in TUNED]
     return words[1:] if words[:1] == ["meta"] else words

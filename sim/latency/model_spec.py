@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisionSpec:
+    """The vision tower beside a decoder, as far as the memory plan needs it."""
+
+    parameters: int
+    values_per_image: int = 0
+    """Pixel values of one image as the tower takes it."""
+    tokens_per_image: int = 0
+    """Places in the prompt that one image takes; 0 = not known from the config."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A decoder-only transformer with grouped-query attention, dense or mixture-of-experts."""
 
@@ -19,6 +30,10 @@ class ModelSpec:
     """Width of the MLP of a dense layer."""
     vocab_size: int
     max_position_embeddings: int
+    scaled_context: int | None = None
+    """Longest prompt plus output; None = ``max_position_embeddings``, which rope scaling may stretch."""
+    served_context: int | None = None
+    """The longest that vLLM serves without being told; None = ``longest_context``."""
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
     """Tokens that the attention of every layer looks back on; None = all of them, in all layers or in some."""
@@ -40,12 +55,32 @@ class ModelSpec:
     """One norm spans the queries of all heads, one the keys, over GPUs too (MiniMax-M2)."""
     has_float32_router: bool = False
     """The matrix that chooses experts is multiplied in 32 bits (MiniMax-M2)."""
+    truncates_sampling: bool = False
+    """Whether its ``generation_config.json`` sets ``top_p`` or ``top_k``: what requests get that state neither."""
     dtype: str = "bfloat16"
     """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
     dtype_source: str = ""
     """Where the config says so; empty for presets, whose checkpoints are bfloat16."""
+    architecture: str = ""
+    """vLLM's name of the model's class (``LlamaForCausalLM``); empty = not known."""
+    num_window_layers: int = 0
+    """Layers with a window where others have none; 0 where ``sliding_window`` says it of all."""
+    layer_window: int = 0
+    """The window of those layers."""
+    vision: VisionSpec | None = None
+    """The vision tower of a multimodal model."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about how the config was read."""
+
+    @property
+    def longest_context(self) -> int:
+        """Longest prompt plus output that the model is made for."""
+        return self.scaled_context or self.max_position_embeddings
+
+    @property
+    def default_context(self) -> int:
+        """``max_model_len`` where nothing is said of it."""
+        return self.served_context or self.longest_context
 
     @property
     def num_moe_layers(self) -> int:

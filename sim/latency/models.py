@@ -7,12 +7,21 @@ parameters, dimensions in elements.
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from sim.errors import InputError
-from sim.latency.hub_names import positions_of, preset_of
+from sim.latency.hub_names import core_words, positions_of, preset_of
 from sim.latency.model_spec import ModelSpec
+from sim.scenario.messages import spelled_alike
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "codellama": "LlamaForCausalLM",
+    "qwen2.5": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
+"""How the names of dense presets begin -> vLLM's class."""
 
 
 def _dense(
@@ -33,6 +42,7 @@ def _dense(
 ) -> ModelSpec:
     return ModelSpec(
         name=name,
+        architecture=next(known for prefix, known in _ARCHITECTURES.items() if name.startswith(prefix)),
         num_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -75,6 +85,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         _dense("mistral-nemo-12b", 40, 5120, 32, 8, 14336, 131072, 131072),
         ModelSpec(
             name="qwen3-30b-a3b",
+            architecture="Qwen3MoeForCausalLM",
             num_layers=48,
             hidden_size=2048,
             num_attention_heads=32,
@@ -90,6 +101,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         ),
         ModelSpec(
             name="minimax-m2.5",
+            architecture="MiniMaxM2ForCausalLM",
             num_layers=62,
             hidden_size=3072,
             num_attention_heads=48,
@@ -109,6 +121,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         ),
         ModelSpec(
             name="llama-4-scout-17b-16e",
+            architecture="Llama4ForConditionalGeneration",
             num_layers=48,
             hidden_size=5120,
             num_attention_heads=40,
@@ -134,6 +147,7 @@ def _presets() -> tuple[ModelSpec, ...]:
 def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positions: int) -> ModelSpec:
     return ModelSpec(
         name=name,
+        architecture="MixtralForCausalLM",
         num_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -148,7 +162,12 @@ def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positi
     )
 
 
-MODELS: dict[str, ModelSpec] = {model.name: model for model in _presets()}
+TRUNCATING = ("llama-", "qwen2.5-", "qwen3-", "minimax-")
+"""Families whose ``generation_config.json`` sets ``top_p`` or ``top_k`` (of Qwen2.5 the tuned models')."""
+
+MODELS: dict[str, ModelSpec] = {
+    model.name: replace(model, truncates_sampling=model.name.startswith(TRUNCATING)) for model in _presets()
+}
 """Presets by name: lower-case Hugging Face short names."""
 
 
@@ -174,9 +193,20 @@ def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "e
     if named is not None:
         longest = positions_of(name_or_path)
         return MODELS[named] if longest is None else replace(MODELS[named], max_position_embeddings=longest)
-    short = name_or_path.lower().rstrip("/").rsplit("/", 1)[-1]
-    near = get_close_matches(short, MODELS, n=3, cutoff=0.55)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; presets: {', '.join(MODELS)}"
     raise InputError(
-        f"{key}: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path}){hint}"
+        f"{key}: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path})"
+        f"{_hint(name_or_path)}"
     )
+
+
+def _hint(name_or_path: str) -> str:
+    """The presets that an unknown name can mean, else those of its family, else all."""
+    words = core_words(name_or_path.rstrip("/").rpartition("/")[2])
+    near = spelled_alike("-".join(words), MODELS)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    for count in (2, 1):
+        family = [name for name in MODELS if len(words) >= count and name.split("-")[:count] == words[:count]]
+        if family:
+            return f"; presets of that family: {', '.join(family)}; another goes in as the path of its config.json"
+    return f"; presets: {', '.join(MODELS)}"

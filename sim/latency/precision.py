@@ -64,7 +64,7 @@ def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> P
     kv = activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
     plain = gpu.fp32_flops if activations == "float32" else gpu.fp16_flops
     native = {"fp8": gpu.fp8_flops, "fp8_block": gpu.fp8_flops, "int8": gpu.int8_flops}.get(weights)
-    notes = _notes_on_checkpoint(engine.dtype, model)
+    notes = notes_on_checkpoint(engine.dtype, model)
     if weights in ("fp8", "fp8_block", "int8") and native is None:
         notes.append(f"{gpu.name} has no {weights} arithmetic: {weights} weights are read small, computed in 16 bits")
     if weights == "float32":
@@ -84,7 +84,7 @@ def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> P
     )
 
 
-def _notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
+def notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
     """Which format the model's config says, where ``auto`` follows it or another one is taken in its place."""
     if dtype == "auto":
         source = model.dtype_source

@@ -13,6 +13,7 @@ from sim.latency.fitted import Fitted
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import Efficiency, Floats, Operators
+from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
 from sim.latency.sliding_window import within
@@ -72,6 +73,9 @@ class RooflineCost(TabulatedCost):
         default_host = host_overhead_ms is None
         host_step_ns = HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6)
         host_request_ns = HOST_REQUEST_NS if default_host else 0
+        self._host_basis = ("estimate", UNMEASURED_ERROR, "the default host time, an engineer's figure")
+        if not default_host:
+            self._host_basis = ("assumption", 0.0, "host_overhead_ms of the scenario")
         if fitted is not None:
             step_ns, request_ns = fitted.ns("host_step_ms"), fitted.ns("host_request_us")
             host_step_ns = host_step_ns if step_ns is None else step_ns
@@ -156,6 +160,10 @@ class RooflineCost(TabulatedCost):
             "kind": self.kind,
             "estimate": True,
             "text": "roofline estimate from datasheet figures; not measured",
+            "evidence": {
+                "all": one_part("estimate", UNMEASURED_ERROR, "datasheet peaks at stated efficiencies"),
+                "host": one_part(*self._host_basis),
+            },
             "model": self.model.name,
             "gpu": self.gpu.name,
             "gpu_source": self.gpu.source,

@@ -43,7 +43,7 @@ _SHAPE = (
 )
 
 
-_DRAFT_KEYS = ("model", "dtype", "kv_cache_dtype", "tensor_parallel_size", "stand_ins")
+_DRAFT_KEYS = ("model", "dtype", "kv_cache_dtype", "tensor_parallel_size", "stand_ins", "evidence")
 """What the summary says of a draft model; the rest is the target's."""
 
 

@@ -77,13 +77,14 @@ def import_args_command(command: str, gpu: str, model: str | None, as_json: bool
 
     found = import_command(command, gpu, model)
     document = found.document()
-    check_all(load(document))
+    loaded = load(document)
+    check_all(loaded)
     with standard_output():
         if as_json:
             told = {"scenario": document, "left_out": found.left_out, "no_matter": found.no_matter}
             click.echo(json.dumps(told, indent=2))
         else:
-            comments = "".join(f"# {line}\n" for line in found.comments())
+            comments = "".join(f"# {line}\n" for line in found.comments(loaded.scenario.engine))
             click.echo(comments + block_yaml(document), nl=False)
     for each in found.left_out:
         click.echo(f"simrun: note: left out: {each}", err=True)
@@ -227,7 +228,7 @@ def _workload(
             told.workload,
             told.seed,
             loaded.base_dir,
-            told.engine.max_model_len_in_effect,
+            told.engine.max_model_len,
             isolates_tenants=told.engine.cache_isolation == "tenant",
         )
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}

@@ -1,8 +1,8 @@
 """The scenario of a ``vllm serve`` command line: ``sim.live.vllm_args`` the other way round.
 
 A command line says how the engine is set up. It names no GPU (an option does) and no traffic: the scenario gets a
-placeholder. What the command leaves out is left out of the scenario too, so that its defaults count. What the scenario
-format has no place for is listed, by what is simulated otherwise and what is of no matter here.
+placeholder. What the command leaves out is left out of the scenario too: both sides then take the same by default. What
+the scenario format has no place for is listed, by what is simulated otherwise and what is of no matter here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
 from sim.live.vllm_args import PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+
+if TYPE_CHECKING:
+    from sim.scenario.schema import EngineConfig
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
@@ -80,6 +83,8 @@ PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
         "output_tokens": {"dist": "lognormal", "mean": 128, "cv": 0.8, "max": 1000},
     }
 )
+FITTED_LENGTHS = ("auto", "-1")
+"""Values of ``--max-model-len`` that have vLLM take the longest which fits the memory that it finds."""
 TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype")
 """Settings that many command lines leave to vLLM, and that decide much."""
 
@@ -98,11 +103,11 @@ class Imported:
         """The scenario as plain data."""
         return {"name": "imported", "workload": dict(PLACEHOLDER), "engine": self.engine}
 
-    def comments(self) -> list[str]:
-        """What a reader has to know of it."""
+    def comments(self, engine: EngineConfig) -> list[str]:
+        """What a reader has to know of it; ``engine`` is what it comes to, defaults filled in."""
         lines = ["the workload is a placeholder: a command line says nothing of the traffic"]
-        if absent := [key for key in TOLD_DEFAULTS if key not in self.engine]:
-            lines.append(f"not in the command line, so that the format's defaults count: {', '.join(absent)}")
+        if absent := [f"{key} {getattr(engine, key)}" for key in TOLD_DEFAULTS if key not in self.engine]:
+            lines.append(f"not in the command line, so that vLLM's defaults count: {', '.join(absent)}")
         lines += [f"left out: {each}" for each in self.left_out]
         if self.no_matter:
             lines.append(f"of no matter here: {', '.join(self.no_matter)}")
@@ -200,6 +205,9 @@ def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
     for key, flag in PLAIN_VALUES.items():
         if flag in flags:
             value = flags.pop(flag)
+            if key == "max_model_len" and value in FITTED_LENGTHS:
+                found.left_out.append(_shown(flag, value))
+                continue
             if value is None:
                 raise InputError(f"import-args: {flag} is without a value")
             found.engine[key] = value if key == "all2all_backend" else _number(flag, value)

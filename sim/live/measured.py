@@ -13,14 +13,9 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, Problem
-from sim.live.observation_file import KIND, LARGEST_COUNT, NS_PER_S, Observation, read_record
+from sim.live.bench_results import BENCH_LISTS, lists_of, missing_lists, parse_results, read_requests
+from sim.live.observation_file import KIND, NS_PER_S, Observation, read_record
 from sim.results.metrics import METRICS, STATISTICS, Samples
-
-BENCH_LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors")
-"""Keys that ``--save-detailed`` adds, a value per request (vLLM's ``benchmarks/serve.py``)."""
-
-LATEST_START_S, LONGEST_GAP_S = 4e9, 1e7
-"""Beyond these a number is no instant (seconds since 1970 or since the machine started) or no time between tokens."""
 
 
 @dataclass(slots=True)
@@ -62,7 +57,7 @@ def read_measured(name: str) -> Measured:
         # Not splitlines(): text in JSON may hold other line ends than \n.
         about, observations, notes = read_record(path, io.StringIO(text, newline="\n"))
         return Measured("simrun observe", observations, about, notes)
-    return _read_bench(path, text)
+    return _read_bench(name, text)
 
 
 def is_record(first_line: str) -> bool:
@@ -74,84 +69,39 @@ def is_record(first_line: str) -> bool:
     return isinstance(line, dict) and line.get("record") == KIND
 
 
-def _read_bench(path: Path, text: str) -> Measured:
-    file = str(path)
-    try:
-        result = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(
-            Problem(
-                "neither a record of `simrun observe` nor one result of `vllm bench serve --save-result "
-                "--save-detailed` (with --append-result, keep the one to compare in its own file)",
-                file,
-            )
-        ) from None
-    if not isinstance(result, dict):
-        raise InputError(Problem("expected the one JSON object that `vllm bench serve` writes", file))
-    missing = [key for key in BENCH_LISTS if not isinstance(result.get(key), list)]
-    if missing:
-        raise InputError(
-            Problem(
-                f"no list {', '.join(missing)}: run `vllm bench serve` with both --save-result and --save-detailed",
-                file,
-            )
-        )
-    lengths = {key: len(result[key]) for key in BENCH_LISTS}
-    if len(set(lengths.values())) > 1:
-        raise InputError(Problem(f"its lists must be of one length, found {lengths}", file))
-    rows, problems = [], []
-    for row in range(lengths["ttfts"]):
-        try:
-            rows.append(_bench_request(row, {key: result[key][row] for key in BENCH_LISTS}))
-        except ValueError as error:
-            problems.append(Problem(f"request {row}: {error}", file))
-    if problems:
-        raise InputError(problems[:20])
-    first = min((each.sent_ns for each in rows if each.sent_ns is not None), default=0)
-    for each in rows:
-        _shift(each, -first)
-    notes = ["vllm bench serve records no shared prompts and no priorities: all prompts are taken to differ"]
-    about = {key: result[key] for key in ("model_id", "backend", "date", "request_rate") if key in result}
+def read_results(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
+    """(what an error message calls it, the result) of each result of ``vllm bench serve`` in the file ``name``.
+
+    Raises InputError.
+    """
+    results = parse_results(name, text)
+    if len(results) == 1:
+        return [("", results[0])]
+    return [(f"result {number} of {len(results)} (--append-result): ", each) for number, each in enumerate(results, 1)]
+
+
+def measured_of(name: str, which: str, result: dict[str, Any]) -> Measured:
+    """One result that has requests. Raises InputError."""
+    rows, notes = read_requests(name, result, which)
+    about: dict[str, Any] = {
+        key: result[key] for key in ("model_id", "backend", "date", "request_rate") if key in result
+    }
     return Measured("vllm bench serve", rows, about, notes)
 
 
-def _bench_request(row: int, values: dict[str, Any]) -> Observation:
-    inputs, outputs = _length("input_lens", values["input_lens"]), _length("output_lens", values["output_lens"])
-    sent_ns = _ns("start_times", values["start_times"], LATEST_START_S)
-    seen = Observation(row, str(row), sent_ns, inputs, max_tokens=max(1, outputs), sent_ns=sent_ns)
-    if values["errors"] or outputs < 1:
-        seen.reason = str(values["errors"]).strip().rpartition("\n")[2] or "no output"
-        return seen
-    if not isinstance(values["itls"], list):
-        raise ValueError(f"itls must hold a list of seconds, found {values['itls']!r:.60}")
-    gaps = [_ns("ttfts", values["ttfts"]), *(_ns("itls", gap) for gap in values["itls"])]
-    seen.token_ns = (sent_ns + np.cumsum(gaps, dtype=np.int64)).tolist()
-    seen.end_ns = seen.token_ns[-1]
-    seen.output_tokens, seen.status = outputs, "completed"
-    seen.check()
-    return seen
-
-
-def _length(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_COUNT:
-        raise ValueError(f"{key} must hold whole numbers, found {value!r:.60}")
-    return value
-
-
-def _ns(key: str, value: Any, below_s: float = LONGEST_GAP_S) -> int:
-    """Nanoseconds of ``value`` in seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < below_s:
-        raise ValueError(f"{key} must hold seconds, found {value!r:.60}")
-    return round(value * NS_PER_S)
-
-
-def _shift(seen: Observation, by_ns: int) -> None:
-    seen.due_ns += by_ns
-    if seen.sent_ns is not None:
-        seen.sent_ns += by_ns
-    if seen.end_ns is not None:
-        seen.end_ns += by_ns
-    seen.token_ns = [each + by_ns for each in seen.token_ns]
+def _read_bench(name: str, text: str) -> Measured:
+    """The last result of the file: the one that was measured last."""
+    results = read_results(name, text)
+    which, result = results[-1]
+    if len(lists_of(result)) < len(BENCH_LISTS):
+        raise InputError(Problem(missing_lists(result, which), name))
+    measured = measured_of(name, which, result)
+    if len(results) > 1:
+        measured.notes.append(
+            f"{name} holds {len(results)} results, one appended to the other: the last one is compared. To compare "
+            "another one, put its line into a file of its own"
+        )
+    return measured
 
 
 def figures(measured: Measured) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sim.checks.engine_checks import NVIDIA_BLOCK
 from sim.errors import InputError, Problem
 from sim.latency.hub_names import REPOSITORIES, preset_of
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
@@ -35,6 +34,7 @@ PLAIN_VALUES: Mapping[str, str] = MappingProxyType(
         "max_num_batched_tokens": "--max-num-batched-tokens",
         "block_size": "--block-size",
         "gpu_memory_utilization": "--gpu-memory-utilization",
+        "kv_cache_memory_bytes": "--kv-cache-memory-bytes",
         "num_gpu_blocks_override": "--num-gpu-blocks-override",
         "tensor_parallel_size": "--tensor-parallel-size",
         "pipeline_parallel_size": "--pipeline-parallel-size",
@@ -164,17 +164,6 @@ def _refusals(loaded: LoadedScenario) -> Iterator[Problem]:
     for key, about in type(engine).model_fields.items():
         if key not in placed and getattr(engine, key) != about.get_default(call_default_factory=True):
             yield loaded.problem(("engine", key), f"`engine.{key}`: this command does not know its vLLM counterpart")
-    if engine.block_size % NVIDIA_BLOCK and isinstance(engine.gpu, str):
-        yield loaded.problem(
-            ("engine", "block_size"),
-            f"vLLM refuses a block_size ({engine.block_size}) on {engine.gpu} that is no multiple of {NVIDIA_BLOCK}",
-        )
-    if not engine.enable_chunked_prefill and engine.max_num_batched_tokens < engine.max_model_len:
-        yield loaded.problem(
-            ("engine", "enable_chunked_prefill"),
-            f"without chunked prefill vLLM refuses max_num_batched_tokens ({engine.max_num_batched_tokens}) below "
-            f"max_model_len ({engine.max_model_len}); raise the first or lower the second",
-        )
 
 
 def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, problems: list[Problem]) -> str:

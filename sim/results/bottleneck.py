@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.results.wording import percent
+
 IDLE_BELOW = 0.6
 KV_FULL_ABOVE = 0.9
 SEATS_FULL_ABOVE = 0.9
 COMPUTE_ABOVE = 0.5
 QUEUE_SHARE_ABOVE = 0.25
 PREEMPTED_ABOVE = 0.01
+NO_RATE = "requests have no rate of their own, so there is no headroom"
 TIMES_ABOVE = 3.0
 """Headroom from which on it is worded as a multiple."""
 
@@ -17,7 +20,14 @@ TIMES_ABOVE = 3.0
 def bottleneck_words(summary: dict[str, Any]) -> str:
     """The name, and what it leaves: an accelerator that is busy all the time may serve far more in larger batches."""
     name, headroom = bottleneck(summary)[0], summary["load"]["headroom"]
-    return name if headroom is None else f"{name}; {_left(headroom)}"
+    return f"{name}; {NO_RATE if headroom is None else _left(headroom)}"
+
+
+def busy_words(summary: dict[str, Any]) -> str:
+    """Share of the time in which steps ran, and what it means: a step of one request counts as one of a hundred."""
+    busy, headroom = percent(summary["utilization"]["busy_fraction"]), summary["load"]["headroom"]
+    left = "" if headroom is None else f", headroom {headroom:.2f}"
+    return f"busy {busy} (with steps of any size{left})"
 
 
 def _left(headroom: float) -> str:

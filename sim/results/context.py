@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,8 @@ class RunContext:
     """What ran: model, GPU, parallelism, policy and the like, by name."""
     capacity: Callable[[RunRecord], float | None] | None = None
     """Requests per second that the replicas could serve of a run's mix; asked for only where there is a rate."""
+    whole_runs: Mapping[str, Any] = field(default_factory=dict)
+    """What measured runs of this kind say of predictions: ``validated``, ``text``, ``sets``."""
     measure: Measure = field(default_factory=Measure)
     scenario_yaml: str = ""
     """The resolved scenario, every default written out."""

@@ -8,14 +8,15 @@ rate at which the run's mix could be served (``sim/capacity.py``) over the offer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from sim.results.metrics import NS_PER_MS, NS_PER_S, FloatColumn, IntColumn, RequestTimes, Samples
+from sim.results.metrics import NS_PER_S, FloatColumn, IntColumn, RequestTimes
 from sim.results.record import RunRecord, Status
+from sim.results.steady import relaxations, steady_section
 from sim.workload.table import NO_PARENT
 
 TEST_LEVEL = 0.01
@@ -35,14 +36,6 @@ WARMUP_STAYS = 3.0
 """The default warm-up, in mean times between a request's first step and its end."""
 MOST_WARMUP = 0.25
 """The longest default warm-up, as a share of the time of arrivals."""
-CONFIDENCE = 0.95
-STEADY_BATCHES = 10
-T_975 = 2.262
-"""Two-sided 95 % quantile of Student's t with ``STEADY_BATCHES - 1`` degrees of freedom."""
-LEAST_PER_BATCH = 10
-TAIL_PER_BATCH = 2.0
-"""A batch has to hold as many requests beyond a percentile: 200 for p99."""
-STEADY_STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +76,7 @@ def load_section(
         trend = queue_trend(record, span)
         growth = trend.per_s / offered
         saturated = is_saturated(growth, trend.t, headroom)
+    worth = relaxations(record, times, headroom)
     return {
         "offered_rate": offered,
         "served_rate": _served_rate(record, window),
@@ -91,11 +85,12 @@ def load_section(
         "capacity": can_serve,
         "queue_growth": growth,
         "test_level": TEST_LEVEL,
+        "relaxations": worth,
         "warmup_s": max(0, window[0] - span[0]) / NS_PER_S,
         "until": measure.until,
         "from_s": window[0] / NS_PER_S,
         "to_s": window[1] / NS_PER_S,
-        "steady": steady_section(record, times, window, saturated),
+        "steady": steady_section(record, times, window, saturated, worth),
     }
 
 
@@ -183,49 +178,3 @@ def _served_rate(record: RunRecord, window: tuple[int, int]) -> float | None:
     done = record.requests["status"] == Status.COMPLETED
     finish = record.requests["finish_ns"][done]
     return int(((finish > window[0]) & (finish <= window[1])).sum()) / ((window[1] - window[0]) / NS_PER_S)
-
-
-def steady_section(record: RunRecord, times: RequestTimes, window: tuple[int, int], saturated: bool) -> dict[str, Any]:
-    """Figures of the requests that arrive within ``window``, and the half widths of their confidence intervals."""
-    arrival = record.requests["arrival_ns"][times.row]
-    mine = (arrival >= window[0]) & (arrival <= window[1])
-    in_order = np.flatnonzero(mine)[np.argsort(arrival[mine], kind="stable")]
-    columns: Mapping[str, IntColumn | FloatColumn] = {
-        "ttft": times.ttft_ns[in_order],
-        "tpot": times.tpot_ns[in_order],
-        "e2el": times.e2el_ns[in_order],
-        "queue": times.queue_ns[in_order],
-    }
-    section: dict[str, Any] = {"requests": len(in_order)}
-    widths: dict[str, float | None] = {}
-    for metric, column in columns.items():
-        kept = column[~np.isnan(column)]
-        whole = Samples(kept)
-        for name in STEADY_STATISTICS:
-            key = f"{name}_{metric}_ms"
-            section[key] = _in_ms(_statistic(whole, name))
-            widths[key] = None if saturated else half_width_ms(kept, name)
-    section["confidence"] = {"level": CONFIDENCE, "batches": STEADY_BATCHES, "half_width": widths}
-    return section
-
-
-def half_width_ms(column: IntColumn | FloatColumn, name: str) -> float | None:
-    """Half width of the interval of a statistic of ``column``, in order of arrival, by batch means.
-
-    None where a batch would hold too few requests: p99 needs 200 in each of the 10.
-    """
-    size = len(column) // STEADY_BATCHES
-    tail = 1.0 if name == "mean" else 1.0 - float(name[1:]) / 100
-    if size < max(LEAST_PER_BATCH, TAIL_PER_BATCH / tail - 0.5):
-        return None
-    found = [_statistic(Samples(part), name) for part in np.array_split(column, STEADY_BATCHES)]
-    spread = float(np.std([each for each in found if each is not None], ddof=1))
-    return T_975 * spread / math.sqrt(STEADY_BATCHES) / NS_PER_MS
-
-
-def _statistic(samples: Samples, name: str) -> float | None:
-    return samples.mean() if name == "mean" else samples.percentile(float(name[1:]))
-
-
-def _in_ms(value: float | None) -> float | None:
-    return None if value is None else value / NS_PER_MS

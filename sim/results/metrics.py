@@ -165,6 +165,7 @@ class RequestTimes:
     """(E2E - TTFT) / (output_tokens - 1); NaN for a request of one token. Equal to the request's mean ITL."""
     e2el_ns: IntColumn
     queue_ns: IntColumn
+    """From arrival to the first step, and waiting again after preemptions."""
 
     @classmethod
     def of(cls, record: RunRecord) -> RequestTimes:
@@ -176,7 +177,8 @@ class RequestTimes:
         gaps = columns["output_tokens"][row] - 1
         tpot = np.full(len(row), np.nan)
         np.divide(e2el - ttft, gaps, out=tpot, where=gaps > 0)
-        return cls(row, ttft, tpot, e2el, columns["scheduled_ns"][row] - arrival)
+        queue = columns["scheduled_ns"][row] - arrival + columns["requeued_ns"][row]
+        return cls(row, ttft, tpot, e2el, queue)
 
     def samples(self, chosen: Mask | None = None) -> dict[str, Samples]:
         """``ttft``, ``tpot``, ``e2el`` and ``queue`` of the ``chosen`` requests (all by default)."""
@@ -247,11 +249,14 @@ class Presence:
     """Mean time between coming and going (Little's W)."""
 
     @classmethod
-    def of(cls, start_ns: IntColumn, end_ns: IntColumn, window: tuple[int, int]) -> Presence:
+    def of(
+        cls, start_ns: IntColumn, end_ns: IntColumn, window: tuple[int, int], num_requests: int | None = None
+    ) -> Presence:
         """Sweep over the events of intervals ``[start_ns, end_ns)`` that lie within ``window``.
 
         ``mean`` is the integral of the number present over the window's length, ``rate_per_s * mean_stay_s``
-        comes from the intervals' own lengths: that both agree is Little's law.
+        comes from the intervals' own lengths: that both agree is Little's law. ``num_requests`` have these intervals
+        together (None = one each): a request that comes twice counts once, and stays for both.
         """
         length = window[1] - window[0]
         events = np.concatenate([start_ns, end_ns])
@@ -259,7 +264,7 @@ class Presence:
         order = np.lexsort((change, events))  # goings before comings of one instant
         present = np.cumsum(change[order])
         durations = np.diff(events[order], append=window[1]) if len(events) else events
-        count = len(start_ns)
+        count = len(start_ns) if num_requests is None else num_requests
         stay_ns = exact_sum(end_ns - start_ns)
         return cls(
             mean=exact_dot(present, durations) / length if length else None,

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.gaps import Gaps, Weighted
+from sim.results.interruptions import (
+    TURNING_COLUMNS,
+    Interrupted,
+    Turning,
+    interruptions_of,
+    no_interruptions,
+    requeued_ns,
+)
 from sim.workload.table import RequestTable
 
 IntColumn = npt.NDArray[np.int64]
@@ -22,10 +31,6 @@ NOT_YET = -1
 
 TRIM_ROWS = 1024
 """Rows of steps or requests kept as Python integers before they are packed."""
-FLUSH_GAPS = 1 << 18
-"""Gaps and weights kept before equal gaps are merged."""
-MERGE_VALUES = 1 << 20
-"""Distinct gaps kept in parts before the parts are merged."""
 
 
 class Status(IntEnum):
@@ -126,6 +131,7 @@ REQUEST_COLUMNS = (
     "input_tokens",
     "end_ns",
     "attempts",  # how many there were
+    "requeued_ns",  # waited again after preemptions of the last attempt
 )
 """A request follows from its attempts and the workload."""
 
@@ -204,20 +210,18 @@ class DraftCounts:
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
-    def __init__(self, *, shape_columns: tuple[str, ...] = (), is_lockstep: bool = False) -> None:
+    def __init__(self, *, shape_columns: tuple[str, ...] = (), is_lockstep: bool = False, num_classes: int = 1) -> None:
         """``shape_columns``: further columns of steps, which are fields of ``StepShape``; ``is_lockstep``: they have
-        ``GROUP_COLUMNS`` too."""
+        ``GROUP_COLUMNS`` too. ``num_classes``: of requests, whose gaps between tokens are told apart."""
         self.shape_columns = shape_columns
         self.drafts: DraftCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
         self.decodes = ColumnWriter(DECODE_COLUMNS)
         self.attempts = ColumnWriter(ATTEMPT_COLUMNS)
-        self._gaps: list[int] = []
-        """Gaps between tokens that are not merged yet, each followed by its weight."""
-        self.add_gap = self._gaps.extend
-        """``itl`` for a pair of gap and weight, where a call more counts."""
-        self._merged: list[tuple[IntColumn, IntColumn]] = []
+        self.turnings = ColumnWriter(TURNING_COLUMNS)
+        self.gaps = Gaps(num_classes)
+        """Between tokens."""
         self.reasons: dict[int, str] = {}
         """Why a request that was not completed was not, by row."""
 
@@ -226,42 +230,32 @@ class Recorder:
         self.steps.trim()
         self.decodes.trim()
         self.attempts.trim()
-        if len(self._gaps) >= FLUSH_GAPS:
-            self._flush_gaps()
+        self.turnings.trim()
+        self.gaps.trim()
 
     def step(self, row: StepRow) -> None:
         """A step has ended. Those of one replica come in the order in which they were scheduled."""
         *columns, further = row
         self.steps.append((*columns, *further))
 
-    def itl(self, gap_ns: int, weight: int) -> None:
-        """``weight`` gaps between two tokens of one request, each of ``gap_ns``."""
-        self._gaps.extend((gap_ns, weight))
-
-    def itl_weighted(self, gaps_ns: IntColumn, weights: IntColumn) -> None:
-        """Distinct gaps, each with its own weight. The arrays are kept."""
-        self._merged.append((gaps_ns, weights))
-
-    def _flush_gaps(self) -> None:
-        """Equal gaps become one: the same batch takes the same time wherever and whenever it runs."""
-        if not self._gaps:
-            return
-        pairs = np.array(self._gaps, dtype=np.int64).reshape(-1, 2)
-        self._gaps.clear()
-        self._merged.append(merge_weights(pairs[:, 0], pairs[:, 1]))
-        if sum(len(values) for values, _ in self._merged) > MERGE_VALUES:
-            self._merged = [self._merge()]
-
-    def _merge(self) -> tuple[IntColumn, IntColumn]:
-        if not self._merged:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        values, weights = (np.concatenate(parts) for parts in zip(*self._merged, strict=True))
-        return merge_weights(values, weights)
-
     def itl_columns(self) -> tuple[IntColumn, IntColumn]:
-        """Every distinct gap so far, ascending, and how often it came."""
-        self._flush_gaps()
-        return self._merge()
+        """Every distinct gap between tokens so far, ascending, and how often it came."""
+        return self.gaps.of_all()
+
+    def preempted(self, request: Interrupted, now_ns: int) -> None:
+        """A running request is preempted, and waits again."""
+        request.is_catching_up = False
+        self.turnings.append((request.row, now_ns, Turning.PREEMPTED))
+
+    def resumed(self, request: Interrupted, now_ns: int) -> None:
+        """A preempted request is admitted again."""
+        request.is_catching_up = True
+        self.turnings.append((request.row, now_ns, Turning.RESUMED))
+
+    def caught_up(self, request: Interrupted, now_ns: int) -> None:
+        """A request that was preempted has its next token."""
+        request.is_catching_up = False
+        self.turnings.append((request.row, now_ns, Turning.CAUGHT_UP))
 
     def step_columns(self) -> dict[str, IntColumn]:
         """All steps by (instant, replica); once, at the end."""
@@ -287,6 +281,10 @@ class Recorder:
         order = np.lexsort((columns["attempt"], columns["row"]))
         return {name: column[order] for name, column in columns.items()}
 
+    def interruption_columns(self, attempts: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
+        """``INTERRUPTION_COLUMNS``; once, at the end. ``attempts`` as from ``attempt_columns``."""
+        return interruptions_of(self.turnings.take_columns(), attempts)
+
     def end(self, attempt: AttemptRow, reason: str | None = None) -> None:
         """An attempt has ended; ``reason`` is why it was not completed."""
         self.attempts.append(attempt)
@@ -294,8 +292,11 @@ class Recorder:
             self.reasons[attempt.row] = reason
 
 
-def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> dict[str, IntColumn]:
-    """``REQUEST_COLUMNS`` of all requests with an attempt, by row; ``attempts`` as from ``attempt_columns``."""
+def requests_of(
+    attempts: Mapping[str, IntColumn], workload: RequestTable, interruptions: Mapping[str, IntColumn]
+) -> dict[str, IntColumn]:
+    """``REQUEST_COLUMNS`` of all requests with an attempt, by row; ``attempts`` as from ``attempt_columns``,
+    ``interruptions`` as from ``interruption_columns``."""
     row = attempts["row"]
     first = np.flatnonzero(np.append(True, row[1:] != row[:-1])) if len(row) else row
     last = np.append(first[1:], len(row))[: len(first)] - 1
@@ -310,6 +311,7 @@ def requests_of(attempts: Mapping[str, IntColumn], workload: RequestTable) -> di
         "class_index": workload.class_index[chosen],
         "input_tokens": workload.input_tokens[chosen],
         "attempts": last - first + 1,
+        "requeued_ns": requeued_ns(chosen, of_last["scheduled_ns"], interruptions),
     }
     return {name: columns[name] for name in REQUEST_COLUMNS}
 
@@ -327,17 +329,6 @@ def _order_of_scheduling(steps: dict[str, IntColumn]) -> IntColumn:
     return order
 
 
-def merge_weights(values: IntColumn, weights: IntColumn) -> tuple[IntColumn, IntColumn]:
-    """Distinct ``values``, ascending, each with the sum of its ``weights``; none where that is 0."""
-    if not len(values):
-        return values, weights
-    order = np.argsort(values)
-    values, weights = values[order], weights[order]
-    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-    values, weights = values[starts], np.add.reduceat(weights, starts)
-    return (values, weights) if weights.all() else (values[weights != 0], weights[weights != 0])
-
-
 @dataclass(slots=True)
 class RunRecord:
     """A finished run, in integer nanoseconds, tokens and blocks. ``requests`` is sorted by row."""
@@ -348,6 +339,8 @@ class RunRecord:
     steps: dict[str, IntColumn]
     itl_ns: IntColumn
     itl_weight: IntColumn
+    itl_of_classes: list[Weighted]
+    """The same for each class of the workload."""
     reasons: dict[int, str]
     """Why a request that was not completed was not, by row."""
     num_gpu_blocks: list[int]
@@ -368,5 +361,7 @@ class RunRecord:
     """Replicas of one deployment: numbers of replicas go on from deployment to deployment."""
     reserved_tokens_per_request: int = 0
     """Contiguous KV: places that each request takes for its tokens, however few they are."""
+    interruptions: dict[str, IntColumn] = field(default_factory=no_interruptions)
+    """``INTERRUPTION_COLUMNS``, by row and instant."""
     terms: Callable[[Mapping[str, IntColumn]], dict[str, IntColumn]] | None = None
     """From rows of ``steps`` to nanoseconds by term of the step cost, where the latency model has terms."""

@@ -22,6 +22,10 @@ METRIC_NAMES = {
     "e2el": "End-to-end latency",
 }
 NONE = "\N{EN DASH}"
+GROUP_COLUMNS = {"ttft": ("p50", "p95", "p99"), "tpot": ("p95",), "itl": ("p50", "p95", "p99"), "e2el": ("p50", "p95")}
+"""Statistics in the tables of tenants and classes: as many as fit the page's width. summary.json has them all."""
+ALL_OF_IT = 0.9995
+"""A share that is told as the whole."""
 TABLE_STATISTICS = ("mean", "std", "p50", "p90", "p95", "p99")
 
 STYLE = """
@@ -79,15 +83,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="card wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def badge(met: bool | None) -> str:
+def badge(met: bool) -> str:
     """A verdict as a word in colour."""
-    if met is None:
-        return '<span class="badge">not judged</span>'
     return '<span class="badge good">met</span>' if met else '<span class="badge bad">missed</span>'
 
 
 def _tiles(summary: dict[str, Any]) -> str:
-    counts, kv = summary["counts"], summary["kv"]
+    counts, kv, headroom = summary["counts"], summary["kv"], summary["load"]["headroom"]
     tiles = [
         (f"Completed of {counts['submitted']:,}", f"{counts['completed']:,}"),
         ("Request throughput", number(summary["request_throughput"], " <i>req/s</i>")),
@@ -95,8 +97,8 @@ def _tiles(summary: dict[str, Any]) -> str:
         _two("TTFT p50 / p95", summary["p50_ttft_ms"], summary["p95_ttft_ms"]),
         _two("ITL p50 / p99", summary["p50_itl_ms"], summary["p99_itl_ms"]),
         ("E2E p95", number(_per(summary["p95_e2el_ms"], 1000), " <i>s</i>")),
-        ("Headroom (could be served / offered)", number(summary["load"]["headroom"])),
-        ("Accelerators busy (a step of any size)", percent(summary["utilization"]["busy_fraction"])),
+        ("Headroom (could be served / offered)", number(headroom)),
+        (f"Accelerators busy, at headroom {number(headroom)}", percent(summary["utilization"]["busy_fraction"])),
         ("KV use mean / peak", f"{percent(kv['mean_usage'])} / {percent(kv['max_usage'])}"),
         ("Preemptions", f"{summary['preemptions']['total']:,}"),
     ]
@@ -149,27 +151,29 @@ def _slo_table(summary: dict[str, Any]) -> str:
     return f"<h2>Service-level objectives {badge(slo['met'])}</h2>{table(head, rows)}"
 
 
-def _tenant_table(summary: dict[str, Any]) -> str:
+def _group_tables(summary: dict[str, Any]) -> str:
+    return "".join(_group_table(head, groups) for head, groups in wording.tables_of_groups(summary))
+
+
+def _group_table(name: str, groups: dict[str, Any]) -> str:
+    shown = [(metric, q) for metric, statistics in GROUP_COLUMNS.items() for q in statistics]
     rows = []
-    for tenant, entry in summary["tenants"].items():
+    for group, entry in groups.items():
         verdicts = entry["slo"]
         rows.append(
             [
-                escape(tenant),
+                escape(group),
                 f"{entry['counts']['completed']:,} / {entry['counts']['submitted']:,}",
                 f"{entry['total_output_tokens']:,}",
-                *(
-                    number(entry[f"{name}_{metric}_ms"])
-                    for metric in ("ttft", "tpot", "e2el")
-                    for name in ("p50", "p95", "p99")
-                ),
+                *(number(entry[f"{q}_{metric}_ms"]) for metric, q in shown),
                 percent(entry["goodput_share"]),
                 NONE if not verdicts else badge(all(each["met"] for each in verdicts.values())),
             ]
         )
-    columns = [f"{metric} {name}" for metric in ("TTFT", "TPOT", "E2E") for name in ("p50", "p95", "p99")]
-    head = ["tenant", "completed", "output tokens", *columns, "good", "SLO"]
-    return f"<h2>Tenants</h2>{table(head, rows)}<p class='note'>Latencies in milliseconds.</p>"
+    columns = [f"{'E2E' if metric == 'e2el' else metric.upper()} {q}" for metric, q in shown]
+    head = [name, "completed", "output tokens", *columns, "good", "SLO"]
+    title = {"class": "Classes", "tenant": "Tenants"}[name]
+    return f"<h2>{title}</h2>{table(head, rows)}<p class='note'>Latencies in milliseconds.</p>"
 
 
 def _replica_table(summary: dict[str, Any]) -> str:
@@ -180,7 +184,7 @@ def _replica_table(summary: dict[str, Any]) -> str:
         "requests",
         "output tokens",
         "steps",
-        "busy",
+        "time in steps",
         "KV mean",
         "KV peak",
         "preemptions",
@@ -220,6 +224,37 @@ def _overload(sentence: str) -> str:
     )
 
 
+def _about_errors(summary: dict[str, Any]) -> str:
+    """How wrong the step times are, one line each."""
+    lines = wording.error_words(summary["error"], summary["run"]["latency"])
+    return "".join(
+        f'<p class="note"><b>{escape(title.capitalize())}:</b> {escape(words)}</p>' for title, words in lines
+    )
+
+
+def _error_table(summary: dict[str, Any]) -> str:
+    """Every term of the step cost, what it stands on, and its error."""
+    terms = sorted(summary["error"]["terms"].items(), key=lambda item: -item[1]["seconds"])
+    rows = [
+        [
+            escape(name.replace("_", " ")),
+            number(term["seconds"]),
+            percent(term["share"]),
+            percent(term["error"]),
+            escape("; ".join(_part_words(part) for part in term["parts"])) or NONE,
+        ]
+        for name, term in terms
+        if term["seconds"] > 0
+    ]
+    head = ["term of the step", "seconds, all accelerators", "of the charged time", "off by", "stands on"]
+    return f"<h2>Errors of step times</h2>{table(head, rows)}" if rows else ""
+
+
+def _part_words(part: dict[str, Any]) -> str:
+    share = "" if part["share"] > ALL_OF_IT else f"{percent(part['share'])} "
+    return f"{share}{wording.KIND_WORDS[part['kind']]}: {part['what']}"
+
+
 def render_report(record: RunRecord, summary: dict[str, Any], context: RunContext) -> str:
     """The page. Every name that comes from the user is escaped."""
     run = summary["run"]
@@ -238,6 +273,7 @@ def render_report(record: RunRecord, summary: dict[str, Any], context: RunContex
         f"<style>{STYLE}</style></head><body><main><h1>{escape(context.name)}</h1>"
         + (f"<p>{escape(setup)}</p>" if setup else "")
         + f'<p class="sub">{sub}</p>'
+        + _about_errors(summary)
         + (f'<div class="card limit over">{_overload(overload)}</div>' if overload else "")
         + _tiles(summary)
         + f'<div class="card limit"><b>Bottleneck: {escape(name)}.</b> {escape(sentence)}</div>'
@@ -245,8 +281,9 @@ def render_report(record: RunRecord, summary: dict[str, Any], context: RunContex
         + _slo_table(summary)
         + f"<h2>Latency</h2>{_latency_table(summary)}"
         + _charts(record)
-        + _tenant_table(summary)
+        + _group_tables(summary)
         + _replica_table(summary)
+        + _error_table(summary)
         + (f"<h2>Notes</h2><div class='card'><ul>{notes}</ul></div>" if notes else "")
         + f"<details class='card'><summary>Scenario, every default written out</summary>"
         f"<pre>{escape(context.scenario_yaml or 'not known')}</pre></details>"

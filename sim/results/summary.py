@@ -6,11 +6,14 @@ The same scenario and seed give the same bytes, but for ``TIMING_KEYS`` of the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from sim.results.charged_error import error_section
 from sim.results.context import RunContext
+from sim.results.exposed import total_exposed_host_ns
 from sim.results.fragmentation import mean_unused_slots
 from sim.results.load import load_section
 from sim.results.metrics import (
@@ -35,11 +38,12 @@ from sim.results.speculative import speculative_section
 from sim.results.verdicts import (
     KvUse,
     class_verdicts,
+    groups_of,
+    groups_section,
     kv_use,
     replicas_section,
     request_counts,
     slo_section,
-    tenants_section,
 )
 
 TIMING_KEYS = ("cpu_s", "wall_s")
@@ -53,8 +57,9 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     times = RequestTimes.of(record)
     samples = {**times.samples(), "itl": Samples(record.itl_ns, record.itl_weight)}
     good = good_requests(record, times, context.slo)
-    classes, notes = class_verdicts(record, times, samples["itl"])
-    slo = slo_section(record, context.slo, samples, classes)
+    classes = class_verdicts(record, times)
+    notes = []
+    slo = slo_section(record, context.slo, samples, classes, good)
     counts = request_counts(record)
     if slo is not None and counts["completed"] < counts["submitted"]:
         left = counts["submitted"] - counts["completed"]
@@ -72,10 +77,13 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["kv"] = _kv(record, use, window)
     summary["preemptions"] = _preemptions(record)
     summary["utilization"] = _utilization(record, context, busy_window(record))
+    summary["error"] = _error(record, context, step_rows, summary["utilization"]["step_time_s"])
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
-    summary["tenants"] = tenants_section(record, times, samples, good, duration_s, classes)
+    of_groups = partial(groups_section, record, times, samples, good, duration_s, classes)
+    summary["tenants"] = of_groups(groups_of(record, by_tenant=True))
+    summary["classes"] = of_groups(groups_of(record, by_tenant=False))
     summary["replicas"] = replicas_section(record, step_rows, use)
     summary["run"] = _run(record, context, notes)
     return summary
@@ -130,9 +138,13 @@ def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[s
     arrival, scheduled, end = columns["arrival_ns"], columns["scheduled_ns"], columns["end_ns"]
     present = (arrival >= 0) & (end >= arrival)
     left_queue = np.where(scheduled >= 0, scheduled, end)
+    again = record.interruptions
+    comings = np.concatenate([arrival[present], again["preempted_ns"]])
+    goings = np.concatenate([left_queue[present], again["left_ns"]])
     system = Presence.of(arrival[present], end[present], window)
-    waiting = Presence.of(arrival[present], left_queue[present], window)
+    waiting = Presence.of(comings, goings, window, num_requests=int(present.sum()))
     section: dict[str, Any] = {f"{name}_queue_ms": value for name, value in queue.statistics().items()}
+    section["mean_requeued_ms"] = _mean_ms(columns["requeued_ns"][columns["status"] == Status.COMPLETED])
     section["max_queue_ms"] = int(queue.values[-1]) / NS_PER_MS if queue.count else None
     section.update(
         {
@@ -148,6 +160,10 @@ def _queue(record: RunRecord, queue: Samples, window: tuple[int, int]) -> dict[s
         }
     )
     return section
+
+
+def _mean_ms(column: IntColumn) -> float | None:
+    return exact_sum(column) / len(column) / NS_PER_MS if len(column) else None
 
 
 def _product(a: float | None, b: float | None) -> float | None:
@@ -239,6 +255,15 @@ def _terms(record: RunRecord) -> dict[str, float] | None:
     return {name: times / NS_PER_S for name, times in total.items()}
 
 
+def _error(
+    record: RunRecord, context: RunContext, step_rows: RowsByReplica, terms: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """How wrong the step times are: of what this run charged, and of whole runs as far as some were measured."""
+    gpu_s = exact_sum(record.steps["gpu_ns"]) / NS_PER_S
+    host_ns = sum(total_exposed_host_ns(record, step_rows[index]) for index in range(len(record.replica_models)))
+    return error_section(record.latency, terms or {"accelerator": gpu_s}, host_ns / NS_PER_S, context.whole_runs)
+
+
 def _work(steps: Mapping[str, IntColumn], context: RunContext, gpu_ns: int, length_ns: int) -> dict[str, Any]:
     """MFU and memory-bandwidth use: over the whole run, and over the time the accelerators were busy."""
     names = ("mfu", "mfu_when_busy", "memory_bandwidth", "memory_bandwidth_when_busy", "compute_bound_fraction")
@@ -291,5 +316,5 @@ def _run(record: RunRecord, context: RunContext, notes: list[str]) -> dict[str, 
         "cpu_s": record.cpu_s,
         "wall_s": context.wall_s,
         "notes": list(dict.fromkeys([*record.notes, *notes])),
-        "latency": record.latency,
+        "latency": {name: told for name, told in record.latency.items() if name != "evidence"},
     }

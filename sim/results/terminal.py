@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sim.results import interval_tables
-from sim.results.bottleneck import bottleneck_words
+from sim.results.bottleneck import bottleneck_words, busy_words
 from sim.results.wording import (
     endings,
+    error_words,
     load_words,
     nice_number,
     number,
@@ -19,6 +20,7 @@ from sim.results.wording import (
     plain,
     setup_words,
     source_of,
+    tables_of_groups,
 )
 
 if TYPE_CHECKING:
@@ -47,9 +49,9 @@ def print_summary(summary: dict[str, Any], written: Sequence[Path] = (), file: T
             _intervals(console, summary["intervals"])
         else:
             console.print(_latencies(summary))
-        if len(summary["tenants"]) > 1:
+        for head, groups in tables_of_groups(summary):
             console.print()
-            console.print(_tenants(summary["tenants"]))
+            console.print(_groups(head, groups))
         if summary["slo"] is not None:
             console.print()
             console.print(_slo(summary["slo"]))
@@ -69,11 +71,15 @@ def _heading(console: Console, summary: dict[str, Any]) -> None:
         console.print(plain(setup))
     spent = f"in {nice_number(run['cpu_s'])} s of CPU" if run["cpu_s"] >= 0.005 else "at once"
     console.print(f"{nice_number(summary['duration'])} s simulated {spent}, {run['steps']:,} steps, seed {run['seed']}")
-    console.print(Text(f"step times: {source_of(run['latency'])}", style="yellow"))
     overload = overload_sentence(summary["load"])
     if overload is not None:
         console.print(Text(f"OVERLOAD: {overload}.", style="bold red"))
         console.print("Latencies below grow with the run's length; they are not the system's.")
+    about = _grid({"style": "yellow", "no_wrap": True}, {"style": "yellow", "overflow": "fold"})
+    about.show_header = False
+    for title, words in [("step times", source_of(run["latency"])), *error_words(summary["error"], run["latency"])]:
+        about.add_row(title, plain(words))
+    console.print(about)
     console.print()
 
 
@@ -119,12 +125,12 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
     if in_intervals:
         rows.pop()
     elif summary["request_goodput"] is not None:
-        rows.append(("Goodput", f"{number(summary['request_goodput'])} requests/s within their SLO"))
+        share = percent(summary["slo"]["attainment"])
+        words = f"{number(summary['request_goodput'])} requests/s within their SLO, {share} of the submitted"
+        rows.append(("Goodput", words))
     if (load := load_words(summary["load"])) is not None:
         rows.append(("Load", load))
-    accelerator = (
-        f"busy {percent(use['busy_fraction'])} (steps of any size), mean batch {number(use['mean_batch_size'])}"
-    )
+    accelerator = f"{busy_words(summary)}, mean batch {number(use['mean_batch_size'])}"
     if use["mfu"] is not None:
         accelerator += f", MFU {percent(use['mfu'])}, bandwidth {percent(use['memory_bandwidth'])}"
     hits = kv["prefix_cache_hit_rate"]
@@ -164,27 +170,27 @@ def _latencies(summary: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _tenants(tenants: dict[str, Any]) -> RenderableType:
+def _groups(head: str, groups: dict[str, Any]) -> RenderableType:
     right = {"justify": "right"}
-    heads = ("done", "of", "TTFT p95", "TPOT p95", "E2E p95", "good")
+    heads = ("done", "of", "TTFT p95", "TPOT p95", "ITL p99", "E2E p95", "good")
     table = _grid(
-        {"header": "tenant", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},
-        *({"header": head, **right} for head in heads),
+        {"header": head, "max_width": 16, "no_wrap": True, "overflow": "ellipsis"},
+        *({"header": each, **right} for each in heads),
     )
-    for name, entry in list(tenants.items())[:MAX_TENANTS]:
+    for name, entry in list(groups.items())[:MAX_TENANTS]:
         counts = entry["counts"]
-        latencies = (number(entry[f"p95_{metric}_ms"]) for metric in ("ttft", "tpot", "e2el"))
+        keys = ("p95_ttft_ms", "p95_tpot_ms", "p99_itl_ms", "p95_e2el_ms")
         done, of = f"{counts['completed']:,}", f"{counts['submitted']:,}"
-        table.add_row(plain(name), done, of, *latencies, percent(entry["goodput_share"]))
-    if len(tenants) > MAX_TENANTS:
-        table.add_row(f"and {len(tenants) - MAX_TENANTS} more")
+        table.add_row(plain(name), done, of, *(number(entry[key]) for key in keys), percent(entry["goodput_share"]))
+    if len(groups) > MAX_TENANTS:
+        table.add_row(f"and {len(groups) - MAX_TENANTS} more")
     return table
 
 
 def _slo(slo: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
-    words = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("not judged", "yellow")}
+    words = {True: ("met", "green"), False: ("MISSED", "bold red")}
     table = _grid(
         {"header": "SLO", "style": "bold"},
         {"header": "of", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},

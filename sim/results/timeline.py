@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from sim.results.columns import request_ids
+from sim.results.exposed import exposed_host_ns
 from sim.results.metrics import run_window
+from sim.results.phases import interruptions_by_row, phases
 from sim.results.record import RunRecord, Status
 from sim.results.series import binned
 
@@ -139,27 +141,6 @@ def _steps(record: RunRecord, drawn: Rows) -> Iterator[Event]:
         }
 
 
-def exposed_host_ns(record: RunRecord, rows: Rows) -> list[int]:
-    """Host time of each row of steps (``rows``, in order of scheduling) for which the accelerator stood still.
-
-    A step scheduled at 0 with 2 ms of host time while the accelerator computes until 5 ms has none; one that is
-    scheduled when the accelerator is free has 2 ms. Within a run of equal steps it is what their span is longer than
-    their computation.
-    """
-    names = ("replica", "scheduled_ns", "start_ns", "end_ns", "num_steps", "gpu_ns", "host_ns")
-    free_ns: dict[int, int] = {}
-    found = []
-    for replica, scheduled, start, end, num_steps, gpu, host in zip(
-        *(record.steps[name][rows].tolist() for name in names), strict=True
-    ):
-        exposed = start - max(scheduled, free_ns.get(replica, 0))
-        if num_steps > 1:
-            exposed += max(0, end - start - gpu)
-        found.append(min(max(0, exposed), host))
-        free_ns[replica] = end
-    return found
-
-
 def _host(record: RunRecord, drawn: Rows) -> Iterator[Event]:
     """Scheduling and launch of each step, named by whether the accelerator waits for it.
 
@@ -169,7 +150,7 @@ def _host(record: RunRecord, drawn: Rows) -> Iterator[Event]:
     names = ("replica", "scheduled_ns", "last_scheduled_ns", "num_steps", "host_ns")
     columns = [record.steps[name][drawn].tolist() for name in names]
     for replica, scheduled, last, num_steps, host, exposed in zip(
-        *columns, exposed_host_ns(record, drawn), strict=True
+        *columns, exposed_host_ns(record, drawn).tolist(), strict=True
     ):
         if not host:
             continue
@@ -210,6 +191,7 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
     """Each request on the first free lane of its replica; its phases nest below it."""
     columns = {name: values[rows].tolist() for name, values in record.requests.items()}
     all_ids = request_ids(record)
+    again = interruptions_by_row(record, {*columns["row"]})
     lanes: dict[int, list[int]] = {}
     ends: dict[int, list[tuple[int, int]]] = {}
     order = sorted(range(len(rows)), key=lambda i: (columns["arrival_ns"][i], columns["row"][i]))
@@ -239,14 +221,10 @@ def _requests(record: RunRecord, rows: Rows) -> Iterator[Event]:
             "dur": _us(end - arrival),
             "args": args,
         }
-        yield from _phases(columns["scheduled_ns"][i], columns["first_token_ns"][i], arrival, end, place)
-
-
-def _phases(scheduled: int, first_token: int, arrival: int, end: int, place: dict[str, int]) -> Iterator[Event]:
-    instants = [arrival, scheduled if scheduled >= 0 else end, first_token if first_token >= 0 else end, end]
-    for name, start, stop in zip(("queued", "prefill", "decode"), instants, instants[1:], strict=False):
-        if stop > start:
-            yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
+        instants = (arrival, columns["scheduled_ns"][i], columns["first_token_ns"][i], end)
+        for name, start, stop in phases(*instants, again.get(columns["row"][i], ())):
+            if stop > start:
+                yield {"ph": "X", "name": name, "cat": "phase", **place, "ts": _us(start), "dur": _us(stop - start)}
 
 
 def _counters(record: RunRecord) -> Iterator[Event]:

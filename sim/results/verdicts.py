@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ SHARES = {
 }
 """Limits on the shares of submitted requests that end in one of these ways; 0 where an SLO does not say."""
 TENANT_STATISTICS = ("mean", "p50", "p95", "p99")
+GROUP_METRICS = ("ttft", "tpot", "itl", "e2el")
 
 
 def statistic(samples: Samples, name: str) -> float | None:
@@ -39,22 +41,19 @@ def statistic(samples: Samples, name: str) -> float | None:
     return None if value is None else value / NS_PER_MS
 
 
-def judge(limits: Limits, samples: Mapping[str, Samples | None], completed: int) -> dict[str, Any]:
+def judge(limits: Limits, samples: Mapping[str, Samples], completed: int) -> dict[str, Any]:
     """The verdict on ``limits``: each one's value, limit and ``met``, and ``met`` for all.
 
     A limit without samples is met if requests completed (one-token requests have no TPOT to miss), missed if none
-    did. A metric whose samples are None cannot be judged: its ``met`` is null and does not count.
+    did.
     """
     found: dict[str, Any] = {}
     for name, limit in latency_limits(limits).items():
         metric, which, _ = name.split("_")
-        own = samples[metric]
-        value = None if own is None else statistic(own, which)
-        met: bool | None = None
-        if own is not None:
-            met = completed > 0 and (value is None or value <= limit)
+        value = statistic(samples[metric], which)
+        met = completed > 0 and (value is None or value <= limit)
         found[name] = {"value": value, "limit": limit, "met": met}
-    return {"met": all(entry["met"] is not False for entry in found.values()), "limits": found}
+    return {"met": all(entry["met"] for entry in found.values()), "limits": found}
 
 
 def judge_shares(limits: Limits, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -74,48 +73,40 @@ def _with_shares(verdict: dict[str, Any], limits: Limits, counts: Mapping[str, i
     return verdict
 
 
-def class_verdicts(record: RunRecord, times: RequestTimes, itl: Samples) -> tuple[dict[str, Any], list[str]]:
-    """Verdict of every class that has an SLO of its own, by class name; and what could not be judged.
+def class_gaps(record: RunRecord, classes: Sequence[int]) -> Samples:
+    """Gaps between the tokens of these classes' requests, those that did not complete included."""
+    parts = [record.itl_of_classes[index] for index in classes]
+    values, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Samples(values, weights)
 
-    Gaps between tokens are recorded for the run as a whole, so a percentile of ITL is known for a class only
-    where it is the only one; its mean follows from TTFT and E2E.
-    """
+
+def class_verdicts(record: RunRecord, times: RequestTimes) -> dict[str, Any]:
+    """Verdict of every class that has an SLO of its own, by class name."""
     verdicts: dict[str, Any] = {}
-    notes = []
     class_of = record.requests["class_index"][times.row]
     for index, info in enumerate(record.workload.classes):
         if not info.slo:
             continue
         mine: Mask = class_of == index
-        samples: dict[str, Samples | None] = {**times.samples(mine), "itl": None}
-        if len(record.workload.classes) == 1:
-            samples["itl"] = itl
+        samples = {**times.samples(mine), "itl": class_gaps(record, [index])}
         verdict = judge(info.slo, samples, int(mine.sum()))
         _with_shares(verdict, info.slo, request_counts(record, record.requests["class_index"] == index))
-        if "itl_mean_ms" in info.slo and samples["itl"] is None:
-            limit, value = info.slo["itl_mean_ms"], _mean_gap_ms(record, times, mine)
-            met = bool(mine.any()) and (value is None or value <= limit)
-            verdict["limits"]["itl_mean_ms"] = {"value": value, "limit": limit, "met": met}
-            verdict["met"] = verdict["met"] and met
-        unknown = [name for name, entry in verdict["limits"].items() if entry["met"] is None]
-        if unknown:
-            notes.append(
-                f"class {info.name!r}: {', '.join(unknown)} not judged (gaps between tokens are not recorded by "
-                "class); use tpot_*, or itl_mean_ms"
-            )
         verdicts[info.name] = verdict
-    return verdicts, notes
-
-
-def _mean_gap_ms(record: RunRecord, times: RequestTimes, mine: Mask) -> float | None:
-    gaps = int((record.requests["output_tokens"][times.row[mine]] - 1).sum())
-    return exact_sum((times.e2el_ns - times.ttft_ns)[mine]) / gaps / NS_PER_MS if gaps else None
+    return verdicts
 
 
 def slo_section(
-    record: RunRecord, limits: Limits | None, samples: Mapping[str, Samples | None], classes: Mapping[str, Any]
+    record: RunRecord,
+    limits: Limits | None,
+    samples: Mapping[str, Samples],
+    classes: Mapping[str, Any],
+    good: Mask | None,
 ) -> dict[str, Any] | None:
-    """The run's verdict: the scenario's limits on the whole run and, by class, the classes' own. None without any."""
+    """The run's verdict: the scenario's limits on the whole run and, by class, the classes' own. None without any.
+
+    ``attainment`` is the share of the submitted requests that meet their SLO (``good``): one that did not complete
+    misses it.
+    """
     if not limits and not classes:
         return None
     completed = int((record.requests["status"] == Status.COMPLETED).sum())
@@ -124,6 +115,7 @@ def slo_section(
     own = [index for index, info in enumerate(record.workload.classes) if info.slo and not limits]
     counts = request_counts(record, ~np.isin(record.requests["class_index"], own))
     _with_shares(verdict, limits or {}, counts)
+    verdict["attainment"] = None if good is None else _ratio(int(good.sum()), len(record.requests["row"]))
     verdict["classes"] = dict(classes)
     verdict["met"] = verdict["met"] and all(own["met"] for own in classes.values())
     return verdict
@@ -138,21 +130,38 @@ def request_counts(record: RunRecord, mine: Mask | slice = slice(None)) -> dict[
     return counts
 
 
-def tenants_section(
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Requests that figures are given for: those of some of the workload's classes."""
+
+    name: str
+    classes: tuple[int, ...]
+    """Their positions."""
+
+
+def groups_of(record: RunRecord, *, by_tenant: bool) -> list[Group]:
+    """All tenants, or all classes, in the order of the workload's classes."""
+    classes = record.workload.classes
+    if not by_tenant:
+        return [Group(info.name, (index,)) for index, info in enumerate(classes)]
+    names = dict.fromkeys(info.tenant for info in classes)
+    return [Group(name, tuple(i for i, info in enumerate(classes) if info.tenant == name)) for name in names]
+
+
+def groups_section(
     record: RunRecord,
     times: RequestTimes,
     samples: Mapping[str, Samples],
     good: Mask | None,
     duration_s: float,
     verdicts: Mapping[str, Any],
+    groups: Sequence[Group],
 ) -> dict[str, Any]:
-    """Counts, tokens, latency, goodput and SLO verdicts by tenant, in the order of the workload's classes.
-    ``samples`` are those of all tenants together."""
-    classes = record.workload.classes
-    columns = record.requests
+    """Counts, tokens, latency, goodput and SLO verdicts by group. ``samples`` are those of all requests together."""
+    columns, infos = record.requests, record.workload.classes
     result: dict[str, Any] = {}
-    for tenant in dict.fromkeys(info.tenant for info in classes):
-        mine = np.isin(columns["class_index"], [i for i, info in enumerate(classes) if info.tenant == tenant])
+    for group in groups:
+        mine = np.isin(columns["class_index"], group.classes)
         done = mine[times.row]
         counts = request_counts(record, mine)
         good_count = None if good is None else int(good[done].sum())
@@ -162,15 +171,16 @@ def tenants_section(
             "total_output_tokens": exact_sum(columns["output_tokens"][times.row[done]]),
             "request_throughput": counts["completed"] / duration_s if duration_s else None,
             "request_goodput": None if good_count is None or not duration_s else good_count / duration_s,
-            "goodput_share": None if good_count is None or not len(done) else _ratio(good_count, counts["submitted"]),
+            "goodput_share": None if good_count is None else _ratio(good_count, counts["submitted"]),
         }
-        own_samples = samples if done.all() else times.samples(done)
-        for metric in ("ttft", "tpot", "e2el"):
+        is_all = len(group.classes) == len(infos)
+        own_samples = samples if is_all else {**times.samples(done), "itl": class_gaps(record, group.classes)}
+        for metric in GROUP_METRICS:
             for name in TENANT_STATISTICS:
                 entry[f"{name}_{metric}_ms"] = statistic(own_samples[metric], name)
-        own = {info.name: verdicts[info.name] for info in classes if info.tenant == tenant and info.name in verdicts}
-        entry["slo"] = own or None
-        result[tenant] = entry
+        names = [infos[index].name for index in group.classes]
+        entry["slo"] = {name: verdicts[name] for name in names if name in verdicts} or None
+        result[group.name] = entry
     return result
 
 

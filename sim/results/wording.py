@@ -5,7 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sim.results.charged_error import unmeasured_parts
 from sim.results.record import Status
+
+KIND_WORDS = {
+    "measured": "measured",
+    "interpolated": "interpolated",
+    "extrapolated": "extrapolated",
+    "other_format": "from another number format",
+    "other_gpu": "scaled from another GPU",
+    "stand_in": "stand-in",
+    "estimate": "estimated",
+    "assumption": "assumed",
+}
+LEAST_SHARE = 0.005
+"""Of the charged time, below which a part is not named."""
 
 
 def nice_number(value: float) -> str:
@@ -37,7 +51,7 @@ def plain(text: str) -> str:
 
 
 def source_of(latency: dict[str, Any]) -> str:
-    """Where step times come from, and how far off they say they are."""
+    """Where step times come from."""
     scale = float(latency.get("time_scale", 1.0))
     return _origin(latency) + ("" if scale == 1.0 else f"; all times x {scale:g}")
 
@@ -45,15 +59,48 @@ def source_of(latency: dict[str, Any]) -> str:
 def _origin(latency: dict[str, Any]) -> str:
     kind = str(latency.get("kind", "unknown"))
     if kind == "roofline":
-        return "roofline estimate, not measured"
+        gpu = latency.get("gpu")
+        return "ESTIMATE, not measured: a roofline of datasheet figures" + (f" of {gpu}" if gpu else "")
     if kind == "constant":
         return "constant step time, an assumption, not measured"
     name = latency.get("name") or latency.get("profile")
     if not name:
         return f"{kind} latency model"
-    error = latency.get("median_errors", {}).get("gemm", {}).get("random_points")
-    stated = "states no error" if error is None else f"matrices off by {percent(error)} in the median"
-    return f"measured, profile {name}, {stated}"
+    scaled = latency.get("scaled_from")
+    return f"measured, profile {name}" if scaled is None else f"measured on {scaled}, scaled to this GPU's memory"
+
+
+def error_words(error: dict[str, Any], latency: dict[str, Any]) -> list[tuple[str, str]]:
+    """How wrong the step times are, as titles and sentences: of what this run charged, which of it was not measured,
+    and whole runs. Nothing for constant step times, which are an assumption."""
+    if latency.get("kind") == "constant":
+        return []
+    lines = [("error", f"about {percent(error['value'])} of the time that this run charged: {_by_kind(error)}")]
+    parts = [
+        f"{name.replace('_', ' ')} {percent(share)} ({KIND_WORDS[kind]}, off by {percent(off)})"
+        for name, kind, share, off in unmeasured_parts(error)
+        if share >= LEAST_SHARE and name != "accelerator"
+    ]
+    if parts:
+        lines.append(("not measured", ", ".join(parts)))
+    if error["whole_runs"]:
+        lines.append(("whole runs", error["whole_runs"]["text"]))
+    return lines
+
+
+def _by_kind(error: dict[str, Any]) -> str:
+    shares = [(kind, share) for kind, share in error["shares"].items() if share >= LEAST_SHARE]
+    if len(shares) == 1:
+        return f"all of it {KIND_WORDS[shares[0][0]]}"
+    return ", ".join(f"{percent(share)} {KIND_WORDS[kind]}" for kind, share in shares)
+
+
+def tables_of_groups(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What figures are shown by, with a word for it: tenants and classes, where there are several of them. Where both
+    have the same names they are one table."""
+    tables = [("tenant", summary["tenants"]), ("class", summary["classes"])]
+    shown = [(word, groups) for word, groups in tables if len(groups) > 1]
+    return shown[:1] if len(shown) == 2 and list(shown[0][1]) == list(shown[1][1]) else shown
 
 
 def endings(counts: dict[str, int]) -> str:

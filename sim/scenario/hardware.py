@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.scenario.types import PositiveFloat, Strict, Text
+from sim.scenario.types import PositiveFloat, PositiveInt, Strict, Text
 
 
 class GpuConfig(Strict):
@@ -26,5 +26,7 @@ class GpuConfig(Strict):
     """GB/s per direction between GPUs, half of what datasheets print; null = they talk over PCIe."""
     pcie_gb_s: PositiveFloat = 32.0
     """GB/s per direction: 32 for 16 lanes of PCIe 4.0, 64 for 5.0."""
+    kv_block_multiple: PositiveInt = 16
+    """Tokens that its attention kernels need ``block_size`` to be a multiple of; 16 on NVIDIA GPUs."""
     usd_per_hour: PositiveFloat | None = None
     """Price of an hour; null = no cost is computed."""

@@ -14,7 +14,7 @@ from sim.errors import InputError, Problem
 from sim.scenario import overrides as command_line
 from sim.scenario.document import Document, Path, Place, parse
 from sim.scenario.messages import did_you_mean, translate
-from sim.scenario.schema import ClusterConfig, EngineConfig, LatencyConfig, Scenario, WorkloadConfig
+from sim.scenario.schema import ClusterConfig, EngineSection, LatencyConfig, ResolvedScenario, Scenario, WorkloadConfig
 
 MAX_BYTES = 64 * 2**20
 """A larger file is not a scenario but, most likely, a trace."""
@@ -26,7 +26,7 @@ Section = TypeVar("Section", bound=BaseModel)
 class LoadedScenario:
     """A scenario and where it came from."""
 
-    scenario: Scenario
+    scenario: ResolvedScenario
     path: FilePath | None = None
     base_dir: FilePath = FilePath(".")
     """Relative paths in the scenario start here."""
@@ -59,7 +59,8 @@ class Parts:
 
     workload: WorkloadConfig | None = None
     cluster: ClusterConfig | None = None
-    engine: EngineConfig | None = None
+    engine: EngineSection | None = None
+    """An ``EngineConfig`` once it is filled in."""
     latency: LatencyConfig | None = None
     base_dir: FilePath = FilePath(".")
 
@@ -80,7 +81,7 @@ class Draft:
     problems: list[Problem]
     path: FilePath | None = None
 
-    def accepted(self, scenario: Scenario, notes: list[str]) -> LoadedScenario:
+    def accepted(self, scenario: ResolvedScenario, notes: list[str]) -> LoadedScenario:
         """The scenario, once nothing is wrong with it."""
         return LoadedScenario(scenario, self.path, self.parts.base_dir, notes, self.document)
 
@@ -155,7 +156,7 @@ def _validate(document: Document, base_dir: FilePath) -> tuple[Scenario | None, 
     parts = Parts(
         _section(WorkloadConfig, data.get("workload")),
         _section(ClusterConfig, data.get("cluster")),
-        _section(EngineConfig, data.get("engine")),
+        _section(EngineSection, data.get("engine")),
         _section(LatencyConfig, data.get("latency")),
         base_dir,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -52,6 +53,9 @@ _VALUE_ALIASES = {
     "fp32": "float32",
 }
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NOT_LETTERS = re.compile(r"[^a-z]")
+
 
 def dotted(path: Path) -> str:
     """A path as ``--set`` takes it: ``workload.classes.0.share``."""
@@ -73,6 +77,27 @@ def nearest_of(word: str, known: Iterable[str]) -> str | None:
     if not matches and len(plain) >= 4:
         matches = [name for name in names if plain in name or name in plain][:1]
     return names[matches[0]] if matches else None
+
+
+def spelled_alike(word: str, known: Iterable[str]) -> list[str]:
+    """Those of ``known`` that ``word`` can be another spelling or the beginning of: what has another number is another
+    thing, however alike it looks.
+
+    ``lama3.1-8b`` is llama-3.1-8b, ``qwen3-30b`` begins qwen3-30b-a3b; ``qwen3-4b`` is no qwen3-14b, ``float8`` no
+    float32.
+    """
+    low = word.lower()
+    names = [
+        name
+        for name in known
+        if _NUMBER.findall(low) == _NUMBER.findall(name.lower()) or name.lower().startswith((f"{low}-", f"{low}_"))
+    ]
+    bare = {name: _NOT_LETTERS.sub("", name.lower()) for name in names}
+    mine = _NOT_LETTERS.sub("", low)
+    if mine in bare.values():
+        return [name for name in names if bare[name] == mine]
+    near = set(difflib.get_close_matches(mine, bare.values(), n=3, cutoff=0.75))
+    return [name for name in names if bare[name] in near or name.lower().startswith((f"{low}-", f"{low}_"))]
 
 
 def shown(value: Any) -> str:
@@ -211,7 +236,7 @@ def _remedy(value: Any, shape: Shape) -> str:
         alias = _VALUE_ALIASES.get(value.lower().replace("-", "_")) if isinstance(value, str) else None
         if alias in shape.choices:
             return f"; did you mean `{alias}`?"
-        return did_you_mean(value, [str(choice) for choice in shape.choices]) if isinstance(value, str) else ""
+        return _choices_meant(value, [str(each) for each in shape.choices]) if isinstance(value, str) else ""
     if isinstance(value, str) and shape.kind in (int, float):
         return "; remove the quotes" if _is_number(value) else ""
     if isinstance(value, str) and shape.kind is bool:
@@ -225,6 +250,11 @@ def _remedy(value: Any, shape: Shape) -> str:
     if shape.discriminator == "dist" and isinstance(value, int) and not isinstance(value, bool):
         return f"; did you mean {{dist: fixed, value: {value}}}?"
     return ""
+
+
+def _choices_meant(value: str, choices: list[str]) -> str:
+    alike = [each for each in choices if _NUMBER.findall(value) == _NUMBER.findall(each)]
+    return did_you_mean(value, alike)
 
 
 def _is_number(text: str) -> bool:

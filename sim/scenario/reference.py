@@ -8,12 +8,13 @@ from pydantic_core import PydanticUndefined
 
 from sim.scenario.docstrings import key_text, section_text
 from sim.scenario.fields import Shape, field_shape
+from sim.scenario.noise_config import ClientNoiseConfig, NoiseConfig, StepNoiseConfig
 from sim.scenario.resolved import flow
 from sim.scenario.schema import (
     ClassConfig,
     ClusterConfig,
     CompilationConfig,
-    EngineConfig,
+    EngineSection,
     GpuConfig,
     LatencyConfig,
     MeasureConfig,
@@ -71,13 +72,16 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`prefix`", PrefixConfig),
     ("`sessions`", SessionsConfig),
     ("`cluster`", ClusterConfig),
-    ("`engine`", EngineConfig),
+    ("`engine`", EngineSection),
     ("`gpu` as a section", GpuConfig),
     ("`compilation_config`", CompilationConfig),
     ("`pass_config` in it", PassConfig),
     ("`speculative`", SpeculativeConfig),
     ("`policy`, `predictor` and `router` as a section", NamedSpec),
     ("`latency`", LatencyConfig),
+    ("`noise`", NoiseConfig),
+    ("`noise.client`", ClientNoiseConfig),
+    ("`noise.step`", StepNoiseConfig),
     ("`measure`", MeasureConfig),
     ("`outputs`", OutputsConfig),
 )
@@ -116,8 +120,14 @@ def _words(shape: Shape) -> str:
     if shape.item is not None and shape.item.model is not None:
         return "a list of sections, see below"
     if shape.branches:
-        return " or ".join("a section" if branch.kind is None else branch.words() for branch in shape.branches.values())
+        return " or ".join(_branch_words(branch) for branch in shape.branches.values())
     return shape.words()
+
+
+def _branch_words(branch: Shape) -> str:
+    if branch.choices:
+        return _words(branch)
+    return "a section" if branch.kind is None else branch.words()
 
 
 def _default(info: FieldInfo) -> str:

@@ -31,9 +31,11 @@ from sim.scenario.distributions import (
     ZipfLength,
 )
 from sim.scenario.hardware import GpuConfig
+from sim.scenario.noise_config import NoiseConfig
 from sim.scenario.types import (
     LARGEST,
     All2AllBackend,
+    Bytes,
     Flag,
     Fraction,
     Int,
@@ -309,7 +311,7 @@ class CompilationConfig(Strict):
     """Fusions."""
 
 
-class EngineConfig(Strict):
+class EngineSection(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
     model: Text
@@ -322,7 +324,7 @@ class EngineConfig(Strict):
     ]
     """A GPU preset (``a100-80gb-sxm``), or a section with the figures of another."""
     vllm_version: Text = DEFAULT_VERSION
-    """The engine's version, 0.9.0 to 0.32.0: rules of defaults, memory and host time differ between versions.
+    """The engine's version, 0.9.0 to 0.32.0: rules of defaults, memory, host time and sampling differ.
     Scheduling decisions are those of 0.32.0 whatever it says."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that each layer is split over."""
@@ -336,25 +338,30 @@ class EngineConfig(Strict):
     all2all_backend: All2AllBackend = "allgather_reducescatter"
     """How ranks exchange tokens for experts; only ``allgather_reducescatter`` and ``deepep_high_throughput`` have a
     cost here, the others are refused with the reason."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "bfloat16"
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "auto"
     """Weights (AWQ and GPTQ: ``int4``); ``auto`` = what a config.json says by ``torch_dtype`` and
     ``quantization_config``, float32 cast to bfloat16 as by vLLM; presets are bfloat16."""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
     """KV cache; ``auto`` = the activations' type."""
     block_size: PositiveInt = 16
-    """Tokens per KV block."""
+    """Tokens per KV block; a multiple of 16 on NVIDIA GPUs."""
     gpu_memory_utilization: Fraction = 0.9
     """Share of the GPU's memory for weights, activations and KV cache together."""
+    kv_cache_memory_bytes: Bytes | None = None
+    """KV cache per GPU in bytes, in place of what ``gpu_memory_utilization`` leaves; null = that."""
     num_gpu_blocks_override: Annotated[int, Field(strict=True, ge=2, le=LARGEST), Whole] | None = None
     """KV blocks including vLLM's null block, so one less is usable; null = what the memory leaves."""
-    max_model_len: PositiveInt = 4096
-    """Longest prompt plus output."""
-    max_num_seqs: PositiveInt = 256
-    """Most requests running at once."""
-    max_num_batched_tokens: PositiveInt = 2048
-    """Token budget of a step."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus output; null = the model's."""
+    max_num_seqs: PositiveInt | None = None
+    """Most requests running at once; null = as vLLM's API server picks it: 1,024 on GPUs of 70 GiB and more that are no
+    A100, else 256; never more than ``max_num_batched_tokens``."""
+    max_num_batched_tokens: PositiveInt | None = None
+    """Token budget of a step; null = as vLLM's API server picks it: 16,384 on GPUs of 160 GiB and more (since 0.28),
+    8,192 on those of 70 GiB and more that are no A100, else 2,048; ``max_model_len`` at least without chunks."""
     enable_chunked_prefill: Flag = True
-    """Whether a prompt may be computed over several steps."""
+    """Whether a prompt may be computed over several steps. Off, ``max_num_batched_tokens`` is at least
+    ``max_model_len``."""
     max_prefill_tokens_per_step: PositiveInt | None = None
     """Cap on the prefill tokens of a step, needs chunked prefill; null = none. vLLM has no such setting."""
     long_prefill_token_threshold: NonNegativeInt = 0
@@ -400,15 +407,13 @@ class EngineConfig(Strict):
         """The GPU's name: a preset's, or that of one's own."""
         return self.gpu if isinstance(self.gpu, str) else self.gpu.name
 
-    @property
-    def max_model_len_in_effect(self) -> int:
-        """Longest prompt plus output that can run: without chunked prefill, no more than one step's budget.
 
-        4,096 and a budget of 2,048 give 2,048. vLLM refuses to start with such a pair.
-        """
-        if self.enable_chunked_prefill:
-            return self.max_model_len
-        return min(self.max_model_len, self.max_num_batched_tokens)
+class EngineConfig(EngineSection):
+    """One replica, with what the section leaves to its model and GPU filled in (``sim.latency.engine_defaults``)."""
+
+    max_model_len: PositiveInt
+    max_num_seqs: PositiveInt
+    max_num_batched_tokens: PositiveInt
 
 
 class LatencyConfig(Strict):
@@ -438,9 +443,21 @@ class LatencyConfig(Strict):
     time_scale: PositiveFloat = 1.0
     """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Host
     and client times stay."""
+    sampling: Literal["plain", "top_p"] | None = None
+    """``profile``: how tokens are drawn. ``plain``: the most probable one, or from all of them; ``top_p``: from the
+    most probable ones (``top_p``, ``top_k``), for which vLLM 0.11.1 to 0.16 sorts all logits. null = as requests
+    that state nothing are drawn, by the model's ``generation_config.json``: ``top_p`` for Llama, Qwen and MiniMax."""
     client_overhead_ms: NonNegativeFloat | None = None
-    """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 4
+    """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 6
     for ``profile``, 0 otherwise."""
+    noise: (
+        Annotated[
+            Annotated[Literal["none"], Tag("name")] | Annotated[NoiseConfig, Tag("section")],
+            Discriminator(_name_or_section),
+        ]
+        | None
+    ) = None
+    """Chance in client times and step times, ``none``, or null = the defaults of the section."""
 
 
 class MeasureConfig(Strict):
@@ -478,7 +495,7 @@ class Scenario(Strict):
     """The traffic."""
     cluster: ClusterConfig = ClusterConfig()
     """How many engines, and who chooses between them."""
-    engine: EngineConfig
+    engine: EngineSection
     """One replica."""
     latency: LatencyConfig = LatencyConfig()
     """Where step times come from."""
@@ -488,3 +505,9 @@ class Scenario(Strict):
     """Which part of the run counts as steady."""
     outputs: OutputsConfig = OutputsConfig()
     """Which files are written."""
+
+
+class ResolvedScenario(Scenario):
+    """A scenario whose engine is filled in."""
+
+    engine: EngineConfig

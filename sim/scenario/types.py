@@ -19,6 +19,7 @@ Whole = BeforeValidator(_whole)
 Int = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Whole]
 PositiveInt = Annotated[int, Field(strict=True, gt=0, le=LARGEST), Whole]
 NumOutputs = Annotated[int, Field(strict=True, gt=0, le=16384), Whole]
+Bytes = Annotated[int, Field(strict=True, gt=0, le=10**13), Whole]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Whole]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), Whole]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=LARGEST, allow_inf_nan=False)]

@@ -32,11 +32,10 @@ trace itself to study prefix caching. ``benchmarks/derive_presets.py`` derives t
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import numpy as np
 
 from sim.errors import Problem
+from sim.scenario.messages import spelled_alike
 from sim.scenario.schema import Arrival, GammaArrival, PrefixConfig
 from sim.workload.lengths import to_tokens
 from sim.workload.preset_tables import PROBABILITIES, TABLES, PresetTable
@@ -58,8 +57,8 @@ def preset_problems(name: str, where: str) -> list[Problem]:
     """The name of a preset checked; empty if there is such a preset."""
     if name in TABLES:
         return []
-    near = get_close_matches(name, PRESETS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = spelled_alike(name, PRESETS)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return [Problem(f"{where}.preset: there is no preset {name!r}{hint} (presets: {', '.join(PRESETS)})")]
 
 

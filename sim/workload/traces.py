@@ -235,7 +235,12 @@ def _vllm_bench(path: Path, problems: TraceProblems, limit: int | None) -> Trace
     with open_trace(path, problems) as stream:
         found = _json_values(stream.read(), [field.name for field in fields], problems)
     missing = [field.name for field in fields if field.name not in found]
-    if missing and not problems.listed:
+    if missing == [arrival.name] and not problems.listed:
+        problems.add(
+            "this result has lengths but no start_times, which `vllm bench serve` writes since vLLM 0.15: measure with "
+            "the benchmark of a later vLLM (the server may stay as it is), or give lengths and an arrival process"
+        )
+    elif missing and not problems.listed:
         problems.add(
             f"this result has no {', '.join(missing)}: run `vllm bench serve` with both --save-result and "
             "--save-detailed, which write the lengths and the start time of each request"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import SIZES
 
 from sim.checks.all_checks import check_all
 from sim.checks.loading import load_data
@@ -23,7 +24,7 @@ DATA: dict[str, Any] = {
         "input_tokens": {"dist": "fixed", "value": 512},
         "output_tokens": {"dist": "fixed", "value": 128},
     },
-    "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm"},
+    "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **SIZES},
 }
 
 MOE = ("engine.model=qwen3-30b-a3b", "engine.gpu=h200-sxm")
@@ -83,10 +84,6 @@ def problems(*overrides: str) -> list[str]:
         (["engine.preemption=swap"], "preemption: swap runs without asynchronous scheduling"),
         (["engine.preemption=swap", "engine.batching=static"], "preemption: swap and batching: static run without"),
         (
-            ["engine.enable_chunked_prefill=false"],
-            "without chunked prefill a prompt must fit one step: max_model_len is",
-        ),
-        (
             ["latency={kind: constant, step_s: 1}", "engine.pipeline_parallel_size=2", "engine.async_scheduling=false"],
             "`latency.kind: constant` knows no stages: the 2 batches",
         ),
@@ -135,8 +132,19 @@ def test_no_note_without_reason(overrides: Sequence[str]) -> None:
         (["engine.max_num_seqs=2049"], "`engine.max_num_batched_tokens` (2048) is below `engine.max_num_seqs` (2049)"),
         (["engine.long_prefill_token_threshold=4097"], "`engine.long_prefill_token_threshold` (4097) is above"),
         (
-            ["engine.enable_chunked_prefill=false", "engine.max_prefill_tokens_per_step=9"],
+            [
+                *("engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=4096"),
+                "engine.max_prefill_tokens_per_step=9",
+            ],
             "`engine.max_prefill_tokens_",
+        ),
+        (
+            ["engine.enable_chunked_prefill=false"],
+            "`engine.max_num_batched_tokens` (2048) is below `engine.max_model_len` (4096), and without chunked",
+        ),
+        (
+            ["engine.gpu=rtx-4090", "engine.model=llama-3.1-8b", "engine.max_model_len=131072"],
+            "`engine.max_model_len`: a request of 131072 tokens needs 17.18 GB of KV cache per GPU, and llama-3.1-8b",
         ),
         (
             ["engine.speculative={method: draft_model}"],
@@ -213,7 +221,9 @@ def test_a_config_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(hf_config, "read_model_config", counted)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    planned = check_all(load_data(DATA, ["engine.model=config.json"], base_dir=tmp_path))
+    loaded = load_data(DATA, ["engine.model=config.json"], base_dir=tmp_path)
+    read.clear()  # loading fills in what the engine leaves to its model
+    planned = check_all(loaded)
     assert read == [tmp_path / "config.json"]
     assert planned.model is MODELS["llama-2-7b"]
     assert planned.gpu.name == DATA["engine"]["gpu"]
@@ -253,7 +263,28 @@ def test_a_mean_that_cutting_moves_is_noted(override: str, said: str | None) -> 
     assert [note for note in notes(f"workload.{override}") if "in the mean" in note] == ([] if said is None else [said])
 
 
-@pytest.mark.parametrize(("size", "is_noted"), [(8, True), (24, True), (16, False), (64, False)])
-def test_a_block_that_vllm_refuses_on_nvidia_is_noted(size: int, is_noted: bool) -> None:
-    said = [note for note in notes(f"engine.block_size={size}") if note.startswith("`engine.block_size`")]
-    assert len(said) == is_noted
+@pytest.mark.parametrize(("size", "remedy"), [(8, "choose 16"), (24, "choose 16 or 32")])
+def test_a_block_that_vllm_refuses_on_nvidia_is_refused(size: int, remedy: str) -> None:
+    (message,) = problems(f"engine.block_size={size}")
+    assert message.startswith(f"`engine.block_size` ({size}) is no multiple of 16, as the attention kernels on a100")
+    assert message.endswith(f"vLLM refuses to start; {remedy}")
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_multiples_of_16_are_taken(size: int) -> None:
+    check_all(load_data(DATA, [f"engine.block_size={size}"]))
+
+
+@pytest.mark.parametrize(
+    ("multiple", "size", "is_taken"), [(32, 16, False), (32, 64, True), (1, 3, True), (None, 8, False)]
+)
+def test_a_gpu_of_ones_own_says_what_its_kernels_take(multiple: int | None, size: int, is_taken: bool) -> None:
+    gpu = {"name": "mine", "memory_gib": 80, "memory_bandwidth_gb_s": 2000, "fp16_tflops": 300}
+    if multiple is not None:
+        gpu["kv_block_multiple"] = multiple
+    engine = {**DATA["engine"], "gpu": gpu, "block_size": size}
+    if is_taken:
+        check_all(load_data({**DATA, "engine": engine}))
+        return
+    with pytest.raises(InputError, match=r"`gpu\.kv_block_multiple` what its kernels take"):
+        load_data({**DATA, "engine": engine})

@@ -1,4 +1,4 @@
-"""Without chunked prefill a step's budget bounds a request: one number for the checks, the workload and the engine."""
+"""Without chunked prefill a step's budget bounds a request, so that vLLM starts only where it reaches max_model_len."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 import sim
 from sim.errors import InputError
-from sim.scenario.schema import EngineConfig
 
 DATA: dict[str, Any] = {
     "name": "x",
@@ -21,35 +20,37 @@ DATA: dict[str, Any] = {
     "engine": {
         "model": "llama-2-7b",
         "gpu": "a100-80gb-sxm",
+        "max_model_len": 64,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
         "enable_chunked_prefill": False,
     },
     "latency": {"kind": "constant", "step_s": 0.01},
 }
-NOTE = "without chunked prefill a prompt must fit one step: max_model_len is in effect 64 (max_num_batched_tokens)"
 
 
-@pytest.mark.parametrize(
-    ("chunked", "budget", "expected"), [(True, 2048, 4096), (False, 2048, 2048), (False, 8192, 4096)]
-)
-def test_the_smaller_one_counts_where_prompts_stay_whole(chunked: bool, budget: int, expected: int) -> None:
-    engine = EngineConfig(
-        model="llama-2-7b", gpu="a100-80gb-sxm", enable_chunked_prefill=chunked, max_num_batched_tokens=budget
-    )
-    assert engine.max_model_len_in_effect == expected
+def test_a_budget_below_the_longest_request_is_refused_at_the_key_that_was_written() -> None:
+    with pytest.raises(InputError) as caught:
+        sim.simulate(DATA, overrides=["engine.max_num_batched_tokens=63"])
+    (problem,) = caught.value.problems
+    assert problem.file == "--set engine.max_num_batched_tokens=63"
+    assert problem.message.startswith("`engine.max_num_batched_tokens` (63) is below `engine.max_model_len` (64)")
+
+
+def test_a_budget_that_is_left_out_reaches_it() -> None:
+    engine = {**DATA["engine"], "max_model_len": 4000, "max_num_batched_tokens": None}
+    results = sim.simulate({**DATA, "engine": engine})
+    assert results.summary["total_output_tokens"] == 6 * 60
 
 
 def test_outputs_that_are_cut_are_noted() -> None:
     results = sim.simulate(DATA)
     assert results.summary["total_output_tokens"] == 6 * 24
-    notes = results.summary["run"]["notes"]
-    assert "max_model_len (64) cuts 6 outputs short" in notes
-    assert [note for note in notes if note.startswith(NOTE)]
+    assert "max_model_len (64) cuts 6 outputs short" in results.summary["run"]["notes"]
 
 
-def test_nothing_is_noted_where_prompts_may_be_cut() -> None:
-    results = sim.simulate(DATA, overrides=["engine.enable_chunked_prefill=true"])
+def test_nothing_is_noted_where_outputs_fit() -> None:
+    results = sim.simulate(DATA, overrides=["engine.enable_chunked_prefill=true", "engine.max_model_len=4096"])
     assert results.summary["total_output_tokens"] == 6 * 60
     assert not [note for note in results.summary["run"]["notes"] if "max_model_len" in note]
 
@@ -67,4 +68,4 @@ def test_prompts_that_fill_a_step_are_refused_with_the_key_to_raise() -> None:
     with pytest.raises(InputError) as caught:
         sim.simulate(DATA, overrides=["workload.input_tokens.value=64"])
     (problem,) = caught.value.problems
-    assert "`engine.max_num_batched_tokens`, for prompt and output without chunked prefill, is 64" in problem.message
+    assert "`engine.max_model_len`, for prompt and output, is 64" in problem.message

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from cluster_runs import ENGINE, ONE_SECOND, SECOND, lengths, scenario
+from engines import engine_config
 
 from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.latency import hf_config
 from sim.latency.constant import ConstantCost
 from sim.latency.lockstep_cost import LockstepCost
 from sim.run import load, run
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 CONFIG = {
     "model_type": "llama",
@@ -31,7 +32,7 @@ WORKLOAD = lengths([8, 20], [3, 7], requests=20, arrival={"process": "poisson", 
 
 
 def resolved(latency: dict[str, Any] | None = None, **engine: Any) -> Deployment:
-    return resolve_deployment(EngineConfig(**{**ENGINE, **engine}), LatencyConfig(**(latency or ONE_SECOND)))
+    return resolve_deployment(engine_config(**{**ENGINE, **engine}), LatencyConfig(**(latency or ONE_SECOND)))
 
 
 def test_models_are_read_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +51,9 @@ def test_models_are_read_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for latency in ({"kind": "roofline"}, {"kind": "profile"}):
         engine = {**ENGINE, "model": str(tmp_path / "target"), "speculative": drafting}
         document = scenario(WORKLOAD, engine=engine, latency=latency, cluster={"replicas": 3})
+        loaded = load(document)  # fills in what the engine leaves to its model
         read.clear()
-        run(load(document))
+        run(loaded)
         assert sorted(read) == ["draft", "target"]
 
 

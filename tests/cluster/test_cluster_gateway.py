@@ -159,6 +159,6 @@ def test_a_leak_of_a_request_that_was_cancelled_names_it(monkeypatch: pytest.Mon
 
 
 def test_a_request_that_never_arrives_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gateway, "_release", lambda self, row: None)
+    monkeypatch.setattr(Gateway, "_release", lambda self, row, after: None)
     with pytest.raises(SimulationError, match="2 of 4 requests never arrived"):
         run(requests([8], [2], requests=4, arrival=closed_loop(2)))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engines import any_block
+
 from sim.results.results import Results
 from sim.run import load, run
 
@@ -59,7 +61,7 @@ def simulate(workload: dict[str, Any], *, latency: dict[str, Any] | None = None,
     if "cluster" in engine:
         scenario["cluster"] = engine.pop("cluster")
     stream = io.StringIO()
-    results = run(load({**scenario, "engine": {**ENGINE, **engine}}), decisions=stream)
+    results = run(load({**scenario, "engine": any_block({**ENGINE, **engine})}), decisions=stream)
     return Run(results, [json.loads(line) for line in stream.getvalue().splitlines()])
 
 

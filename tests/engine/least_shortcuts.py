@@ -147,3 +147,16 @@ LEAST: dict[str, dict[str, int]] = {
     "variants": {},
 }
 """Half as often as it did when this was written; ``test_engine_fast_forward.py`` prints what it counts."""
+
+LEAST_NOISE: dict[str, dict[str, int]] = {
+    "usual": {"cruised round": 40, "late": 3, "plan cut": 100, "set_cost": 300, "spells": 4},
+    "bounds": {"late": 3, "plan cut": 100, "set_cost": 1000, "spells": 4},
+    "tight": {"cruised round": 40, "late": 3, "plan cut": 100, "set_cost": 300, "spells": 4},
+    "evicting": {"late": 3, "plan cut": 300, "set_cost": 3000, "spells": 4},
+    "shared": {"late": 3, "plan cut": 100, "set_cost": 200, "spells": 4},
+    "windows": {"late": 3, "plan cut": 50, "set_cost": 50, "spells": 4},
+    "ranks": {"late": 3, "spells": 4, "step of a group": 1000},
+    "drafts": {"late": 1, "set_cost": 500, "spells": 4},
+    "variants": {"late": 3, "set_cost": 10, "spells": 3},
+}
+"""The same of runs with noise."""

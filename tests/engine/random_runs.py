@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from engine_profiled import PROFILED, profile_latency
+from engines import any_block, whole_prompts
 from windowed_model import windowed_model
 
 from policies.registry import POLICIES, PREDICTORS, ROUTERS
@@ -154,7 +155,7 @@ def scenario(rng: Random, workload: Document, engine: Document, latency: Documen
         "seed": rng.randint(0, 5),
         "workload": workload,
         "cluster": cluster,
-        "engine": engine,
+        "engine": whole_prompts(any_block(engine)),
         "latency": latency,
         "slo": {"ttft_p95_ms": 500, "itl_p99_ms": 100},
     }
@@ -198,6 +199,17 @@ def segments(rng: Random, name: str) -> Document:
     return {"trace": {"path": str(path), "format": "mooncake"}}
 
 
+def noises(rng: Random) -> Document:
+    """Late clients, spells of slow steps that are shorter or longer than steps, or both."""
+    client = {"share": rng.choice([0.1, 1.0]), "mean_ms": rng.choice([0.001, 10.0, 300.0])}
+    step = {
+        "every_s": rng.choice([0.02, 0.3, 2.0]),
+        "for_s": rng.choice([0.001, 0.03, 0.5]),
+        "factor": rng.choice([1.0, 1.3, 4.0]),
+    }
+    return rng.choice([{"client": client}, {"step": step}, {"step": step}, {"client": client, "step": step}])
+
+
 # --- families ------------------------------------------------------------------------------------
 
 
@@ -211,6 +223,7 @@ def usual(rng: Random, name: str) -> Document:
     if chance(rng, 0.4):
         change, host_ms = rng.choice(PROFILED)
         engine, latency = {**engine, **change}, profile_latency(rng.choice(host_ms))
+        engine["block_size"] = max(16, engine["block_size"])  # those of the GPU that the profile is of
     workload = traffic(rng, 300, 150, [0.3, 3.0, 12.0])
     return scenario(rng, workload, engine, latency, ["round_robin", "round_robin", *LIVE_ROUTERS])
 
@@ -320,6 +333,8 @@ def ranks(rng: Random, name: str) -> Document:
     engine = engines(rng, [66, 130, 3000], TAKEN)
     size = rng.choice([2, 2, 4])
     engine |= {"model": "qwen3-30b-a3b", "gpu": "h100-sxm", "data_parallel_size": size, "enable_expert_parallel": True}
+    if engine["block_size"] == 8:  # as many tokens in blocks that the GPU of the profile takes
+        engine |= {"block_size": 16, "num_gpu_blocks_override": engine["num_gpu_blocks_override"] // 2 + 1}
     workload = traffic(rng, 150, 80, [5.0, 20.0])
     if chance(rng, 0.4):  # few blocks, and a crowd
         engine |= {"num_gpu_blocks_override": 34, "block_size": 16, "max_model_len": 480, "max_num_seqs": 31}

@@ -125,7 +125,7 @@ def test_an_unknown_key_of_the_engine_off_its_default_is_the_references(
 ) -> None:
     more: Any = create_model("MoreConfig", __base__=EngineConfig, max_num_lanes=(int, 0))
     loaded = load(document())
-    engine = more(**loaded.scenario.engine.model_dump(exclude_unset=True), max_num_lanes=value)
+    engine = more(**loaded.scenario.engine.model_dump(), max_num_lanes=value)
     deployment = replace(resolve_deployment(engine, loaded.scenario.latency), engine=engine)
     record = simulate.simulate_cluster(loaded, deployment=deployment)
     assert bool(references) is not is_known

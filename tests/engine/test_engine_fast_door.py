@@ -27,8 +27,8 @@ def loads_of(scenario: dict[str, Any], stepping: str, instants: list[int], patch
     rng = Random(len(instants))
     figures = [rng.sample(LOADS, rng.choice([1, 1, 4])) for _ in instants]
 
-    def with_probes(env: Any, gateway: Any, acts: Any) -> None:
-        schedule_acts(env, gateway, acts)
+    def with_probes(env: Any, gateway: Any, speeds: Any, acts: Any) -> None:
+        schedule_acts(env, gateway, speeds, acts)
 
         def read(event: Event) -> None:
             for replica in gateway.replicas:

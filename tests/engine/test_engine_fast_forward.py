@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_profiled import Deployments, kept_costs
-from least_shortcuts import LEAST
-from random_runs import FAMILIES, some_acts
+from least_shortcuts import LEAST, LEAST_NOISE
+from random_runs import FAMILIES, noises, some_acts
 from shortcuts import Shortcuts
 
 from sim.checks.all_checks import check_all
@@ -68,6 +68,8 @@ def outcome(
     del summary["run"]["cpu_s"], summary["run"]["wall_s"]
     columns = {name: column.tolist() for name, column in record.requests.items()}
     gaps = {"itl_ns": record.itl_ns.tolist(), "itl_weight": record.itl_weight.tolist()}
+    gaps["itl_of_classes"] = [[each.tolist() for each in columns] for columns in record.itl_of_classes]
+    gaps |= {f"interruptions.{name}": column.tolist() for name, column in record.interruptions.items()}
     more = {"reasons": record.reasons, "notes": record.notes, "drafts": record.drafts and vars(record.drafts)}
     instants = [*columns["arrival_ns"], *columns["end_ns"]]
     for name in ("scheduled_ns", "start_ns", "end_ns"):
@@ -108,10 +110,12 @@ def taken() -> Iterator[Counter[str]]:
         yield Shortcuts(patch).counts
 
 
-def draw(family: str, seed: int) -> tuple[dict[str, Any], list[Act], Outcome] | None:
+def draw(family: str, seed: int, *, is_noisy: bool = False) -> tuple[dict[str, Any], list[Act], Outcome] | None:
     """A scenario, what happens to it, and what the reference makes of it; None for a combination that is refused."""
     rng = Random(f"{family}/{seed}")
     scenario = FAMILIES[family](rng, f"{family}-{seed}")
+    if is_noisy:
+        scenario["latency"] = {**scenario["latency"], "noise": noises(Random(f"noise/{family}/{seed}"))}
     reference = outcome(scenario, "reference")
     if reference is None or rng.random() < 0.5 or not reference.columns:
         return None if reference is None else (scenario, [], reference)
@@ -142,6 +146,26 @@ def test_fast_equals_the_reference(family: str, taken: Counter[str], monkeypatch
     least = {key: number * times for key, number in LEAST[family].items() if EXAMPLES >= SHORT}
     few = {key: (taken[key], number) for key, number in least.items() if taken[key] < number}
     assert not few, "shortcuts taken too seldom: (how often, how often at least)"
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_fast_equals_the_reference_under_noise(family: str, taken: Counter[str]) -> None:
+    """Spells of slow steps cut plans, come to groups of ranks, and end with the run; late clients send later."""
+    for seed in range(EXAMPLES, EXAMPLES + EXAMPLES // 4):
+        drawn = draw(family, seed, is_noisy=True)
+        if drawn is None:
+            continue
+        scenario, acts, reference = drawn
+        try:
+            compare(scenario, acts, reference)
+        except Exception as error:
+            error.add_note(f"{family}, seed {seed}: {scenario}\n{acts}")
+            raise
+        taken["late"] += "client" in scenario["latency"]["noise"]
+        taken["spells"] += "step" in scenario["latency"]["noise"]
+    least = LEAST_NOISE[family] if EXAMPLES >= SHORT else {}
+    few = {key: (taken[key], number) for key, number in least.items() if taken[key] < number}
+    assert not few, "ways taken too seldom: (how often, how often at least)"
 
 
 def test_jumps_are_taken() -> None:

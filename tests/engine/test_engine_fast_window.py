@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from engines import any_block
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from windowed_model import windowed_model
@@ -90,7 +91,12 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, Any], list[Act]]:
         Act(draw(instants), what, draw(st.integers(0, requests - 1)) if what is What.CANCEL else 0, factor)
         for what, factor in draw(st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from([1.0, 1.37])), max_size=4))
     ]
-    return {"name": "w", "workload": workload, "engine": engine, "latency": draw(st.sampled_from(LATENCIES))}, acts
+    return {
+        "name": "w",
+        "workload": workload,
+        "engine": any_block(engine),
+        "latency": draw(st.sampled_from(LATENCIES)),
+    }, acts
 
 
 def outcome(scenario: dict[str, Any], acts: Sequence[Act], stepping: str) -> tuple[list[str], Any, Any]:
@@ -103,7 +109,8 @@ def outcome(scenario: dict[str, Any], acts: Sequence[Act], stepping: str) -> tup
         return stream.getvalue().splitlines(), str(error), None
     summary = build_summary(record, RunContext())
     summary["run"] = {key: value for key, value in summary["run"].items() if key not in ("cpu_s", "wall_s")}
-    return stream.getvalue().splitlines(), summary, {k: v.tolist() for k, v in record.requests.items()}
+    columns = {**record.requests, **{f"interruptions.{k}": v for k, v in record.interruptions.items()}}
+    return stream.getvalue().splitlines(), summary, {k: v.tolist() for k, v in columns.items()}
 
 
 def assert_equal(scenario: dict[str, Any], acts: Sequence[Act] = ()) -> None:
@@ -164,7 +171,7 @@ def crowd(inputs: Sequence[int] = (200, 63, 300, 64, 40), **engine: Any) -> dict
         "output_tokens": {"dist": "values", "values": [150, 60, 20]},
     }
     sizes = {"max_model_len": 512, "max_num_batched_tokens": 128, "max_num_seqs": 64, "num_gpu_blocks_override": 2000}
-    engine = {"model": windowed_model(64), "gpu": "a100-80gb-sxm", **sizes, **engine}
+    engine = any_block({"model": windowed_model(64), "gpu": "a100-80gb-sxm", **sizes, **engine})
     return {"name": "crowd", "workload": workload, "engine": engine}
 
 

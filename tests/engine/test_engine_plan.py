@@ -106,10 +106,10 @@ def test_no_gap_is_lost_when_stretches_are_dropped(monkeypatch: pytest.MonkeyPat
         size, context = 2 + series, 300
         place, stretch = sums.get(size, context, 20)
         plans.append((size, context, Plan(0, 10_000, 10, stretch, place, 20, is_async=True)))
-        plans[-1][2].size = size
+        plans[-1][2].size = plans[-1][2].units = size
     assert len(sums.stretches) <= 2
     for size, context, plan in plans:
-        plan.count_gaps(plan.steps, recorder.add_gap)
+        plan.count_gaps(plan.steps, recorder.gaps.add)
         for step in range(plan.steps):
             gap = 1000 + context + step * size
             expected[gap] = expected.get(gap, 0) + size

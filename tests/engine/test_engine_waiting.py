@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_engine_fast_forward import assert_same
 
 from policies.base import Policy, RankChanges, RequestView
+from policies.fcfs import Fcfs
 from sim.engine.reference.waiting import RankedQueue
 from sim.errors import SimulationError
 from sim.run import load, run
@@ -114,10 +115,62 @@ class Timeless(Answering):
     instant = "soon"
 
 
+class Borrowed(Fcfs):
+    """A policy of one's own that only inherits a name."""
+
+    stock_mode = None
+
+    def rank(self, request: RequestView, now_ns: int) -> Any:
+        return None
+
+
+class Preempts(Answering):
+    answer: Any = None
+
+    def preempt(self, *_: Any) -> Any:
+        return self.answer
+
+
+class PreemptsText(Preempts):
+    answer = "3"
+
+
+class PreemptsOthers(Preempts):
+    answer = ("3",)
+
+
+class Limits(Answering):
+    def step_limits(self, now_ns: int) -> Any:
+        return 512
+
+
+class Shares(Answering):
+    def share_budgets(self, max_num_batched_tokens: int) -> Any:
+        return ["a"]
+
+
+class SharesOfNothing(Answering):
+    def share_budgets(self, max_num_batched_tokens: int) -> Any:
+        return {"a": None}
+
+
+class Yields(Answering):
+    def victim(self, running: Any, needy: Any) -> Any:
+        return "3"
+
+
 @pytest.mark.parametrize("stepping", ["fast", "reference"])
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
+        (Borrowed, ":Borrowed ranked request 0 None (NoneType), but a rank must be a number"),
+        (Preempts, "policy answering answered preempt with None (NoneType); it must be the requests to preempt"),
+        (PreemptsText, "policy answering answered preempt with '3' (str); it must be the requests to preempt"),
+        (PreemptsOthers, "policy answering preempts '3', which does not run"),
+        (Limits, "policy answering answered step_limits with 512 (int); it must be a StepLimits, or None"),
+        (Shares, "policy answering answered share_budgets with ['a'] (list); it must be whole tokens by share group"),
+        (SharesOfNothing, "policy answering answered share_budgets with {'a': None} (dict); it must be whole tokens"),
+        (Yields, "policy answering answered victim with '3' (str); it must be a request that runs, or None"),
         (Undecided, "policy answering ranked request 3 None (NoneType), but a rank must be a number"),
         (Mixed, "policy answering ranked request 3 'late' (str), but a rank must be a number"),
         (Pairs, "policy answering ranked request 3 (1, 2) (tuple), but a rank must be a number"),
@@ -138,6 +191,8 @@ def test_an_answer_without_an_order_names_policy_and_request(stepping: str, poli
             "model": "llama-3.1-8b",
             "gpu": "h100-sxm",
             "max_num_seqs": 2,
+            "max_model_len": 128,
+            "num_gpu_blocks_override": 10,
             "stepping": stepping,
             "policy": f"{policy.__module__}:{policy.__name__}",
         },

@@ -16,7 +16,7 @@ from sim.cluster.deployment import resolve_deployment
 from sim.errors import InputError
 from sim.explore.fit_parameters import Parameter, choose_parameters
 from sim.explore.fit_result import Fit
-from sim.explore.measured_run import KEYS, read_run
+from sim.explore.measured_run import KEYS, read_runs
 from sim.latency.build import build_step_cost
 from sim.latency.fitted import Fitted, load_fit
 from sim.latency.models import load_model
@@ -192,11 +192,52 @@ def test_places_and_values() -> None:
             assert parameter.value(parameter.place(value)) == pytest.approx(value)
 
 
-def test_other_traffic_is_noted(tmp_path: Path) -> None:
+def test_a_little_other_traffic_is_noted(tmp_path: Path) -> None:
     told = scenario()
-    content = result(measure(told, "constant", STEP)) | {"completed": 900}
+    content = result(measure(told, "constant", STEP)) | {"completed": 114}
     notes = sim.fit(write(tmp_path / "other.json", content), told).notes
-    assert any("completed is 900 there and 120 in the simulation" in note for note in notes)
+    assert any("completed is 114 there and 120 in the simulation" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workload.requests": 60}, "120 requests were measured, and the workload has 60 in"),
+        ({"workload.input_tokens.high": 900}, "input tokens a request were measured, and the workload has"),
+        ({"workload.output_tokens.low": 110}, "output tokens a request were measured, and the workload has"),
+        ({"workload.arrival.rate": 2.0}, "arrivals of the workload alone take"),
+        ({"workload.arrival.rate": 80.0}, "s with the best parameters in"),
+    ],
+)
+def test_other_traffic_is_refused(
+    tmp_path: Path, constant_run: str, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    path, out = write(tmp_path / "scenario.yaml", scenario()), tmp_path / "FIT.yaml"
+    sets = [part for key, value in change.items() for part in ("--set", f"{key}={value}")]
+    assert simrun("fit", constant_run, "--scenario", path, "--out", str(out), *sets) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "--save-detailed" in told.err, "the remedy"
+    assert told.out == ""
+    assert not out.exists()
+    # A file with requests brings its own traffic.
+    detailed = write(tmp_path / "detailed.json", bench(scenario()))
+    assert simrun("fit", detailed, "--scenario", path, "--out", str(out), *sets) == 0
+
+
+def test_latencies_that_nothing_explains_are_refused(tmp_path: Path) -> None:
+    told = scenario()
+    content = result(measure(told, "constant", STEP), ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"))
+    content["mean_tpot_ms"] *= 40
+    with pytest.raises(InputError, match="no parameters within their bounds come near this run"):
+        sim.fit(write(tmp_path / "odd.json", content), told)
+
+
+def test_failed_requests_count_as_sent(tmp_path: Path) -> None:
+    told = scenario()
+    content = result(measure(told, "constant", STEP)) | {"completed": 90, "failed": 30}
+    del content["total_input_tokens"], content["total_output_tokens"]
+    sim.fit(write(tmp_path / "failed.json", content), told)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -230,13 +271,15 @@ def test_command(tmp_path: Path, constant_run: str, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "neither a record of `simrun observe` nor one result"),
+        ("{", "neither a record of `simrun observe` nor a result"),
         ("[1]", "expected the one JSON object"),
         ("{}", "none of the figures"),
         ('{"mean_ttft_ms": 0}', "none of the figures"),
         ('{"mean_ttft_ms": "fast"}', "mean_ttft_ms must be a number of 0 or more, found 'fast'"),
-        ('{"mean_ttft_ms": -1, "p99_itl_ms": NaN}', "p99_itl_ms must be a number of 0 or more, found nan"),
-        ('{"duration": 20.0}', "say nothing of any parameter"),
+        ('{"mean_ttft_ms": -1, "p99_itl_ms": 2}', "mean_ttft_ms must be a number of 0 or more, found -1"),
+        ('{"mean_ttft_ms": NaN, "p99_itl_ms": Infinity}', "none of the figures"),
+        ('{"mean_ttft_ms": 4}\n{"mean_ttft_ms": "fast"}', "result 2 of 2 (--append-result): mean_ttft_ms must be"),
+        ('{"duration": 240.0}', "say nothing of any parameter"),
         ('{"record": "simrun-observe", "format": 1}\n{"end": true}\n', "no request completed"),
     ],
 )
@@ -284,6 +327,45 @@ def test_without_scipy(constant_run: str, monkeypatch: pytest.MonkeyPatch) -> No
         sim.fit(constant_run, scenario())
 
 
+def bench(told: dict[str, Any]) -> dict[str, Any]:
+    """As ``vllm bench serve --save-detailed`` writes it."""
+    results = measure(told, "constant", STEP)
+    table, rows = results.record.workload, results.requests
+    outputs = table.output_tokens.tolist()
+    gaps = [[tpot / 1e3] * (count - 1) for tpot, count in zip(rows["tpot_ms"].tolist(), outputs, strict=True)]
+    return result(results) | {
+        "input_lens": table.input_tokens.tolist(),
+        "output_lens": outputs,
+        "ttfts": (rows["ttft_ms"] / 1e3).tolist(),
+        "itls": gaps,
+        "start_times": (table.arrival_ns / 1e9).tolist(),
+        "errors": [""] * len(outputs),
+    }
+
+
+def test_appended_results_are_a_run_each(tmp_path: Path) -> None:
+    told = [scenario(rate=4.0), scenario(rate=10.0, tokens=1500)]
+    path = tmp_path / "all.jsonl"
+    path.write_text("\n".join(json.dumps(bench(each)) for each in told))
+    found = sim.fit(path, told)
+    assert [case.run.file for case in found.cases] == [f"{path}, result 1", f"{path}, result 2"]
+    assert found.values["step_ms"] == pytest.approx(STEP["step_ms"], rel=0.05)
+    assert found.left_out is not None
+
+
+def test_a_result_without_start_times_has_the_arrivals_of_the_scenario(tmp_path: Path) -> None:
+    told = scenario()
+    document = bench(told)
+    del document["start_times"]
+    (run,) = read_runs(write(tmp_path / "old.json", document))
+    assert run.measured is None
+    assert run.figures["mean_ttft_ms"] == pytest.approx(document["mean_ttft_ms"])
+    assert run.figures["duration"] == document["duration"]
+    assert any("since 0.15" in note for note in run.notes)
+    found = sim.fit(tmp_path / "old.json", told)
+    assert found.values["step_ms"] == pytest.approx(STEP["step_ms"], rel=0.1)
+
+
 def test_bundled_tokens_leave_itl_out(tmp_path: Path) -> None:
     path = tmp_path / "seen.jsonl"
     record(measure(scenario(), "constant", STEP), path)
@@ -291,6 +373,6 @@ def test_bundled_tokens_leave_itl_out(tmp_path: Path) -> None:
     for line in lines[1:-1]:
         line["token_s"] = line["token_s"][::2]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    read = read_run(str(path))
+    (read,) = read_runs(str(path))
     assert not any(key.endswith("_itl_ms") for key in read.figures)
     assert any("several at a time" in note for note in read.notes)

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from engines import engine_config
 
 from sim.errors import InputError
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost, build_work_model
 from sim.latency.profile import library
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
-ENGINE = EngineConfig(model="llama-2-7b", gpu="a100-80gb-sxm")
+ENGINE = engine_config(model="llama-2-7b", gpu="a100-80gb-sxm")
 
 
 def test_constant() -> None:
@@ -74,7 +75,7 @@ def test_a_stated_link_replaces_the_machines(kind: Literal["roofline", "profile"
 
 def test_names_and_splits_are_checked() -> None:
     with pytest.raises(InputError) as error:
-        build_step_cost(EngineConfig(model="llama-2-7b", gpu="gtx", tensor_parallel_size=5), LatencyConfig())
+        build_step_cost(engine_config(model="llama-2-7b", gpu="gtx", tensor_parallel_size=5), LatencyConfig())
     assert len(error.value.problems) == 3
 
 
@@ -91,13 +92,13 @@ def test_names_and_splits_are_checked() -> None:
 )
 @pytest.mark.filterwarnings("error")
 def test_steps_beyond_what_a_run_can_count_are_refused(values: dict[str, Any], told: str) -> None:
-    engine = EngineConfig(model="llama-3.1-8b", gpu="a100-80gb-sxm", tensor_parallel_size=2)
+    engine = engine_config(model="llama-3.1-8b", gpu="a100-80gb-sxm", tensor_parallel_size=2)
     with pytest.raises(InputError, match=rf"^latency: a step of one token would take .*{told}"):
         build_step_cost(engine, LatencyConfig(**values))
 
 
 @pytest.mark.parametrize("kind", ["roofline", "profile"])
 def test_steps_that_take_next_to_nothing_take_a_nanosecond(kind: Literal["roofline", "profile"]) -> None:
-    engine = EngineConfig(model="llama-3.1-8b", gpu="a100-80gb-sxm")
+    engine = engine_config(model="llama-3.1-8b", gpu="a100-80gb-sxm")
     cost = build_step_cost(engine, LatencyConfig(kind=kind, time_scale=1e-300))
     assert cost.gpu_ns(StepShape(num_decodes=1, decode_context_tokens=1, num_sampled=1)) == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from profiles import hand_made
 
 from sim.errors import InputError
@@ -22,7 +23,7 @@ from sim.latency.profile.library import Found
 from sim.latency.profile.terms import TERMS
 from sim.latency.roofline import RooflineCost
 from sim.run import load, run
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 H100 = load_gpu("h100-sxm")
 VALUES = {
@@ -58,7 +59,7 @@ def fitted(kind: Any = "profile", **values: float) -> Fitted:
 
 def cost(found: Fitted | None = None, **engine: Any) -> ProfileCost:
     profile = hand_made()
-    config = EngineConfig(**{"model": "mixtral-8x7b", "gpu": H100.name, "tensor_parallel_size": 2, **engine})
+    config = engine_config(**{"model": "mixtral-8x7b", "gpu": H100.name, "tensor_parallel_size": 2, **engine})
     return ProfileCost(Found(profile, profile.device), load_model(config.model), H100, config, fitted=found)
 
 
@@ -94,7 +95,7 @@ def test_host_times() -> None:
     only_step = cost(fitted(host_step_ms=1.5))
     assert only_step.host_request_ns == cost().host_request_ns
     roofline = build_step_cost(
-        EngineConfig(model="llama-3.1-8b", gpu="l40s"),
+        engine_config(model="llama-3.1-8b", gpu="l40s"),
         LatencyConfig(kind="roofline"),
         fitted=fitted("roofline", host_request_us=9.0),
     )
@@ -103,7 +104,7 @@ def test_host_times() -> None:
 
 def test_ranks_that_step_together_pay_factors_too() -> None:
     spread = {"data_parallel_size": 2, "enable_expert_parallel": True}
-    engine = EngineConfig(model="mixtral-8x7b", gpu=H100.name, tensor_parallel_size=2, **spread)
+    engine = engine_config(model="mixtral-8x7b", gpu=H100.name, tensor_parallel_size=2, **spread)
 
     def group(found: Fitted | None) -> LockstepCost:
         return LockstepCost(cost(found, **spread), engine, load_model(engine.model))
@@ -117,7 +118,7 @@ def test_ranks_that_step_together_pay_factors_too() -> None:
 
 
 def test_roofline() -> None:
-    engine = EngineConfig(model="llama-3.1-8b", gpu="h100-sxm")
+    engine = engine_config(model="llama-3.1-8b", gpu="h100-sxm")
 
     def roofline(found: Fitted | None) -> RooflineCost:
         built = build_step_cost(engine, LatencyConfig(kind="roofline"), fitted=found)
@@ -135,7 +136,7 @@ def test_roofline() -> None:
 
 
 def test_constant_with_a_time_per_token() -> None:
-    engine = EngineConfig(model="llama-3.1-8b", gpu="h100-sxm")
+    engine = engine_config(model="llama-3.1-8b", gpu="h100-sxm")
     built = build_step_cost(engine, LatencyConfig(kind="constant"), fitted=fitted("constant", step_ms=5, token_us=2))
     assert isinstance(built, ConstantCost)
     assert built.gpu_ns(MIXED) == 5_000_000 + 2_000 * 603 == built.step_ns(2, 600, 0, 0, 3, 3000, 5)

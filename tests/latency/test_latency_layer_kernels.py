@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from profiles import hand_made
 
 from sim.latency.base import StepShape
@@ -16,7 +17,7 @@ from sim.latency.profile.all_reduce import fused_limit_bytes
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.file import Curve, Profile
 from sim.latency.profile.graphs import graph_sizes
-from sim.latency.profile.layer_kernels import LAUNCH_ONE_NS, launches_ns
+from sim.latency.profile.layer_kernels import LAUNCH_ONE_NS, compiled_launches_ns
 from sim.latency.profile.library import Found, find_profile
 from sim.scenario.schema import CompilationConfig, EngineConfig, PassConfig
 
@@ -25,7 +26,7 @@ DO_NOT_FUSE = CompilationConfig(pass_config=PassConfig(fuse_allreduce_rms=False)
 
 
 def engine(model: str = "llama-3.1-8b", gpu: str = "h100-sxm", tp: int = 8, **settings: Any) -> EngineConfig:
-    return EngineConfig(model=model, gpu=gpu, tensor_parallel_size=tp, **settings)
+    return engine_config(model=model, gpu=gpu, tensor_parallel_size=tp, **settings)
 
 
 def built_in(config: EngineConfig) -> ProfileCost:
@@ -158,8 +159,8 @@ def test_what_no_graph_holds_waits_for_its_launches() -> None:
 )
 def test_launches_by_hand(model: str, tp: int, dtype: str, launches: int) -> None:
     ops = built_in(engine(model, "h100-sxm", tp, dtype=dtype)).operators
-    assert launches_ns(ops, np.ones(1))[0] == launches * LAUNCH_ONE_NS
-    assert launches_ns(ops, np.zeros(1))[0] == 0.0
+    assert compiled_launches_ns(ops, np.ones(1))[0] == launches * LAUNCH_ONE_NS
+    assert compiled_launches_ns(ops, np.zeros(1))[0] == 0.0
 
 
 def test_the_largest_captured_graph_is_as_told() -> None:

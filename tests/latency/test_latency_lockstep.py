@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ KINDS = ("profile", "roofline")
 
 def engine(dp: int = 2, tp: int = 1, *, ep: bool = True, **settings_: Any) -> EngineConfig:
     told = {"model": "qwen3-30b-a3b", "gpu": "h200-sxm", "enable_expert_parallel": ep, **settings_}
-    return EngineConfig(data_parallel_size=dp, tensor_parallel_size=tp, **told)
+    return engine_config(data_parallel_size=dp, tensor_parallel_size=tp, **told)
 
 
 def any_cost(config: EngineConfig, kind: str = "profile", **latency: Any) -> StepCost:

@@ -255,15 +255,43 @@ def test_files_that_are_not_configs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [
-        ("llama-3.1-9b", "llama-3.1-8b"),
+        ("lama-3.1-8b", "llama-3.1-8b"),
+        ("llama3.1_8b", "llama-3.1-8b"),
         ("somebody/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
-        ("Qwen/Qwen3-8B-FP8", "qwen3-8b"),
-        ("qwen3-31b", "qwen3-32b"),
+        ("mixtral-8x7b-instruct", "mixtral-8x7b"),
+        ("qwen3-30b", "qwen3-30b-a3b"),
+        ("llama-4-scout", "llama-4-scout-17b-16e"),
+        ("llama-3.1", "llama-3.1-8b or llama-3.1-70b or llama-3.1-405b"),
     ],
 )
 def test_unknown_names_get_a_suggestion(name: str, suggestion: str) -> None:
-    with pytest.raises(InputError, match=rf"did you mean .*{suggestion}"):
+    with pytest.raises(InputError, match=rf"did you mean {suggestion}\?$"):
         load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("llama-3.1-9b", "llama-3.1-8b, llama-3.1-70b, llama-3.1-405b"),
+        ("Qwen/Qwen3-8B-FP8", "qwen3-8b"),  # what is stored there is not known
+        ("qwen3-4b", "qwen3-8b, qwen3-14b, qwen3-32b, qwen3-30b-a3b"),
+        ("Qwen/Qwen3-15B", "qwen3-8b, qwen3-14b, qwen3-32b, qwen3-30b-a3b"),
+        ("codellama-7b", "codellama-34b"),
+    ],
+)
+def test_another_size_is_another_model(name: str, family: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load_model(name)
+    assert "did you mean" not in str(raised.value)
+    assert f"; presets of that family: {family}; another goes in as the path" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["gemma-2-9b", "gpt-oss-20b", "deepseek-v3", "phi-4", "falcon-7b", "gpt-4"])
+def test_no_other_family_is_suggested(name: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load_model(name)
+    assert "did you mean" not in str(raised.value)
+    assert "; presets: llama-2-7b, " in str(raised.value)
 
 
 def test_a_name_like_nothing_gets_the_list() -> None:

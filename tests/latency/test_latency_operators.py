@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.gpus import GPUS, GpuSpec
 from sim.latency.models import MODELS
 from sim.latency.operators import slower_of
 from sim.latency.roofline import RooflineCost
-from sim.scenario.schema import EngineConfig
 
 A100 = GPUS["a100-80gb-sxm"]
 
 
 def make(hardware: GpuSpec = A100, **engine_settings: Any) -> RooflineCost:
-    engine = EngineConfig(**({"model": "llama-2-7b", "gpu": hardware.name} | engine_settings))
+    engine = engine_config(**({"model": "llama-2-7b", "gpu": hardware.name} | engine_settings))
     return RooflineCost(MODELS[engine.model], hardware, engine)
 
 

@@ -185,6 +185,20 @@ def test_a_profile_file_is_looked_for_beside_the_scenario_and_then_here(
     assert str(error.value).endswith(f"looked for {here / 'no.json'}")
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("h100", "did you mean 'h100-sxm'?"),
+        ("H100_SXM", "did you mean 'h100-sxm'?"),
+        *((other, "built in are a100-80gb-sxm, ") for other in ("b300-sxm", "h100-pcie", "h200-nvl", "mi300x")),
+    ],
+)
+def test_another_gpu_s_profile_is_not_suggested(name: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        find_profile(name, load_gpu("h100-sxm"), None)
+    assert f"no profile {name!r}; {told}" in str(error.value)
+
+
 @pytest.mark.parametrize("name", builtin_names())
 def test_built_in_profiles_are_small_and_for_the_gpu_they_are_named_after(name: str) -> None:
     path = BUILTIN / f"{name}.json.gz"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from profiles import hand_made
 
 from sim.latency.base import StepShape
@@ -20,7 +21,6 @@ from sim.latency.profile.library import Found
 from sim.latency.profile.swap import SWAP_EFFICIENCY
 from sim.latency.profile.terms import TERMS
 from sim.run import load, run
-from sim.scenario.schema import EngineConfig
 
 H100 = load_gpu("h100-sxm")
 COPIES: dict[str, Any] = {"host_copy": [("to_host",), ("to_gpu",)]}
@@ -63,7 +63,7 @@ SHAPES = {
 
 def cost(profile: Profile | None = None, without: frozenset[str] = frozenset(), **engine: Any) -> ProfileCost:
     profile = profile or hand_made(**COPIES)
-    config = EngineConfig(**{"model": "llama-3.1-8b", "gpu": H100.name, **engine})
+    config = engine_config(**{"model": "llama-3.1-8b", "gpu": H100.name, **engine})
     return ProfileCost(Found(profile, profile.device), load_model(config.model), H100, config, without=without)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from sim.latency.models import MODELS
 from sim.latency.operators import distinct_experts, power
 from sim.latency.roofline import RooflineCost
 from sim.latency.work import WorkModel
-from sim.scenario.schema import EngineConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm"},
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def make(
     hardware: GpuSpec | None = None, host_overhead_ms: float | None = None, **engine_settings: Any
 ) -> RooflineCost:
-    engine = EngineConfig(**({"model": "llama-2-7b", "gpu": "a100-80gb-sxm"} | engine_settings))
+    engine = engine_config(**({"model": "llama-2-7b", "gpu": "a100-80gb-sxm"} | engine_settings))
     model = MODELS[engine.model]
     return RooflineCost(model, hardware or GPUS[engine.gpu], engine, host_overhead_ms=host_overhead_ms)
 
@@ -105,7 +105,7 @@ def test_a_run_equals_its_steps_bit_for_bit(name: str, decodes: int, context: in
 def test_no_step_beats_the_datasheet(name: str, chunks: list[tuple[int, int]], decodes: list[int]) -> None:
     cost = variant(name)
     shape = shape_of(chunks, decodes)
-    engine = EngineConfig(**VARIANTS[name])
+    engine = engine_config(**VARIANTS[name])
     work = WorkModel(cost.model, cost.gpu, engine)
     columns = {
         field: np.array([getattr(shape, field)])

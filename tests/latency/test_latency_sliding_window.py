@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ FULL = replace(WINDOWED, name="full", sliding_window=None)
 
 
 def engine(**given: Any) -> EngineConfig:
-    return EngineConfig(**{"model": "mistral-7b", "gpu": "a100-80gb-sxm", "max_model_len": 32768, **given})
+    return engine_config(**{"model": "mistral-7b", "gpu": "a100-80gb-sxm", "max_model_len": 32768, **given})
 
 
 def test_blocks_of_a_request_are_bounded_by_window_and_steps_in_flight() -> None:

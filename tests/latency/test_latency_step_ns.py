@@ -8,6 +8,7 @@ from math import isqrt
 from typing import Any
 
 import pytest
+from engines import engine_config
 
 from sim.latency.base import StepCost, StepShape, shape_of
 from sim.latency.build import build_step_cost
@@ -18,7 +19,7 @@ from sim.latency.sliding_window import within
 from sim.latency.slowed import slowed
 from sim.latency.speculative_cost import SpeculativeCost
 from sim.latency.tables import TabulatedCost
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 LLAMA = {"model": "llama-3.1-8b", "gpu": "h100-sxm"}
 WINDOWED = {"model": "mistral-7b", "gpu": "h100-sxm", "max_model_len": 16_384}
@@ -32,7 +33,7 @@ DRAFTS = {
 
 
 def cost_of(kind: str, engine: dict[str, Any]) -> Any:
-    return build_step_cost(EngineConfig.model_validate(engine), LatencyConfig.model_validate({"kind": kind}))
+    return build_step_cost(engine_config(**engine), LatencyConfig.model_validate({"kind": kind}))
 
 
 def random_shape(draw: random.Random, drafts: int = 0) -> StepShape:
@@ -76,9 +77,10 @@ def profiled_ns(cost: ProfileCost, shape: StepShape) -> int:
         num, tokens, window = shape.num_prefills, shape.num_prefill_tokens, cost._window
         pairs = min(shape.prefill_attention_pairs // 2, tokens * window)
         context = min(shape.prefill_context_tokens, tokens + num * window)
-        bound = max(cost._pair.ns(pairs), cost._context.ns(context) + cost._query.ns(tokens)) + cost._launch_ns
-        size = max(1, isqrt(2 * pairs // num))
-        ns += bound * line_at(cost._prefill_segments(num), size) >> SLOPE_BITS
+        attention = line_at(cost._prefill_segments(num), max(1, isqrt(2 * pairs // num)))
+        if shape.prefill_context_tokens > tokens:
+            attention = max(attention, line_at(cost._prior_segments(num), context))
+        ns += attention
     return ns + cost._swap.ns(shape.swap_bytes)
 
 

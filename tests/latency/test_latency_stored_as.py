@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import engine_config
 
 from sim.errors import InputError
 from sim.latency.build import build_step_cost
@@ -15,7 +16,7 @@ from sim.latency.memory import plan_memory
 from sim.latency.models import MODELS, load_model
 from sim.latency.precision import resolve_precision
 from sim.run import load
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 SHAPE = {
     "model_type": "llama",
@@ -87,7 +88,7 @@ UNREAD: list[dict[str, Any]] = [
 def test_plain_formats(tmp_path: Path, config: dict[str, Any], dtype: str, source: str) -> None:
     model = load_model(written(tmp_path, **config))
     assert (model.dtype, model.dtype_source) == (dtype, source)
-    engine = EngineConfig(model=str(tmp_path), gpu="h100-sxm", dtype="auto")
+    engine = engine_config(model=str(tmp_path), gpu="h100-sxm", dtype="auto")
     notes = plan_memory(engine).notes
     assert (f"engine.dtype auto: {dtype} (the model's config: {source})" in notes) == bool(source)
     assert resolve_precision(engine, load_gpu("h100-sxm"), model).weights == dtype
@@ -120,7 +121,7 @@ def test_auto_is_charged_and_kept_as_what_it_is(tmp_path: Path) -> None:
     model = written(tmp_path, torch_dtype="float16", quantization_config={"quant_method": "awq", "bits": 4})
     plans, costs = [], []
     for dtype in ("auto", "int4", "bfloat16"):
-        engine = EngineConfig(model=model, gpu="h100-sxm", dtype=dtype, max_model_len=8192)
+        engine = engine_config(model=model, gpu="h100-sxm", dtype=dtype, max_model_len=8192)
         plans.append(plan_memory(engine))
         costs.append(build_step_cost(engine, LatencyConfig()).decode_run_ns(4, 4000, 3).tolist())
     assert plans[0].weights_bytes == plans[1].weights_bytes < 0.5 * plans[2].weights_bytes
@@ -134,7 +135,7 @@ def test_auto_is_charged_and_kept_as_what_it_is(tmp_path: Path) -> None:
 
 def test_blocks_of_fp8_take_a_scale_each(tmp_path: Path) -> None:
     block = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    engine = EngineConfig(model=written(tmp_path, quantization_config=block), gpu="h100-sxm", dtype="auto")
+    engine = engine_config(model=written(tmp_path, quantization_config=block), gpu="h100-sxm", dtype="auto")
     gpu, model = load_gpu("h100-sxm"), load_model(str(tmp_path))
     found = resolve_precision(engine, gpu, model)
     assert (found.weights, found.activations, found.gemm_flops) == ("fp8_block", "bfloat16", gpu.fp8_flops)
@@ -147,7 +148,7 @@ def test_blocks_of_fp8_take_a_scale_each(tmp_path: Path) -> None:
 
 def test_presets_are_bfloat16_and_say_nothing_but_for_the_one_published_in_fp8() -> None:
     assert {name for name, model in MODELS.items() if model.dtype != "bfloat16"} == {"minimax-m2.5"}
-    engine = EngineConfig(model="llama-2-7b", gpu="h100-sxm", dtype="auto")
+    engine = engine_config(model="llama-2-7b", gpu="h100-sxm", dtype="auto")
     assert plan_memory(engine).notes == plan_memory(engine.model_copy(update={"dtype": "bfloat16"})).notes
 
 
@@ -164,9 +165,9 @@ def test_fp8_is_fp8_as_the_checkpoint_has_it() -> None:
     """MiniMax-M2.5 is published in FP8 with a scale per block, and stays so under ``dtype: fp8``; Llama is not."""
     gpu = load_gpu("h100-sxm")
     for name, weights in (("minimax-m2.5", "fp8_block"), ("llama-3.1-8b", "fp8")):
-        found = resolve_precision(EngineConfig(model=name, gpu="h100-sxm", dtype="fp8"), gpu, MODELS[name])
+        found = resolve_precision(engine_config(model=name, gpu="h100-sxm", dtype="fp8"), gpu, MODELS[name])
         assert (found.weights, found.notes) == (weights, ())
     auto = resolve_precision(
-        EngineConfig(model="minimax-m2.5", gpu="h100-sxm", dtype="auto"), gpu, MODELS["minimax-m2.5"]
+        engine_config(model="minimax-m2.5", gpu="h100-sxm", dtype="auto"), gpu, MODELS["minimax-m2.5"]
     )
     assert auto.weights == "fp8_block"

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import engine_config
 
 import sim
 from sim.latency.base import StepCost, StepShape
 from sim.latency.build import build_step_cost
 from sim.latency.profile.cost import ProfileCost
-from sim.scenario.schema import EngineConfig, LatencyConfig
+from sim.scenario.schema import LatencyConfig
 
 KINDS: list[dict[str, Any]] = [{"kind": "profile"}, {"kind": "roofline"}, {"kind": "constant", "step_s": 0.02}]
 SHAPES = {
@@ -37,7 +38,7 @@ SHAPES = {
 
 
 def cost(latency: dict[str, Any], scale: float | None = None, **engine: Any) -> StepCost:
-    config = EngineConfig(model="llama-3.1-8b", gpu="h100-sxm", **engine)
+    config = engine_config(model="llama-3.1-8b", gpu="h100-sxm", **engine)
     scaled = latency if scale is None else {**latency, "time_scale": scale}
     return build_step_cost(config, LatencyConfig(**scaled))
 

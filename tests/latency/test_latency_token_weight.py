@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from engines import SIZES
 
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost
@@ -46,7 +47,7 @@ def test_the_docstrings_example(seats: int, weight: int) -> None:
                 "arrival": {"process": "burst"},
                 **{key: {"dist": "fixed", "value": 9} for key in ("input_tokens", "output_tokens")},
             },
-            "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_num_seqs": seats},
+            "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm", **SIZES, "max_num_seqs": seats},
         }
     )
     engine = loaded.scenario.engine

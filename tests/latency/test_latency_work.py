@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from engines import engine_config
 
 from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS
 from sim.latency.work import WorkModel
-from sim.scenario.schema import EngineConfig
 
 
 def work(model: str = "llama-2-7b", gpu: str = "a100-80gb-sxm", **engine_settings: Any) -> WorkModel:
-    return WorkModel(MODELS[model], GPUS[gpu], EngineConfig(model=model, gpu=gpu, **engine_settings))
+    return WorkModel(MODELS[model], GPUS[gpu], engine_config(model=model, gpu=gpu, **engine_settings))
 
 
 def columns(**given: int | list[int]) -> dict[str, npt.NDArray[np.int64]]:

@@ -108,6 +108,31 @@ def test_there_and_back(overrides: tuple[str, ...]) -> None:
     assert back.model_dump(exclude=other) == there.model_dump(exclude=other)
 
 
+@pytest.mark.parametrize("gpu", ["a100-80gb-sxm", "h100-sxm", "b200-sxm", "rtx-pro-6000"])
+@pytest.mark.parametrize("given", ["", "--max-model-len 4k", "--max-num-seqs 64", "--no-enable-chunked-prefill"])
+def test_what_a_command_leaves_out_is_filled_in_alike_on_both_sides(given: str, gpu: str) -> None:
+    """A bare command, its scenario, the command of that with every value in it, and its scenario again."""
+    found = import_command(f"{SERVE} {given}", gpu)
+    loaded = load(found.document())
+    check_all(loaded)
+    there = loaded.scenario.engine
+    command = serve_command(loaded)
+    flags = dict(group for group in command.arguments if len(group) == 2)
+    for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+        assert flags[f"--{key.replace('_', '-')}"] == str(getattr(there, key))
+    assert flags["--dtype"] == there.dtype == "bfloat16"
+    again = import_command(command.shell(), gpu)
+    assert {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype"} <= set(again.engine)
+    assert load(again.document()).scenario.engine.model_dump() == there.model_dump()
+
+
+@pytest.mark.parametrize("value", ["auto", "-1"])
+def test_a_length_that_vllm_fits_to_its_memory_is_left_out(value: str) -> None:
+    found = import_command(f"{SERVE} --max-model-len {value}", "h100-sxm")
+    assert found.left_out == [f"--max-model-len {value}"]
+    assert "max_model_len" not in found.engine
+
+
 def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --enable-lora"
     assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm") == 0
@@ -118,7 +143,8 @@ def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixt
         assert f"# left out: {each}\n" in out
     assert "# of no matter here: --api-key\n" in out
     assert "s3cret" not in out + err
-    assert "format's defaults count: max_model_len, max_num_seqs, max_num_batched_tokens, dtype" in out
+    told = "max_model_len 131072, max_num_seqs 1024, max_num_batched_tokens 8192, dtype bfloat16"
+    assert f"# not in the command line, so that vLLM's defaults count: {told}\n" in out
     (tmp_path / "s.yaml").write_text(out)
     assert load(tmp_path / "s.yaml").scenario.engine.model == "meta-llama/Llama-3.1-8B-Instruct"
     assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm", "--json") == 0

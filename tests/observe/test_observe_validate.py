@@ -15,7 +15,8 @@ import pytest
 import sim
 from sim.cli import main
 from sim.errors import InputError
-from sim.live.measured import BENCH_LISTS, figures, read_measured
+from sim.live.bench_results import BENCH_LISTS
+from sim.live.measured import figures, read_measured
 from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
 from sim.live.validate import COMPARED, error_percent, table_of, validate
@@ -286,6 +287,67 @@ def test_failed_requests_of_vllm_bench_are_left_out(scenario: str, tmp_path: Pat
     assert len(measured.completed) == 199
     assert measured.observations[7].reason == "TimeoutError: late"
     assert figures(measured)["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"start_times": 0.0}, {"start_times": None, "ttfts": None, "itls": None}, {"ttfts": float("nan")}]
+)
+def test_what_else_a_failed_request_holds_does_not_matter(scenario: str, tmp_path: Path, odd: dict[str, Any]) -> None:
+    """One that was never sent has a start of 0, which is no instant of the run."""
+    document = bench(as_observed(scenario))
+    whole = figures(read_measured(write_json(tmp_path / "whole.json", document)))
+    document["errors"][7], document["output_lens"][7] = "refused", 0
+    for key, value in odd.items():
+        document[key][7] = value
+    measured = read_measured(write_json(tmp_path / "result.json", document))
+    assert len(measured.completed) == 199
+    assert figures(measured)["duration"] == pytest.approx(whole["duration"], rel=0.05)
+
+
+def test_a_request_without_text_and_without_reason_has_failed(scenario: str, tmp_path: Path) -> None:
+    """vLLM's benchmark keeps the reason phrase of an answer, which HTTP/2 does not have."""
+    document = bench(as_observed(scenario))
+    document["output_lens"][3], document["ttfts"][3], document["itls"][3] = 0, 0.0, []
+    measured = read_measured(write_json(tmp_path / "result.json", document))
+    assert measured.observations[3].status == "failed"
+    assert "no reason is given" in (measured.observations[3].reason or "")
+
+
+def test_pieces_count_where_output_lens_is_zero(scenario: str, tmp_path: Path) -> None:
+    document = bench(as_observed(scenario))
+    pieces = 1 + len(document["itls"][3])
+    document["output_lens"][3] = 0
+    measured = read_measured(write_json(tmp_path / "result.json", document))
+    assert (len(measured.completed), measured.observations[3].output_tokens) == (200, pieces)
+    assert any("1 of 200 requests completed with output_lens 0" in note for note in measured.notes)
+
+
+def test_the_last_of_appended_results_is_compared(scenario: str, tmp_path: Path) -> None:
+    documents = [bench(as_observed(scenario)), bench(as_observed(scenario)[:50])]
+    documents[0]["request_rate"] = float("inf")
+    path = tmp_path / "all.json"
+    path.write_text("\n".join(json.dumps(each) for each in documents))
+    assert "Infinity" in path.read_text()
+    measured = read_measured(str(path))
+    assert len(measured.completed) == 50
+    assert any("holds 2 results" in note for note in measured.notes)
+    (path.with_name("one.json")).write_text(json.dumps(documents[0], indent=1))
+    assert len(read_measured(str(path.with_name("one.json"))).completed) == 200
+
+
+def test_a_result_without_start_times_names_the_version(scenario: str, tmp_path: Path) -> None:
+    document = bench(as_observed(scenario))
+    del document["start_times"]
+    with pytest.raises(InputError) as error:
+        read_measured(write_json(tmp_path / "old.json", document))
+    message = error.value.problems[0].message
+    assert "since vLLM 0.15" in message
+    assert "--save" not in message, "those flags were given"
+
+
+def write_json(path: Path, document: Any) -> str:
+    path.write_text(json.dumps(document))
+    return str(path)
 
 
 @pytest.mark.parametrize(

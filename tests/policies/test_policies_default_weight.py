@@ -30,7 +30,7 @@ def means(preset: str, policy: str, weight: int | None = None) -> tuple[float, f
             "workload": {"requests": requests, "preset": preset, "arrival": {"process": "poisson", "rate": rate}},
             "engine": {
                 **{"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_model_len": 131_072},
-                **{"max_num_seqs": 48, "policy": spec},
+                **{"max_num_seqs": 48, "max_num_batched_tokens": 2048, "policy": spec},
             },
         }
         summary = run(load(scenario)).summary

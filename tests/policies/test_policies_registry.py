@@ -237,3 +237,10 @@ def test_the_package_imports_the_standard_library_only() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert name.split(".")[0] in sys.stdlib_module_names | {"policies"}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", ["lcfs", "ljf", "edf", "round-robin"])
+def test_an_opposite_is_not_suggested(name: str) -> None:
+    with pytest.raises(PolicyError) as raised:
+        build_policy(name, {}, MaxTokens())
+    assert "did you mean" not in str(raised.value)

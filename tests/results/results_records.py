@@ -38,7 +38,7 @@ def make_table(requests: dict[str, np.ndarray], classes: list[ClassInfo], ids: l
 def _record(
     requests: dict[str, np.ndarray],
     steps: dict[str, np.ndarray],
-    itl: tuple[object, object],
+    itl: tuple[object, object, object],
     classes: list[ClassInfo],
     replicas: int,
     ids: list[str] | None = None,
@@ -50,6 +50,10 @@ def _record(
         steps=steps,
         itl_ns=_column(itl[0]),
         itl_weight=_column(itl[1]),
+        itl_of_classes=[
+            (_column(itl[0])[mine], _column(itl[1])[mine])
+            for mine in (_column(itl[2]) == i for i in range(len(classes)))
+        ],
         reasons={int(row): "prompt of 9000 tokens exceeds max_model_len 4096" for row in rejected},
         num_gpu_blocks=[100] * replicas,
         block_size=16,
@@ -84,6 +88,7 @@ def make_record(class_slos: list[dict[str, float] | None] | None = None) -> RunR
     for name in ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns"):
         requests[name] = np.where(requests[name] >= 0, requests[name] * MS, NOT_YET)
     requests |= {"end_ns": requests["finish_ns"], "attempts": np.ones(len(rows), dtype=np.int64)}
+    requests["requeued_ns"] = np.zeros(len(rows), dtype=np.int64)
     # replica, scheduled, start, end, steps, running, waiting, prefills, prefill tokens, decodes, decode context,
     # prefill context, pairs, sampled, gpu, host, free, preempted, seats, last scheduled, free blocks x time up to it
     step_rows = [
@@ -97,7 +102,7 @@ def make_record(class_slos: list[dict[str, float] | None] | None = None) -> RunR
     for name in ("scheduled_ns", "start_ns", "end_ns", "gpu_ns", "host_ns", "last_scheduled_ns"):
         steps[name] = steps[name] * MS
     classes = [ClassInfo("chat", "acme", "acme", slos[0]), ClassInfo("batch", "<b>globex & co</b>", "budget", slos[1])]
-    itl = ([10 * MS, 10 * MS], [4, 2])
+    itl = ([10 * MS, 10 * MS], [4, 2], [0, 0])
     return _record(requests, steps, itl, classes, 2, ids=["a", "b<script>", "c", "d"])
 
 
@@ -126,6 +131,7 @@ def random_record(seed: int, num_requests: int = 40, replicas: int = 2) -> RunRe
         "class_index": rng.integers(0, 2, n),
         "input_tokens": rng.integers(10, 2000, n),
         "attempts": np.ones(n, dtype=np.int64),
+        "requeued_ns": np.zeros(n, dtype=np.int64),
     }
     requests["end_ns"] = requests["finish_ns"]
     per_replica = n * 5
@@ -166,4 +172,4 @@ def random_record(seed: int, num_requests: int = 40, replicas: int = 2) -> RunRe
     order = np.argsort(steps["scheduled_ns"], kind="stable")
     steps = {name: values[order] for name, values in steps.items()}
     classes = [ClassInfo("chat", "acme", "premium"), ClassInfo("batch", "globex", "budget")]
-    return _record(requests, steps, (gap, np.maximum(output - 1, 0)), classes, replicas)
+    return _record(requests, steps, (gap, np.maximum(output - 1, 0), requests["class_index"]), classes, replicas)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sim.results.bottleneck import bottleneck
+from sim.results.bottleneck import bottleneck, busy_words
 from sim.run import load, run
 
 
@@ -89,3 +89,10 @@ def test_a_run_with_every_seat_taken_says_so_and_its_arrivals_are_those_offered(
     assert found["queue"]["arrival_rate"] == pytest.approx(25)
     assert 600 / found["duration"] < 13
     assert bottleneck(run(load(scenario | {"engine": scenario["engine"] | {"max_num_seqs": 64}})).summary)[0] != "seats"
+
+
+def test_busy_and_bottleneck_say_what_they_leave() -> None:
+    summary = {"utilization": {"busy_fraction": 1.0}, "load": {"headroom": 1.7}}
+    assert busy_words(summary) == "busy 100% (with steps of any size, headroom 1.70)"
+    summary["load"] = {"headroom": None}
+    assert busy_words(summary) == "busy 100% (with steps of any size)"

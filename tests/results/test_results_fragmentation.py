@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import any_block
 
 import sim
 from sim.results.fragmentation import _sum_of_unused, _unused
@@ -30,14 +31,16 @@ def kv_of(output: int = 9, **engine: Any) -> dict[str, Any]:
             "input_tokens": {"dist": "fixed", "value": 40},
             "output_tokens": {"dist": "fixed", "value": output},
         },
-        "engine": {
-            "model": "llama-2-7b",
-            "gpu": "a100-80gb-sxm",
-            "num_gpu_blocks_override": 101,
-            "max_model_len": 160,
-            "async_scheduling": False,
-            **engine,
-        },
+        "engine": any_block(
+            {
+                "model": "llama-2-7b",
+                "gpu": "a100-80gb-sxm",
+                "num_gpu_blocks_override": 101,
+                "max_model_len": 160,
+                "async_scheduling": False,
+                **engine,
+            }
+        ),
         "latency": {"kind": "constant", "step_s": 1.0},
     }
     kv: dict[str, Any] = sim.simulate(scenario).summary["kv"]

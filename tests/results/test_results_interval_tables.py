@@ -64,13 +64,19 @@ def test_the_slo_s_verdict_counts_seeds() -> None:
 @pytest.mark.parametrize(
     ("latency", "expected"),
     [
-        ({"kind": "roofline", "time_scale": 1.0}, "roofline estimate, not measured"),
-        ({"kind": "roofline", "time_scale": 1.2}, "roofline estimate, not measured; all times x 1.2"),
         (
-            {"kind": "profile", "profile": "mine", "median_errors": {"gemm": {"random_points": 0.0314}}},
-            "measured, profile mine, matrices off by 3.1% in the median",
+            {"kind": "roofline", "time_scale": 1.0, "gpu": "rtx-4090"},
+            "ESTIMATE, not measured: a roofline of datasheet figures of rtx-4090",
         ),
-        ({"kind": "profile", "profile": "mine", "median_errors": {}}, "measured, profile mine, states no error"),
+        (
+            {"kind": "roofline", "time_scale": 1.2},
+            "ESTIMATE, not measured: a roofline of datasheet figures; all times x 1.2",
+        ),
+        ({"kind": "profile", "profile": "mine"}, "measured, profile mine"),
+        (
+            {"kind": "profile", "profile": "mine", "scaled_from": "a100-80gb-sxm"},
+            "measured on a100-80gb-sxm, scaled to this GPU's memory",
+        ),
     ],
 )
 def test_where_step_times_come_from(latency: dict[str, Any], expected: str) -> None:

@@ -12,13 +12,13 @@ from sim.results.context import RunContext
 from sim.results.load import (
     Measure,
     arrival_span,
-    half_width_ms,
     is_saturated,
     offered_rate,
     queue_trend,
 )
 from sim.results.record import RunRecord, Status
 from sim.results.results import Results
+from sim.results.steady import half_width_ms
 from sim.results.summary import build_summary
 
 
@@ -121,10 +121,10 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_a_tail_needs_requests() -> None:
-    column = np.arange(1000) * MS
+    column = np.random.default_rng(4).permutation(1000) * MS
     assert half_width_ms(column, "p95") is not None
     assert half_width_ms(column, "p99") is None
-    assert half_width_ms(np.arange(2000) * MS, "p99") is not None
+    assert half_width_ms(np.random.default_rng(1).permutation(2000) * MS, "p99") is not None
     assert half_width_ms(column[:50], "mean") is None
 
 
@@ -165,3 +165,49 @@ def test_a_class_may_allow_what_the_run_does_not() -> None:
     record = make_record([{"max_rejected": 0.5}, None])
     assert Results(record).misses == []
     assert Results(record, RunContext(slo={"e2el_p99_ms": 1e9})).misses[0].startswith("max_rejected: 0.25 of")
+
+
+def waiting_at_random(num_requests: int, stay_ms: int, wait_ms: int) -> RunRecord:
+    """Poisson arrivals every 100 ms on average; one in ten waits ``wait_ms``, and all stay ``stay_ms``."""
+    record = queueing(num_requests, 0)
+    rng = np.random.default_rng(7)
+    requests = record.requests
+    requests["arrival_ns"] = np.cumsum(rng.exponential(100 * MS, num_requests)).astype(np.int64)
+    waits = (np.arange(num_requests) % 10 == 0) * wait_ms * MS
+    requests["scheduled_ns"] = requests["arrival_ns"] + waits
+    requests["first_token_ns"] = requests["scheduled_ns"] + MS
+    requests["finish_ns"] = requests["scheduled_ns"] + stay_ms * MS
+    requests["end_ns"] = requests["finish_ns"]
+    return record
+
+
+def test_what_a_run_is_worth_by_hand() -> None:
+    """5,000 requests at 80 % load, gaps of squared variation 1 and equal stays: 5,000 * 0.2^2 / 1 = 200."""
+    load = build_summary(waiting_at_random(5000, 50, 500), RunContext(capacity=lambda _: 12.5))["load"]
+    assert load["headroom"] == pytest.approx(1.25, rel=0.03)
+    assert load["relaxations"] == pytest.approx(5000 * (1 - 1 / load["headroom"]) ** 2, rel=0.05)
+
+
+def test_where_hardly_any_request_waits_each_counts() -> None:
+    load = build_summary(waiting_at_random(5000, 50, 1), RunContext(capacity=lambda _: 12.5))["load"]
+    assert load["relaxations"] == 5000
+    assert build_summary(waiting_at_random(500, 50, 1), RunContext())["load"]["relaxations"] is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "given"),
+    [
+        (0.5, {"mean", "p50", "p90", "p95", "p99"}),  # worth 1,250
+        (0.8, {"mean", "p50", "p90", "p95"}),  # 200
+        (0.89, {"mean", "p50", "p90"}),  # 60
+        (0.95, {"p50"}),  # 12
+        (0.99, set()),  # 0.5
+    ],
+)
+def test_a_single_run_s_intervals_are_given_where_it_is_worth_enough(offered: float, given: set[str]) -> None:
+    record = waiting_at_random(5000, 50, 500)
+    rate = offered_rate(record, arrival_span(record))
+    assert rate is not None
+    load = build_summary(record, RunContext(capacity=lambda _: rate / offered))["load"]
+    widths = load["steady"]["confidence"]["half_width"]
+    assert {name for name in ("mean", "p50", "p90", "p95", "p99") if widths[f"{name}_e2el_ms"] is not None} == given

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from results_records import make_record, random_record
 
+from sim.results.gaps import FLUSH_GAPS, MERGE_VALUES, Gaps
 from sim.results.metrics import (
     STATISTICS,
     Presence,
@@ -24,7 +25,6 @@ from sim.results.metrics import (
     run_window,
     step_segments,
 )
-from sim.results.record import FLUSH_GAPS, MERGE_VALUES, Recorder
 
 INTEGERS = st.integers(0, 2**42)
 PAIRS = st.lists(st.tuples(INTEGERS, st.integers(1, 40)), min_size=1, max_size=40)
@@ -160,26 +160,33 @@ def test_rows_of_a_replica_are_those_a_search_finds(replicas: list[int], count: 
 
 
 @pytest.mark.parametrize("most", [50, 2 * MERGE_VALUES])
-def test_merged_gaps_are_the_gaps(most: int) -> None:
-    """Gaps with a weight, one by one and as columns, merged on the way, add up to what was recorded."""
-    recorder, expected = Recorder(), Counter[int]()
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_merged_gaps_are_the_gaps(most: int, num_classes: int) -> None:
+    """Gaps with a weight, one by one and in steps, merged on the way, add up to what was recorded, class by class."""
+    gaps, expected = Gaps(num_classes), [Counter[int]() for _ in range(num_classes)]
     generator = np.random.default_rng(5)
     num_merged = 0
     for _ in range(3):
         for gap, weight in generator.integers(1, [most, 9], (FLUSH_GAPS // 2 - 1, 2)).tolist():
-            recorder.add_gap((gap, weight))
-            expected[gap] += weight
-        recorder.trim()
-        assert recorder._gaps, "too few to be merged"
-        recorder.itl(7, 2)
-        expected[7] += 2
-        recorder.trim()
-        num_merged += not recorder._gaps
-        gaps, weights = generator.integers(1, [most, 9], (1000, 2)).T
-        recorder.itl_weighted(gaps, weights)
-        for gap, weight in zip(gaps.tolist(), weights.tolist(), strict=True):
-            expected[gap] += weight
-    values, weights = recorder.itl_columns()
+            gaps.add((gap, sum(gaps.units) * weight))
+            for each in expected:
+                each[gap] += weight
+        gaps.trim()
+        assert gaps._pairs, "too few to be merged"
+        gaps.add((7, 2 * gaps.units[-1]))
+        expected[-1][7] += 2
+        gaps.trim()
+        num_merged += not gaps._pairs
+        steps = generator.integers(1, most, 100)
+        changes: dict[int, int] = {}
+        for first, last, index in generator.integers([0, 50, 0], [50, 101, num_classes], (40, 3)).tolist():
+            changes[first] = changes.get(first, 0) + gaps.units[index]
+            changes[last] = changes.get(last, 0) - gaps.units[index]
+            expected[index].update(steps[first:last].tolist())
+        gaps.add_steps(steps, changes)
     assert num_merged == 3
-    assert dict(zip(values.tolist(), weights.tolist(), strict=True)) == dict(expected)
-    assert values.tolist() == sorted(expected)
+    for (values, weights), each in zip(gaps.of_classes(), expected, strict=True):
+        assert dict(zip(values.tolist(), weights.tolist(), strict=True)) == dict(each)
+        assert values.tolist() == sorted(each)
+    values, weights = gaps.of_all()
+    assert dict(zip(values.tolist(), weights.tolist(), strict=True)) == dict(sum(expected, Counter[int]()))

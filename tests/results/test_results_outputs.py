@@ -219,7 +219,7 @@ def test_terminal_summary_fits_80_columns(terminal: bool) -> None:
     assert max(len(line) for line in bare.splitlines()) <= 80
     assert "\x1b" not in bare
     assert terminal or bare == text
-    for expected in ("roofline estimate, not measured", "TTFT", "MISSED", "not judged", "report.html", "3 of 4"):
+    for expected in ("ESTIMATE, not measured", "TTFT", "MISSED", "ITL p99", "report.html", "3 of 4"):
         assert expected in bare
 
 

@@ -31,10 +31,12 @@ SECTIONS = [
     "kv",
     "preemptions",
     "utilization",
+    "error",
     "cost",
     "speculative",
     "slo",
     "tenants",
+    "classes",
     "replicas",
     "run",
 ]
@@ -201,15 +203,36 @@ def test_class_slo_counts_and_replaces_the_scenarios_in_goodput() -> None:
     assert summary["tenants"]["acme"]["goodput_share"] == 0.0
 
 
-def test_itl_percentile_of_one_of_several_classes_is_not_judged_but_noted() -> None:
-    summary = build_summary(make_record([{"itl_p99_ms": 5.0}, None]), RunContext())
-    assert summary["slo"]["classes"]["chat"]["limits"]["itl_p99_ms"]["met"] is None
-    assert any("itl_p99_ms not judged" in note for note in summary["run"]["notes"])
+def test_gaps_between_tokens_are_judged_by_class() -> None:
+    summary = build_summary(make_record([{"itl_p99_ms": 9.0}, {"itl_p99_ms": 9.0}]), RunContext())
+    classes = summary["slo"]["classes"]
+    assert classes["chat"]["limits"]["itl_p99_ms"] == {"value": 10.0, "limit": 9.0, "met": False}
+    assert classes["batch"]["limits"]["itl_p99_ms"] == {"value": None, "limit": 9.0, "met": True}  # one token, no gap
+    assert (summary["classes"]["chat"]["p99_itl_ms"], summary["classes"]["batch"]["p99_itl_ms"]) == (10.0, None)
+    assert summary["tenants"]["acme"]["p50_itl_ms"] == 10.0
+
+
+def test_requests_that_did_not_complete_miss_their_slo() -> None:
+    """Row 2, of chat, was rejected: three of four are good, two of three of its class."""
+    summary = build_summary(make_record(), RunContext(slo={"ttft_p99_ms": 1000.0, "max_rejected": 1.0}))
+    assert summary["slo"]["attainment"] == 0.75
+    assert summary["classes"]["chat"]["goodput_share"] == pytest.approx(2 / 3)
+    assert summary["classes"]["batch"]["goodput_share"] == 1.0
+    assert summary["request_goodput"] == pytest.approx(3 / 0.14)
+
+
+def test_where_nothing_completed_nothing_is_good() -> None:
+    record = make_record()
+    record.requests["status"][:] = Status.REJECTED
+    record.requests["finish_ns"][:] = NOT_YET
+    summary = build_summary(record, RunContext(slo={"ttft_p99_ms": 1000.0}))
+    assert summary["slo"]["attainment"] == 0.0
+    assert {entry["goodput_share"] for entry in summary["classes"].values()} == {0.0}
 
 
 def test_tenants_and_replicas_add_up_to_the_run() -> None:
     summary = build_summary(random_record(3), RunContext(slo={"ttft_p95_ms": 200.0}))
-    for section in (summary["tenants"].values(), summary["replicas"]):
+    for section in (summary["tenants"].values(), summary["classes"].values(), summary["replicas"]):
         assert sum(each["total_output_tokens"] for each in section) == summary["total_output_tokens"]
     assert sum(each["request_goodput"] for each in summary["tenants"].values()) == pytest.approx(
         summary["request_goodput"]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sim.results import timeline
+from sim.results.exposed import exposed_host_ns
 from sim.results.record import RunRecord
 from sim.results.results import Results
-from sim.results.timeline import COPIES, HOST, exposed_host_ns, trace_events
+from sim.results.timeline import COPIES, HOST, trace_events
 from sim.run import load, run
 
 HOST_MS = 3.0
@@ -39,7 +40,7 @@ def all_rows(record: RunRecord) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def exposed_ms(results: Results) -> float:
-    return sum(exposed_host_ns(results.record, all_rows(results.record))) / 1e6
+    return int(exposed_host_ns(results.record, all_rows(results.record)).sum()) / 1e6
 
 
 def test_a_synchronous_engine_exposes_all_host_time() -> None:

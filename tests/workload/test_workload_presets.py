@@ -78,5 +78,13 @@ def test_arrivals_of_a_preset() -> None:
 
 
 def test_unknown_preset_is_a_problem_with_a_suggestion() -> None:
-    (problem,) = preset_problems("azure-conv", "workload")
-    assert "did you mean azure-conv-2023?" in problem.message
+    for name in ("azure-conv", "Azure_Conv-2023"):
+        (problem,) = preset_problems(name, "workload")
+        assert "did you mean azure-conv-2023?" in problem.message
+
+
+@pytest.mark.parametrize("name", ["azure-conv-2024", "azure-code-2024", "mooncake-toolagent", "sharegpt-v3"])
+def test_another_trace_is_not_suggested(name: str) -> None:
+    (problem,) = preset_problems(name, "workload")
+    assert "did you mean" not in problem.message
+    assert "(presets: azure-conv-2023, " in problem.message

@@ -400,6 +400,7 @@ def test_a_stray_carriage_return_or_quote_is_not_a_crash(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"start_times": None}, "writes since vLLM 0.15"),
         ({"input_lens": None, "start_times": None}, "no start_times, input_lens: run `vllm bench serve` with both"),
         ({"output_lens": [1]}, "must be lists of one length"),
         ({"output_lens": 0}, "must be lists of one length"),

@@ -17,12 +17,13 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from policies.base import Feedback, Policy, declared
+from policies.checks import label
 from sim.engine import request
 from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "b5d889489bfbee190604f79e7506486e452dfa3c8b6cf7a20ec6bcd0ad3b93ad"
+FINGERPRINT = "03a19c28258b6a4a7c12dd4d4702b303c25f0e132bcd508582f4da06e4b26566"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -60,6 +61,7 @@ ENGINE_KEYS = frozenset(
         "enable_expert_parallel",
     }
     | {"all2all_backend", "dtype", "kv_cache_dtype", "block_size", "gpu_memory_utilization", "num_gpu_blocks_override"}
+    | {"kv_cache_memory_bytes"}
     | {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill"}
     | {"max_prefill_tokens_per_step", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"}
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
@@ -93,10 +95,10 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
     for name in _changed(policy):
         if name == "share_budgets" and _is_built_in(policy) and policy.share_budgets(most_tokens) is None:
             continue
-        return f"policy {policy.name} has a {name} of its own"
+        return f"policy {label(policy)} has a {name} of its own"
     hears = type(policy).on_scheduled is not Policy.on_scheduled
     if hears and declared(policy, "feedback", Feedback.EACH) is Feedback.EACH:
-        return f"policy {policy.name} hears of each request in each step"
+        return f"policy {label(policy)} hears of each request in each step"
     return None
 
 
@@ -122,7 +124,7 @@ def surprise(
             return f"the fast engine does not know engine.{key}"
     if not _is_built_in(policy) or _own(policy).keys() & _methods():
         for name in _changed(policy):
-            return f"policy {policy.name} has a {name} of its own"
+            return f"policy {label(policy)} has a {name} of its own"
     return None
 
 

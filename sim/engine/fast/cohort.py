@@ -34,6 +34,7 @@ class Member(Request):
         "is_counted",
         "joined_at",
         "last_batch",
+        "unit",
     )
 
     base_computed: int
@@ -47,6 +48,8 @@ class Member(Request):
     fed_until: int
     """The last batch whose tokens its policy was told of."""
     content: Content
+    unit: int
+    """What it counts as among gaps between tokens (``sim.results.gaps``): set when it arrives."""
 
     def __init__(
         self,
@@ -104,7 +107,8 @@ class Cohort:
         self.index = index
         self.settings = settings
         self.recorder = recorder
-        self.add_gap = recorder.add_gap
+        self.add_gap = recorder.gaps.add
+        self._units = recorder.gaps.units
         self.block_size = settings.block_size
         self.is_async = settings.async_scheduling
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
@@ -145,6 +149,8 @@ class Cohort:
         """... since this instant."""
         self.size = 0
         """Members that the next batch computes."""
+        self.units = 0
+        """The same as a sum of units (``sim.results.gaps``)."""
         self.context = 0
         """Sum of the context that they attend to in the next batch."""
         self.growth = [0] * self.block_size
@@ -161,10 +167,11 @@ class Cohort:
         """Ended since the last step, for its line of decisions."""
         self.has_newer = False
         """Whether the batch ``latest`` is in flight behind an older one, or alone under asynchronous scheduling."""
-        # Of a batch in flight: how many members it computes, and the requests looked at one by one when it ends.
-        self.older_size = 0
+        # Of a batch in flight: the units of the members that it computes, and the requests looked at one by one when
+        # it ends.
+        self.older_units = 0
         self.older_ones: tuple[Member, ...] | list[Member] = ()
-        self.newer_size = 0
+        self.newer_units = 0
         self.newer_ones: tuple[Member, ...] | list[Member] = ()
         policy.bind(
             EngineLimits(
@@ -196,6 +203,7 @@ class Cohort:
             return
         request.is_counted = True
         self.size += 1
+        self.units += request.unit
         self.context += computed + 1
         self.growth[(batch + 1 - computed) % self.block_size] += 1
         heappush(self._leaves, (last + 1, request.admission, request))
@@ -203,6 +211,7 @@ class Cohort:
     def _uncount(self, request: Member) -> None:
         request.is_counted = False
         self.size -= 1
+        self.units -= request.unit
         self.context -= request.base_computed + self.latest - request.joined_at + 1
         self.growth[(request.joined_at + 1 - request.base_computed) % self.block_size] -= 1
 
@@ -295,8 +304,8 @@ class Cohort:
 
     def complete(self, batch: int, now_ns: int) -> list[Member]:
         """``batch``, the older one in flight, has ended. Returns the requests that ended with it, in order."""
-        if self.older_size:
-            self.add_gap((now_ns - self.known_ns, self.older_size))
+        if self.older_units:
+            self.add_gap((now_ns - self.known_ns, self.older_units))
         ended = self._complete_ones(now_ns) if self.older_ones else []
         self.completed, self.known_ns = batch, now_ns
         if self.stale:
@@ -323,8 +332,10 @@ class Cohort:
             if request.first_token_ns == NEVER:
                 request.first_token_ns = now_ns
             else:
-                self.add_gap((now_ns - request.last_token_ns, 1))
+                self.add_gap((now_ns - request.last_token_ns, request.unit))
             request.last_token_ns = now_ns
+            if request.num_preemptions and request.is_catching_up:
+                self.recorder.caught_up(request, now_ns)
             if request.joined_at == NOT_A_MEMBER:
                 request.num_output_tokens += 1
                 request.num_tokens += 1
@@ -342,7 +353,7 @@ class Cohort:
                 self.skipped.remove(request)  # it lost a step that was for nothing
             else:
                 if request.last_batch > request.ends_at and self.latest > request.ends_at:
-                    self.newer_size -= 1  # the step formed before the end was seen computes nothing of use
+                    self.newer_units -= request.unit  # the step formed before the end was seen computes nothing of use
                 self.write(request)
                 request.num_output_tokens = request._stop_at_output_tokens
             request.state = State.FINISHED
@@ -384,6 +395,7 @@ class Cohort:
         victim.num_computed_tokens = 0
         victim.num_output_placeholders = 0
         victim.num_preemptions += 1
+        self.recorder.preempted(victim, now_ns)
         self.waiting.put_back(victim, now_ns)
 
     def abort(self, request: Member) -> None:
@@ -391,10 +403,10 @@ class Cohort:
         if request.state is State.RUNNING:
             if request.joined_at != NOT_A_MEMBER:
                 if self.has_newer and request.joined_at < self.latest <= request.last_batch:
-                    self.newer_size -= 1
+                    self.newer_units -= request.unit
                 older = self.latest - self.has_newer
                 if self.completed < older and request.joined_at < older <= request.last_batch:
-                    self.older_size -= 1
+                    self.older_units -= request.unit
                 self.write(request)
             elif request is self.part:
                 self.part = None
@@ -419,7 +431,7 @@ class Cohort:
         if request.joined_at != NOT_A_MEMBER:
             is_in_flight = is_in_flight and self.latest <= request.last_batch
             if is_in_flight and request.joined_at < self.latest:
-                self.newer_size -= 1
+                self.newer_units -= request.unit
                 self.newer_ones = [*self.newer_ones, request]
             self.write(request)
         elif request is self.part:

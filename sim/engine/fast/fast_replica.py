@@ -134,6 +134,7 @@ class FastReplica(Jumper):
             self._set_timer()
 
     def _accept(self, request: Member, now_ns: int) -> None:
+        request.unit = self._units[request.class_index]
         if self._next_ns <= now_ns:
             if self._due:
                 self.advance(now_ns)

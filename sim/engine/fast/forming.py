@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from policies.base import EngineState
+from policies.checks import label
 from sim.engine.fast.cohort import NOT_A_MEMBER, Cohort, Member
 from sim.engine.reference.recompute import note_resumed
+from sim.engine.reference.steering import victims_in
 from sim.engine.reference.waiting import AdmissionOrder, OnDemand
 from sim.engine.request import NEVER, State
+from sim.errors import SimulationError
 from sim.latency.base import StepShape
 
 
@@ -75,8 +78,8 @@ class Former(Cohort):
         self.outstanding -= num_tokens
         self.latest = batch
         self.context += self.size
-        self.older_size, self.older_ones = self.newer_size, self.newer_ones
-        self.newer_size, self.newer_ones = self.size, ones
+        self.older_units, self.older_ones = self.newer_units, self.newer_ones
+        self.newer_units, self.newer_ones = self.units, ones
         for request in ones:
             self.join(request, batch)
         if self.talkers:
@@ -222,9 +225,9 @@ class Former(Cohort):
     def _preempt_proactively(self, now_ns: int) -> None:
         state = EngineState(now_ns, self.kv.num_free_blocks, len(self.running), len(self.waiting))
         running: Sequence[Any] = OnDemand(self.running, self.show_all)
-        for victim in list(self.policy.preempt(running, AdmissionOrder(self.waiting), state)):
+        for victim in victims_in(self.policy, self.policy.preempt(running, AdmissionOrder(self.waiting), state)):
             if not isinstance(victim, Member) or victim.state is not State.RUNNING:
-                raise TypeError(f"policy {self.policy.name} preempts {victim!r}, which does not run")
+                raise SimulationError(f"policy {label(self.policy)} preempts {victim!r}, which does not run")
             self.preempt(victim, now_ns)
             self.preempted.append(victim)
             self.is_stuck = False
@@ -279,6 +282,7 @@ class Former(Cohort):
                 request.num_cached_tokens = computed
             if request.num_preemptions:
                 note_resumed(request, computed)
+                self.recorder.resumed(request, now_ns)
             if request.content.own_is_shared:
                 self.talkers.setdefault(request.content.own_id, []).append(request)
             request.num_computed_tokens = computed

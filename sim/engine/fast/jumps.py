@@ -106,6 +106,7 @@ class Jumper(Former):
         stretches, leaves, leaving, kv = self._sums.stretches, self._leaves, self.leaving, self.kv
         add_gap, index, first = self.add_gap, self.index, self.latest
         now_ns, busy_ns, latest, size, context = self._now_ns, self._busy_ns, self.latest, self.size, self.context
+        units = self.units
         is_settled = True
         while size and now_ns < until_ns:
             most = 1 if leaving else leaves[0][0] - latest - 1
@@ -139,8 +140,8 @@ class Jumper(Former):
                 used_ns = block_ns(takes[:-1], now_ns, last_ns, sums, place, before_ns)
             if is_settled or steps > 1:
                 # The batch in flight ends when the first of these steps starts, the others one after the other.
-                if self.newer_size:
-                    add_gap((start_ns - self.known_ns, self.newer_size))
+                if self.newer_units:
+                    add_gap((start_ns - self.known_ns, self.newer_units))
                 if self.newer_ones:
                     self.older_ones = self.newer_ones
                     self._complete_ones(start_ns)
@@ -148,16 +149,16 @@ class Jumper(Former):
                 num_gaps = steps - 2 + is_settled
                 if num_gaps and stretch.counts is not None:
                     counts, end = stretch.counts, place + num_gaps
-                    counts[place] = counts.get(place, 0) + 1
-                    counts[end] = counts.get(end, 0) - 1
+                    counts[place] = counts.get(place, 0) + units
+                    counts[end] = counts.get(end, 0) - units
                 else:
                     for i in range(place, place + num_gaps):
-                        add_gap((sums[i + 1] - sums[i], size))
+                        add_gap((sums[i + 1] - sums[i], units))
                 self.known_ns = next_ns if is_settled else last_ns
-                self.older_size, self.older_ones = size, ()
+                self.older_units, self.older_ones = units, ()
             else:
-                self.older_size, self.older_ones = self.newer_size, self.newer_ones
-            self.newer_size, self.newer_ones = size, ()
+                self.older_units, self.older_ones = self.newer_units, self.newer_ones
+            self.newer_units, self.newer_ones = units, ()
             times = (index, now_ns, start_ns, busy_ns, steps, len(running), 0, size, context, busy_ns - start_ns)
             row = (*times, host_ns * steps, free - need, last_ns, free * (last_ns - now_ns) - used_ns)
             latest += steps
@@ -170,11 +171,11 @@ class Jumper(Former):
             now_ns = next_ns
             if not is_settled:
                 break
-            self.older_size = 0
+            self.older_units = 0
             if leaves[0][0] <= latest + 1:
                 self.latest, self.context = latest, context
                 self.leave_out(latest + 1)
-                size, context = self.size, self.context
+                size, units, context = self.size, self.units, self.context
             if leaving and (ended := [request for request in leaving if request.ends_at <= completed]):
                 self.latest = latest
                 self.end_all(sorted(ended, key=admission_of), now_ns)
@@ -200,7 +201,7 @@ class Jumper(Former):
         if self._older:
             batch, self._older = self._older, 0
             ended = self.complete(batch, now_ns)
-            self.older_size, self.older_ones = 0, ()
+            self.older_units, self.older_ones = 0, ()
             if ended:
                 self.is_stuck = False
                 self.end_all(ended, now_ns)
@@ -219,8 +220,8 @@ class Jumper(Former):
     def _wait_for_newer(self) -> None:
         """The batch in flight ends before another one is formed."""
         self._older, self.has_newer = self.latest, False
-        self.older_size, self.older_ones = self.newer_size, self.newer_ones
-        self.newer_size, self.newer_ones = 0, ()
+        self.older_units, self.older_ones = self.newer_units, self.newer_ones
+        self.newer_units, self.newer_ones = 0, ()
         self._now_ns, self._is_settled = self._busy_ns, False
 
     # --- one step ------------------------------------------------------------------------------
@@ -274,8 +275,8 @@ class Jumper(Former):
         else:
             self._now_ns = end_ns
             self._older = batch
-            self.older_size, self.older_ones = self.newer_size, self.newer_ones
-            self.newer_size, self.newer_ones = 0, ()
+            self.older_units, self.older_ones = self.newer_units, self.newer_ones
+            self.newer_units, self.newer_ones = 0, ()
 
     def _check_progress(self, now_ns: int, num_sampled: int) -> None:
         if num_sampled:
@@ -317,6 +318,7 @@ class Jumper(Former):
                     return False
                 plan.steps = plan.num_formed(change_ns)
         plan.size, plan.context, plan.free, plan.index = size, self.context, free, self.index
+        plan.units = self.units
         plan.num_running, plan.num_waiting = len(self.running), len(waiting)
         self._plan = plan
         self._plan_end_ns = plan.before_ns + plan.instants[plan.place + plan.steps - 1]
@@ -355,7 +357,7 @@ class Jumper(Former):
 
     def _commit(self, plan: Plan, steps: int) -> None:
         """The first ``steps`` of the plan have been formed, and the next one can be."""
-        size, is_async, batch = plan.size, self.is_async, self.latest
+        size, units, is_async, batch = plan.size, plan.units, self.is_async, self.latest
         self._plan = None
         plan.takes = takes = self._takes(steps)
         if self.decisions is not None:
@@ -373,17 +375,17 @@ class Jumper(Former):
         self._busy_ns = plan.end_ns(steps)
         self._older = older = latest - is_async
         if is_async:
-            self.older_size, self.older_ones = self.newer_size, self.newer_ones
-            self.newer_size, self.newer_ones = size, ()
+            self.older_units, self.older_ones = self.newer_units, self.newer_ones
+            self.newer_units, self.newer_ones = units, ()
         else:
-            self.older_size, self.older_ones = size, ()
+            self.older_units, self.older_ones = units, ()
         if steps > 1:
             # Batches end before the last of these steps is formed: the first one alone, then members only.
             self.complete(batch + 1 - is_async, before_ns + instants[place])
             if steps > 2:
                 plan.count_gaps(steps - 2, self.add_gap)
                 self.completed, self.known_ns = older - 1, before_ns + instants[place + steps - 2]
-            self.older_size, self.older_ones = size, ()
+            self.older_units, self.older_ones = units, ()
         self._now_ns, self._is_settled = before_ns + instants[place + steps - 1], False
         rows = self._rows
         while rows and rows[0][0] <= self.completed:

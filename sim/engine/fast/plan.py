@@ -25,6 +25,8 @@ class Plan:
     """Blocks that each of its steps takes, once they are history."""
     index: int
     size: int
+    units: int
+    """Of its members, for gaps between tokens."""
     context: int
     free: int
     num_running: int
@@ -112,12 +114,12 @@ class Plan:
         """Tokens of the first ``steps`` are known: each member waited as long for it as the step took."""
         counts, place = self.stretch.counts, self.place
         if counts is not None and self.ends_ns is None:
-            counts[place] = counts.get(place, 0) + 1
-            counts[place + steps] = counts.get(place + steps, 0) - 1
+            counts[place] = counts.get(place, 0) + self.units
+            counts[place + steps] = counts.get(place + steps, 0) - self.units
             return
-        instants, size = self.instants, self.size
+        instants, units = self.instants, self.units
         for i in range(place, place + steps):
-            add_gap((instants[i + 1] - instants[i], size))
+            add_gap((instants[i + 1] - instants[i], units))
 
 
 def block_ns(

@@ -35,7 +35,7 @@ class Stretch:
         self.least_ns = least_ns
         """The shortest step."""
         self.counts = counts
-        """Step i was taken as often as the counts up to i add up to; None where gaps are recorded one by one."""
+        """Step i was taken by the units that the counts up to i add up to; None where gaps are recorded one by one."""
 
 
 class DecodeSums:
@@ -99,13 +99,8 @@ class DecodeSums:
 
     def record_gaps(self) -> None:
         """Tell the recorder of the gaps between tokens since the last time: a step's length, once per request."""
-        for (size, _), stretch in self.stretches.items():
-            if not stretch.counts:
-                continue
-            taken = np.zeros(LENGTH + 1, dtype=np.int64)
-            taken[list(stretch.counts)] = list(stretch.counts.values())
-            taken = taken.cumsum()
-            chosen = np.flatnonzero(taken)
-            sums = np.array(stretch.sums, dtype=np.int64)
-            self._recorder.itl_weighted(sums[chosen + 1] - sums[chosen], taken[chosen] * size)
-            stretch.counts = {}
+        for stretch in self.stretches.values():
+            if stretch.counts:
+                sums = np.array(stretch.sums, dtype=np.int64)
+                self._recorder.gaps.add_steps(sums[1:] - sums[:-1], stretch.counts)
+                stretch.counts = {}

@@ -117,7 +117,7 @@ class Scheduler:
             self.in_flight.popleft()
         finished: list[Request] = []
         usual_gap_ns = now_ns - self.last_update_ns
-        num_usual_gaps = 0
+        usual_units, units = 0, self.recorder.gaps.units
         is_async = self.settings.async_scheduling
         for request in batch.sampled:
             if request.state is State.FINISHED:
@@ -135,14 +135,16 @@ class Scheduler:
             if request.first_token_ns == NEVER:
                 request.first_token_ns = now_ns
             elif request.last_token_ns == self.last_update_ns:
-                num_usual_gaps += 1
+                usual_units += units[request.class_index]
             else:
-                self.recorder.itl(now_ns - request.last_token_ns, 1)
+                self.recorder.gaps.add((now_ns - request.last_token_ns, units[request.class_index]))
             request.last_token_ns = now_ns
+            if request.is_catching_up:
+                self.recorder.caught_up(request, now_ns)
             if request.num_output_tokens >= request._stop_at_output_tokens:
                 finished.append(request)
-        if num_usual_gaps:
-            self.recorder.itl(usual_gap_ns, num_usual_gaps)
+        if usual_units:
+            self.recorder.gaps.add((usual_gap_ns, usual_units))
         return self._end_update(batch, finished, now_ns)
 
     def _end_update(self, batch: Batch, finished: list[Request], now_ns: int) -> list[Request]:
@@ -306,6 +308,7 @@ class Scheduler:
         self.kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
         if request.num_preemptions:
             note_resumed(request, computed)
+            self.recorder.resumed(request, step.now_ns)
         request.num_computed_tokens = computed
         self.outstanding_tokens -= computed
         return num_new
@@ -374,6 +377,7 @@ class Scheduler:
         victim.num_output_placeholders = 0
         victim.num_known_tokens = victim.num_tokens
         victim.num_preemptions += 1
+        self.recorder.preempted(victim, now_ns)
         self.waiting.put_back(victim, now_ns)
         self._free(())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from policies.base import Policy, RequestView
+from policies.checks import wrong_answer
+from sim.errors import SimulationError
 
 
 class StepShares:
@@ -17,7 +19,12 @@ class StepShares:
     def of(cls, policy: Policy, token_budget: int) -> StepShares | None:
         """Return the shares of a step of ``token_budget`` tokens, or None where the policy has none."""
         budgets = policy.share_budgets(token_budget)
-        return None if budgets is None else cls(policy, budgets)
+        if budgets is None:
+            return None
+        if not isinstance(budgets, dict) or not all(isinstance(each, int) for each in budgets.values()):
+            expected = "whole tokens by share group in a dict, or None"
+            raise SimulationError(wrong_answer(policy, "share_budgets", budgets, expected))
+        return cls(policy, budgets)
 
     def left(self, request: RequestView) -> int:
         """Return the tokens that ``request`` may still be given in this step."""

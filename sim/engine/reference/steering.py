@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from policies.base import EngineLimits, EngineState, Policy
+from policies.base import EngineLimits, EngineState, Policy, StepLimits
+from policies.checks import label, wrong_answer
 from sim.engine.reference.batch import SchedulerSettings, Step
 from sim.engine.reference.shares import StepShares
 from sim.engine.reference.waiting import AdmissionOrder, FcfsQueue, RankedQueue
 from sim.engine.request import Request, State
+from sim.errors import SimulationError
 
 
 class Steering:
@@ -42,6 +44,8 @@ class Steering:
         whole_prompts_only = not settings.enable_chunked_prefill
         largest_whole_prompt = settings.max_model_len
         if self._has_step_limits and (limits := self.policy.step_limits(now_ns)) is not None:
+            if not isinstance(limits, StepLimits):
+                raise SimulationError(wrong_answer(self.policy, "step_limits", limits, "a StepLimits, or None"))
             budget = largest_whole_prompt = min(budget, limits.max_num_batched_tokens)
             whole_prompts_only = not limits.enable_chunked_prefill
         # A threshold keeps a long prompt from starving others: alone, it starves none.
@@ -66,15 +70,15 @@ class Steering:
     ) -> list[Request]:
         """Ask the policy which running requests it preempts before the step is formed.
 
-        Raises TypeError where one of them does not run.
+        Raises SimulationError where one of them does not run.
         """
         if not self._preempts or not running:
             return []
         state = EngineState(now_ns, num_free_blocks, len(running), len(waiting))
         victims: list[Request] = []
-        for victim in self.policy.preempt(running, AdmissionOrder(waiting), state):
+        for victim in victims_in(self.policy, self.policy.preempt(running, AdmissionOrder(waiting), state)):
             if not isinstance(victim, Request) or victim.state is not State.RUNNING or victim in victims:
-                raise TypeError(f"policy {self.policy.name} preempts {victim!r}, which does not run")
+                raise SimulationError(f"policy {label(self.policy)} preempts {victim!r}, which does not run")
             victims.append(victim)
         return victims
 
@@ -82,8 +86,10 @@ class Steering:
         """Choose the request that yields its blocks to ``needy``: the last admitted, or the largest (rank, arrival)."""
         if self._has_own_victims:
             chosen = self.policy.victim(running, needy)
-            if isinstance(chosen, Request):
+            if isinstance(chosen, Request) and chosen.state is State.RUNNING:
                 return chosen
+            if chosen is not None:
+                raise SimulationError(wrong_answer(self.policy, "victim", chosen, "a request that runs, or None"))
         if not self.is_ranked:
             return running[-1]
         rank = self.policy.rank
@@ -93,6 +99,13 @@ class Steering:
         """Sort running requests into the order in which shares are given out."""
         rank = self.policy.rank
         return sorted(running, key=lambda request: (rank(request, now_ns), request.arrival_ns, request.order))
+
+
+def victims_in(policy: Policy, answer: object) -> Sequence[object]:
+    """What a policy answered to ``preempt``, as a list. Raises SimulationError where it is no collection."""
+    if not isinstance(answer, Iterable) or isinstance(answer, str):
+        raise SimulationError(wrong_answer(policy, "preempt", answer, "the requests to preempt, () for none"))
+    return list(answer)
 
 
 def _overrides(policy: Policy, name: str) -> bool:

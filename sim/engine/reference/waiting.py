@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from policies.base import Policy, PolicyError, RankChanges, declared
-from policies.checks import check_instant, check_rank
+from policies.checks import check_instant, check_rank, label
 from sim.engine.request import Request
 from sim.errors import SimulationError
 
@@ -134,7 +134,7 @@ class RankedQueue:
     def _refuse(self, check: Callable[[str, str, object], None], request: Request, answer: object) -> None:
         """Raise SimulationError where ``check`` finds that the policy's ``answer`` about ``request`` has no order."""
         try:
-            check(self._policy.name, request.request_id, answer)
+            check(label(self._policy), request.request_id, answer)
         except PolicyError as error:
             raise SimulationError(str(error)) from None
 

@@ -132,6 +132,7 @@ class SpeculativeScheduler(Scheduler):
         if self.in_flight and self.in_flight[0] is batch:
             self.in_flight.popleft()
         finished: list[Request] = []
+        gaps = self.recorder.gaps
         for request in batch.sampled:
             if request.state is State.FINISHED:
                 continue
@@ -152,10 +153,12 @@ class SpeculativeScheduler(Scheduler):
             if request.first_token_ns == NEVER:
                 request.first_token_ns = now_ns
             else:
-                self.recorder.itl(now_ns - request.last_token_ns, 1)
+                gaps.add((now_ns - request.last_token_ns, gaps.units[request.class_index]))
             if num_new > 1:
-                self.recorder.itl(0, num_new - 1)
+                gaps.add((0, (num_new - 1) * gaps.units[request.class_index]))
             request.last_token_ns = now_ns
+            if request.is_catching_up:
+                self.recorder.caught_up(request, now_ns)
             if request.num_output_tokens >= request._stop_at_output_tokens:
                 finished.append(request)
             elif not self.settings.async_scheduling:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policies.base import Feedback, Policy, declared
+from policies.checks import label
 from sim.engine.fast.allowed import NotFollowed, why_not
 from sim.engine.fast.cohort import NOT_A_MEMBER, Member, admission_of
 from sim.engine.fast.fast_replica import FastReplica
@@ -31,8 +32,9 @@ IntColumn = npt.NDArray[np.int64]
 
 NUM_FORMED = 5
 """Sums that are read when a step is formed: requests, their tokens, context, query-key pairs, new blocks."""
-NUM_SUMS = NUM_FORMED + 3
-"""And when it ends: gaps since the step before, gaps of nothing (accepted drafts), rejected drafts."""
+NUM_ENDED = NUM_FORMED + 1
+"""And when it ends: rejected drafts; then for each class of requests its gaps since the step before, and its gaps of
+nothing (accepted drafts)."""
 
 
 def why_not_drafts(settings: SchedulerSettings, policy: Policy) -> str | None:
@@ -43,7 +45,7 @@ def why_not_drafts(settings: SchedulerSettings, policy: Policy) -> str | None:
         return "a step may not hold the drafts of every running request"
     hears_of_all = declared(policy, "feedback", Feedback.EACH) is not Feedback.FIRST
     if policy.preempts or (hears_of_all and type(policy).on_scheduled is not Policy.on_scheduled):
-        return f"policy {policy.name} looks at running requests"
+        return f"policy {label(policy)} looks at running requests"
     if settings.sliding_window is not None:
         return "drafts may reach beyond the window"
     return why_not(replace(settings, num_speculative_tokens=0, num_lookahead_tokens=0, draft_slots=0), policy)
@@ -65,7 +67,7 @@ class Future:
         self.rejected: list[int] = []
         self.blocks: list[int] = []
         """Held once it is formed."""
-        self.sums: IntColumn = np.empty((0, NUM_SUMS), dtype=np.int64)
+        self.sums: IntColumn = np.empty((0, 0), dtype=np.int64)
 
 
 class DraftMember(Member):
@@ -97,11 +99,12 @@ class FastDrafts(FastReplica):
         settings = self.settings
         self._longest_future = 2 * settings.max_model_len + 16
         """In attempts: each gives a token, but for those that wait for what is rejected."""
-        self._futures = np.zeros((2 * self._longest_future, NUM_SUMS), dtype=np.int64)
+        self._num_sums = NUM_ENDED + 2 * len(self._units)
+        self._futures = np.zeros((2 * self._longest_future, self._num_sums), dtype=np.int64)
         self._first = 0
         """The attempt of the first row."""
         self.attempt = 0
-        """The last one formed. A batch in flight is known by its attempt: ``older_size`` and ``newer_size`` here."""
+        """The last one formed. A batch in flight is known by its attempt: ``older_units`` and ``newer_units`` here."""
         self._ended_attempt = 0
         """The last one that has ended, ..."""
         self._ended_ns = [0] * 4
@@ -193,16 +196,17 @@ class FastDrafts(FastReplica):
         slots = np.minimum(contexts + self.settings.num_lookahead_tokens, self.settings.max_model_len)
         blocks = np.maximum.accumulate(-(-slots // self.block_size))
         future.blocks = blocks.tolist()
-        sums = future.sums = np.zeros((length, NUM_SUMS), dtype=np.int64)
+        sums = future.sums = np.zeros((length, self._num_sums), dtype=np.int64)
         runs = formed > 0
         sums[:, 0], sums[:, 1], sums[:, 2] = runs, formed, contexts * runs
         sums[:, 3] = formed * contexts
         sums[1:, 4] = blocks[1:] - blocks[:-1]
         is_late = np.zeros(length, dtype=np.bool_)
         is_late[2:] = ~runs[1:-1] & (gained[2:] > 0)
-        sums[1:, 5] = (gained[1:] > 0) & ~is_late[1:]
-        sums[:, 6] = np.maximum(gained - 1, 0)
-        sums[:, 7] = rejected
+        sums[:, NUM_FORMED] = rejected
+        own = NUM_ENDED + 2 * request.class_index
+        sums[1:, own] = (gained[1:] > 0) & ~is_late[1:]
+        sums[:, own + 1] = np.maximum(gained - 1, 0)
         row = batch - self._first
         self._futures[row : row + length] += sums
         self._last_tokens.setdefault(batch + len(future.gained) - 1, []).append(request)
@@ -290,8 +294,8 @@ class FastDrafts(FastReplica):
             return 0
         self.outstanding -= num_tokens
         self.latest += 1
-        self.older_size, self.older_ones = self.newer_size, self.newer_ones
-        self.newer_size, self.newer_ones = attempt, ones
+        self.older_units, self.older_ones = self.newer_units, self.newer_ones
+        self.newer_units, self.newer_ones = attempt, ones
         for request in ones:
             self.join(request, attempt)
         return self.latest
@@ -400,17 +404,18 @@ class FastDrafts(FastReplica):
 
     def complete(self, batch: int, now_ns: int) -> list[Member]:
         """``batch``, the older one in flight, has ended. Returns the requests that ended with it, in order."""
-        attempt = self.older_size
-        gaps, zeros, rejected = self._futures[attempt - self._first, NUM_FORMED:].tolist()
-        if gaps:
-            self.add_gap((now_ns - self.known_ns, gaps))
-        if zeros:
-            self.add_gap((0, zeros))
+        attempt = self.older_units
+        rejected, *counts = self._futures[attempt - self._first, NUM_FORMED:].tolist()
+        for unit, gaps, zeros in zip(self._units, counts[::2], counts[1::2], strict=True):
+            if gaps:
+                self.add_gap((now_ns - self.known_ns, gaps * unit))
+            if zeros:
+                self.add_gap((0, zeros * unit))
         self.outstanding += rejected
         if self._late_tokens:
             for request in self._late_tokens.pop(attempt, ()):
                 if request.state is not State.FINISHED:
-                    self.add_gap((now_ns - self._ended_ns[(attempt - 2) % 4], 1))
+                    self.add_gap((now_ns - self._ended_ns[(attempt - 2) % 4], request.unit))
         for one in self.older_ones:
             if one.state is not State.FINISHED:
                 one.first_token_ns = now_ns

@@ -65,6 +65,7 @@ class FastRank(FastReplica):
         self.group.advance(until_ns, is_fault=is_fault)
 
     def _accept(self, request: Member, now_ns: int) -> None:
+        request.unit = self._units[request.class_index]
         self.group.advance(now_ns)
         self.outstanding += request.num_prompt_tokens + request.max_tokens
         self.tell_policy()
@@ -151,8 +152,8 @@ class FastRank(FastReplica):
     def _shift(self) -> None:
         """The newest batch is the next to end."""
         self.has_newer = False
-        self.older_size, self.older_ones = self.newer_size, self.newer_ones
-        self.newer_size, self.newer_ones = 0, ()
+        self.older_units, self.older_ones = self.newer_units, self.newer_ones
+        self.newer_units, self.newer_ones = 0, ()
 
     def settle(self, now_ns: int) -> None:
         """Take in the batches that have ended."""
@@ -162,7 +163,7 @@ class FastRank(FastReplica):
             if self.has_newer and batch == self.latest:
                 self._shift()
             ended = self.complete(batch, now_ns)
-            self.older_size, self.older_ones = 0, ()
+            self.older_units, self.older_ones = 0, ()
             if ended:
                 self.end_all(ended, now_ns)
 

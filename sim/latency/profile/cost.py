@@ -20,19 +20,21 @@ from sim.latency.fitted import Fitted
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import Link
+from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.all_reduce import fused_limit_bytes
+from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
-from sim.latency.profile.integers import ONE, SLOPE_BITS, IntColumn, Segments, context_knots, whole_sqrt
-from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
+from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
+from sim.latency.profile.layer_kernels import compiled_launches_ns, elementwise_ns
 from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
-from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
 from sim.latency.profile.written import hash_of
+from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
@@ -62,16 +64,21 @@ class ProfileCost:
         expert_load_imbalance: float | None = None,
         without: frozenset[str] = frozenset(),
         fitted: Fitted | None = None,
+        sampling: str | None = None,
     ) -> None:
         """``without``: terms (``terms.TERMS``) that cost nothing here, to see what they make of a step or of a run.
-        ``fitted``: factors of terms and host times, as found from measured runs."""
+        ``fitted``: factors of terms and host times, as found from measured runs. ``sampling``: as
+        ``latency.sampling``."""
         check_terms(without)
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.profile = found.profile
         self.fitted = fitted
         self._factor = _one if fitted is None else fitted.factor
         self._is_asynchronous = is_asynchronous(engine)
-        self.model = model
+        self.model, self._gpu = model, gpu
+        truncates = model.truncates_sampling if sampling is None else sampling == "top_p"
+        self._filter: Way | None = way_of(engine.vllm_version) if truncates else None
+        """How tokens are drawn from the most probable ones; None = they are not."""
         self.notes = found.notes
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
@@ -97,7 +104,7 @@ class ProfileCost:
         if not experts.is_lockstep and self._first_launched <= engine.max_num_batched_tokens:
             fewest = np.array([float(self._first_launched)])
             computing = sum(self.token_terms_ns(fewest).values()) / time_scale
-            self._waits_for_launches = not self._graphs or bool(launches_ns(ops, fewest) / pp > computing)
+            self._waits_for_launches = not self._graphs or bool(self._launches_ns(fewest) / pp > computing)
         tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
         self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)
         rows = Table(self._rows_s, engine.max_num_seqs, least_ns=0)
@@ -111,17 +118,10 @@ class ProfileCost:
         self._mixed_times: list[Floats] = []
         """One layer's times at the knots, by batch from 1 on."""
         self._prefill: dict[int, Segments] = {}
+        self._prior: dict[int, Segments] = {}
         self._verify_pair = Rate(ops.pair_ns() * self._decode_layers)
         prefill_layers = 0.0 if "prefill_attention" in without else layers * self._factor("prefill_attention")
-        self._pair = Rate(ops.pair_ns() * prefill_layers)
-        self._context = Rate(ops.context_ns() * prefill_layers)
-        self._query = Rate(ops.query_ns() * prefill_layers)
-        self._launch_ns = round(LAUNCH_NS * prefill_layers)
-        self._bound = (
-            *(self._window, self._launch_ns, self._pair.multiplier, self._pair.shift),
-            *(self._context.multiplier, self._context.shift, self._query.multiplier, self._query.shift),
-        )
-        """The speed of light of prefill attention as plain numbers, which are read in one go."""
+        self._prefill_layers = prefill_layers
         self._swap = SwapTime(ops, gpu, 0.0 if "swap" in without else time_scale)
         if engine.preemption == "swap" and self._swap.stand_in is not None:
             ops.stand_ins["host_copy"] = self._swap.stand_in
@@ -131,10 +131,13 @@ class ProfileCost:
 
     def _set_host(self, host_overhead_ms: float | None) -> None:
         host = self.profile.host
+        self._host_basis = ("estimate", UNMEASURED_ERROR, "the default host time, of one machine and version")
         if host_overhead_ms is not None:
             self.host_step_ns, self.host_request_ns = round(host_overhead_ms * 1e6), 0
+            self._host_basis = ("assumption", 0.0, "host_overhead_ms of the scenario")
         elif host is not None:
             self.host_step_ns, self.host_request_ns = host.step_ns, host.request_ns
+            self._host_basis = ("measured", UNMEASURED_ERROR, "host time, whose error the profile does not state")
         else:
             self.host_step_ns, self.host_request_ns = HOST_STEP_NS, HOST_REQUEST_NS
         if self.fitted is not None:
@@ -172,7 +175,7 @@ class ProfileCost:
         terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._waits_for_launches:
             # What no graph holds is launched kernel by kernel, which small steps wait for.
-            slower = np.maximum(launches_ns(ops, sizes) / ops.pp - sum(terms.values()), 0.0)
+            slower = np.maximum(self._launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
             terms["launches"] = np.where(tokens >= self._first_launched, slower, 0.0)
         return {name: times * self.time_scale for name, times in terms.items()}
 
@@ -181,6 +184,8 @@ class ProfileCost:
         some = rows > 0
         sampling, overhead = np.where(some, self.operators.sampler_ns(rows), 0.0), np.where(some, STEP_NS, 0.0)
         head = self.operators.head_ns(rows) - sampling - overhead
+        if self._filter is not None:
+            sampling = sampling + filter_ns(self._filter, rows, self.model.vocab_size, self._gpu)
         terms = {"lm_head": head * self._factor("lm_head"), "sampling": sampling, "step_overhead": overhead}
         scale = self.time_scale / self.operators.pp
         terms = {name: times * scale for name, times in terms.items()}
@@ -193,17 +198,19 @@ class ProfileCost:
         terms = group_terms_ns(self.operators, self.time_scale, tokens)
         return {name: times * self._factor(name) for name, times in terms.items()}
 
+    def _launches_ns(self, tokens: Floats) -> Floats:
+        """Launching the kernels of what no graph holds: all by an eager engine, else those that compiling left."""
+        return compiled_launches_ns(self.operators, tokens) if self._graphs else self.operators.launches_ns(tokens)
+
     def launch_floor_ns(self) -> int:
         """Without CUDA graphs, what launching a step's operators one by one takes at least."""
-        return round(float(launches_ns(self.operators, np.ones(1))[0]) * self.time_scale)
+        return round(float(self.operators.launches_ns(np.ones(1))[0]) * self.time_scale)
 
     def _tokens_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
         return total
 
     def _rows_s(self, rows: Floats) -> Floats:
-        if self.fitted is None:
-            return self.operators.head_ns(rows) * self.time_scale / self.operators.pp / 1e9
         total: Floats = sum(self.row_terms_ns(rows).values(), np.zeros_like(rows)) / 1e9
         return total
 
@@ -228,33 +235,46 @@ class ProfileCost:
 
     def _decode_segments(self, batch: int) -> Segments:
         """All layers' decode attention of ``batch`` requests, by their context together."""
-        return self._segments(self._decode, self._decode_times, batch, self.operators.decode_attention_ns)
+        layer_ns = self.operators.decode_attention_ns
+        return self._segments(self._decode, self._decode_times, batch, layer_ns, self._decode_layers)
 
     def _mixed_segments(self, batch: int) -> Segments:
         """As ``_decode_segments``, for steps that hold prefill chunks too."""
-        return self._segments(self._mixed, self._mixed_times, batch, self.operators.mixed_decode_attention_ns)
+        layer_ns = self.operators.mixed_decode_attention_ns
+        return self._segments(self._mixed, self._mixed_times, batch, layer_ns, self._decode_layers)
+
+    def _prior_segments(self, batch: int) -> Segments:
+        """What ``batch`` chunks take at least for reading their context together: as decodes do."""
+        layer_ns = self.operators.decode_attention_ns
+        return self._segments(self._prior, self._decode_times, batch, layer_ns, self._prefill_layers)
 
     def _segments(
-        self, known: dict[int, Segments], times: list[Floats], batch: int, layer_ns: Callable[[int, Floats], Floats]
+        self,
+        known: dict[int, Segments],
+        times: list[Floats],
+        batch: int,
+        layer_ns: Callable[[int, Floats], Floats],
+        layers: float,
     ) -> Segments:
         """Of ``batch``, made from one layer's times; noise of the tables must not make a larger batch cheaper."""
         segments = known.get(batch)
         if segments is None:
             knots = np.minimum(np.array(self._knots, dtype=np.float64), self._window)
             while len(times) < batch:
-                rising = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
-                times.append(np.maximum(rising, times[-1]) if times else rising)
-            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * self._decode_layers)
+                longer = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
+                times.append(np.maximum(longer, times[-1]) if times else longer)
+            segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * layers)
             known[batch] = segments
         return segments
 
     def _prefill_segments(self, batch: int) -> Segments:
-        """Multiple of the speed of light of ``batch`` chunks, in 2**-SLOPE_BITS, by the size of one."""
+        """All layers' attention of ``batch`` prompts without prior KV, by the tokens of one. A longer prompt takes no
+        less, whatever the tables say."""
         known = self._prefill.get(batch)
         if known is None:
-            knots = self._knots
-            multiples = self.operators.prefill_multiples(batch, np.array(knots, dtype=np.float64))
-            known = self._prefill[batch] = Segments([*knots, knots[-1] + 1], np.append(multiples, multiples[-1]) * ONE)
+            sizes = finer(self._knots)
+            times = rising(self.operators.prefill_ns(batch, np.array(sizes, dtype=np.float64)))
+            known = self._prefill[batch] = Segments(sizes, times * self._prefill_layers)
         return known
 
     def _decode_attention_ns(self, is_mixed: bool, num: int, context_tokens: int, verify_pairs: int) -> int:
@@ -281,27 +301,32 @@ class ProfileCost:
         return step_terms(self, columns)
 
     def _prefill_attention_ns(self, num: int, tokens: int, context: int, pairs: int) -> int:
-        """All layers' attention of ``num`` prefill chunks, as it is charged. No query sees more than the window."""
-        window, launch_ns, by_pair, pair_shift, by_context, context_shift, by_query, query_shift = self._bound
+        """All layers' attention of ``num`` prefill chunks, as it is charged. No query sees more than the window.
+
+        A chunk takes as long as the prompt without prior KV that has as many query-key pairs (512 tokens after 2,048
+        cached ones: one of 1,536), and at least what a decode takes to read its context. So one token after 100,000
+        cached ones is a decode, and a longer chunk is never cheaper.
+        """
         pairs >>= 1
-        if pairs > tokens * window:
-            pairs = tokens * window
-        if context > tokens + num * window:
-            context = tokens + num * window
-        arithmetic = pairs * by_pair >> pair_shift
-        traffic = (context * by_context >> context_shift) + (tokens * by_query >> query_shift)
-        bound = (arithmetic if arithmetic > traffic else traffic) + launch_ns
+        if pairs > tokens * self._window:
+            pairs = tokens * self._window
         segments = self._prefill.get(num) or self._prefill_segments(num)
-        return bound * segments.at(isqrt(2 * pairs // num) or 1) >> SLOPE_BITS
+        ns = segments.at(isqrt(2 * pairs // num) or 1)
+        if context > tokens:
+            if context > tokens + num * self._window:
+                context = tokens + num * self._window
+            prior = self._prior.get(num) or self._prior_segments(num)
+            return max(ns, prior.at(context))
+        return ns
 
     def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
         """``_prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
         pairs = np.minimum(pairs >> 1, tokens * self._window)
-        context = np.minimum(context, tokens + num * self._window)
-        sizes = np.maximum(whole_sqrt(2 * pairs // num), 1)
-        bound = np.maximum(self._pair.many_ns(pairs), self._context.many_ns(context) + self._query.many_ns(tokens))
-        times: IntColumn = (bound + self._launch_ns) * self._prefill_segments(num).many(sizes) >> SLOPE_BITS
-        return times
+        times = self._prefill_segments(num).many(np.maximum(whole_sqrt(2 * pairs // num), 1))
+        seen = np.minimum(context, tokens + num * self._window)
+        prior = np.where(context > tokens, self._prior_segments(num).many(seen), 0)
+        result: IntColumn = np.maximum(times, prior)
+        return result
 
     # -- the interface of StepCost ----------------------------------------------------------------
 
@@ -384,13 +409,16 @@ class ProfileCost:
                 for name, kinds in sorted(profile.errors.items())
             },
             "stand_ins": dict(sorted(self.operators.stand_ins.items())),
+            "evidence": {**evidence(self.operators), "host": one_part(*self._host_basis)},
             "time_scale": self.time_scale,
             "notes": list(self.notes),
+            **({"scaled_from": profile.device.gpu} if self.operators.device.gpu != profile.device.gpu else {}),
             "model": self.model.name,
             "dtype": self.precision.weights,
             "kv_cache_dtype": self.precision.kv,
             "tensor_parallel_size": self.operators.tp,
             "pipeline_parallel_size": self.operators.pp,
+            "sampling": "plain" if self._filter is None else f"top_p, {self._filter}",
             "host_overhead_ms": self.host_step_ns / 1e6,
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
             **({} if self.fitted is None else {"fit": self.fitted.describe()}),

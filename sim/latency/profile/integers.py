@@ -72,6 +72,20 @@ def context_knots(longest: int) -> list[int]:
     return [*knots, value]
 
 
+def finer(knots: list[int]) -> list[int]:
+    """``knots`` with three more between any two where whole numbers allow it: [16, 20] gives [16, 17, 18, 19, 20]."""
+    between = [low + (high - low) * part // 4 for low, high in pairwise(knots) for part in range(4)]
+    return [*dict.fromkeys(between), knots[-1]]
+
+
+def rising(times: Floats) -> Floats:
+    """``times`` without their falls, which are noise: halfway between the greatest before and the least after each.
+    [3, 5, 4, 6] gives [3, 4.5, 4.5, 6]."""
+    least_after = np.minimum.accumulate(times[::-1])[::-1]
+    halfway: Floats = (np.maximum.accumulate(times) + least_after) / 2.0
+    return halfway
+
+
 def whole_sqrt(values: IntColumn) -> IntColumn:
     """``math.isqrt`` of each of ``values`` (below 2**52): floating point, put right where it rounded up."""
     roots = np.sqrt(values.astype(np.float64)).astype(np.int64)

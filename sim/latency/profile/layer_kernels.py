@@ -63,8 +63,8 @@ def _quantising_ns(ops: ProfiledOperators, tokens: Floats) -> Floats:
     return of_attention + np.where(ops.is_fused(tokens), of_norm, 0.0)
 
 
-def launches_ns(ops: ProfiledOperators, tokens: Floats) -> Floats:
-    """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
+def compiled_launches_ns(ops: ProfiledOperators, tokens: Floats) -> Floats:
+    """What launching all layers' kernels one by one takes the host, compiled but in no CUDA graph."""
     model, host = ops.model, ops.profile.host
     each = host.eager_launch_ns if host is not None and host.eager_launch_ns is not None else LAUNCH_ONE_NS
     layer = DENSE_LAUNCHES + (2 * ALL_REDUCE_LAUNCHES if ops.tp > 1 else 0) + (1 if model.qk_norm else 0)

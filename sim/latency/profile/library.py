@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.errors import InputError
 from sim.latency.gpus import GpuSpec
+from sim.scenario.messages import spelled_alike
 
 if TYPE_CHECKING:
     from sim.latency.profile.file import Device
@@ -89,8 +89,9 @@ def _path(name: str, base_dir: Path | None) -> Path:
     if given.suffix or "/" in name:
         looked = " and ".join(dict.fromkeys(str(path.absolute()) for path in places))
         raise InputError(f"latency.profile: no profile file {name!r}; looked for {looked}")
-    close = get_close_matches(name, builtin_names(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; built in are {', '.join(builtin_names()) or 'none'}"
+    close = spelled_alike(name, builtin_names())
+    known = ", ".join(builtin_names()) or "none"
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; built in are {known}"
     raise InputError(f"latency.profile: no profile {name!r}{hint}")
 
 

@@ -2,9 +2,12 @@
 
 FlashAttention-2 packs the query heads of a group together and splits the context over thread blocks only in batches of
 nothing but decodes. With a chunk beside them it runs every query head by itself: K and V are read once per head, and
-few decodes hide in the shadow of the chunk. ``FLASH_ATTENTION_2`` is the ratio of what decodes add to a mixed batch to
-what they take alone: medians over chunks of 256 to 2,048 tokens of the public vLLM 0.19.0 tables for the RTX PRO 6000
-that come with LLMServingSim 2.0 (MIT licence), by query heads per KV head, KV heads of all decodes, and context.
+few decodes hide in the shadow of the chunk. That time is arithmetic: a tile of queries is multiplied for one query that
+counts. The time alone is memory's. So a GPU with less arithmetic for its bandwidth loses more.
+
+``FLASH_ATTENTION_2`` is the ratio of what decodes add to a mixed batch to what they take alone: medians over chunks of
+256 to 2,048 tokens of the public vLLM 0.19.0 tables for the RTX PRO 6000 that come with LLMServingSim 2.0 (MIT
+licence), by query heads per KV head, KV heads of all decodes, and context.
 """
 
 from __future__ import annotations
@@ -12,8 +15,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.profile.speed_of_light import LAUNCH_NS
+
 Floats = npt.NDArray[np.float64]
 
+MEASURED_FLOPS, MEASURED_BANDWIDTH = 503.8e12, 1792e9
+"""Of the GPU whose ratios these are: its datasheet's 16-bit FLOP/s and bytes/s."""
 CONTEXTS = (16, 64, 256, 1024, 4096)
 UNITS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """KV heads (on one GPU) times decodes."""
@@ -48,8 +55,19 @@ def uses_flash_attention_2(kernel: str) -> bool:
     return kernel in ("vllm_flash_attn", "flash_attn") or "fa2" in kernel
 
 
+def on_another_gpu(ratio: Floats, read_bytes: Floats, flops: float, bandwidth: float) -> Floats:
+    """What the ``ratio`` of the measured GPU is on one of these peaks, where the decodes read that many bytes of KV.
+
+    Time beside chunks goes by ``flops``, time alone by ``bandwidth``: 1.5 is 2.7 on an A100 and 1 on an L40S, where
+    many bytes are read. No less than what hides in a chunk's shadow.
+    """
+    alone = (read_bytes / bandwidth * 1e9 + LAUNCH_NS) / (read_bytes / MEASURED_BANDWIDTH * 1e9 + LAUNCH_NS)
+    scaled: Floats = np.maximum(ratio * (MEASURED_FLOPS / flops) / alone, np.minimum(ratio, 1.0))
+    return scaled
+
+
 def mixed_ratio(group: float, units: float, contexts: Floats) -> Floats:
-    """FlashAttention-2's time of decodes beside chunks over their time alone, at each context.
+    """FlashAttention-2's time of decodes beside chunks over their time alone, at each context, on the measured GPU.
 
     Ratios of groups in between go by the logarithm of the group; a group of one has no packing to lose, so that only
     the shadow of the chunk is left to it.

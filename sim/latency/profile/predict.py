@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cache
 from operator import mul, truediv
 
@@ -33,8 +34,20 @@ EXACT_FIELDS = frozenset({"dtype", "kv_dtype", "window", "implementation", "name
 """Parts of a key that are matched, never interpolated."""
 
 
+SIZES = frozenset({"batch", "prior_tokens", "chunk_tokens", "num_decodes"})
+"""Parts of a key that say how much there is to do rather than what an engine is."""
 FIRST_FIELDS = ("head_size",)
 """Numbers that curves are told apart by before the others: heads of another size are the last to stand in."""
+
+
+class Basis(IntEnum):
+    """How near a key is to those that were measured, whatever its batch and number of tokens; later = less near."""
+
+    MEASURED = 0
+    BETWEEN = 1
+    """Each number that was not measured lies between two that were."""
+    BEYOND = 2
+    """Some number is beyond all that were measured, and the nearest is taken."""
 
 
 class Predictor:
@@ -57,6 +70,11 @@ class Predictor:
         """Whether this very key was measured."""
         curves = self._curves(operator)
         return curves is not None and curves.has(key)
+
+    def basis(self, operator: str, key: Key) -> Basis | None:
+        """What a prediction for ``key`` stands on; None where ``has`` says no."""
+        curves = self._curves(operator)
+        return None if curves is None else curves.basis(key)
 
     def time_ns(self, operator: str, key: Key, at: int) -> float:
         """One launch at one place of the axis, nanoseconds."""
@@ -136,6 +154,20 @@ class _Group:
         return multiple
 
 
+def _basis(tree: _Tree | int, numbers: Sequence[float]) -> Basis:
+    """What an interpolation among the branches of ``tree`` by these numbers stands on."""
+    if isinstance(tree, int) or not numbers:
+        return Basis.MEASURED
+    number, rest = numbers[0], numbers[1:]
+    if number in tree:
+        return _basis(tree[number], rest)
+    below = [each for each in tree if each < number]
+    above = [each for each in tree if each > number]
+    if not below or not above:
+        return Basis.BEYOND
+    return max(Basis.BETWEEN, _basis(tree[max(below)], rest), _basis(tree[min(above)], rest))
+
+
 class _MeasuredLine:
     """One curve in logarithms, read when it is asked for."""
 
@@ -198,6 +230,14 @@ class _Curves:
             for i, (key, shape) in enumerate(zip(keys, shapes, strict=True)):
                 group.add(key, shape, i)
         return group
+
+    def basis(self, key: Key) -> Basis | None:
+        """See ``Predictor.basis``."""
+        group = self.group(key)
+        if group is None:
+            return None
+        of_shape = sum(name not in SIZES for name in self._numbers)
+        return _basis(group.tree, self.numbers(key)[:of_shape])
 
     def log_places(self, position: int) -> Floats:
         """Logarithms of a curve's places."""

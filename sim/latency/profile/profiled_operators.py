@@ -15,14 +15,15 @@ import numpy.typing as npt
 from sim.errors import InputError
 from sim.latency.experts import ALONE, ExpertGroup
 from sim.latency.model_spec import ModelSpec
+from sim.latency.operators import launched_operators
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
 from sim.latency.profile.expert_routing import table_imbalance
 from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
-from sim.latency.profile.mixed import mixed_ratio, uses_flash_attention_2
+from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
-from sim.latency.profile.speed_of_light import LAUNCH_NS, causal_pairs, peak_flops
+from sim.latency.profile.speed_of_light import LAUNCH_NS, peak_flops
 from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
@@ -66,6 +67,10 @@ MIXED_CHUNK = 512
 """Size of the prefill chunk beside which decodes are looked up."""
 LEAST_MIXED = 0.05
 """Of their time alone, that decodes cost in a mixed batch at least."""
+EAGER_OPERATOR_NS = 25_000
+"""Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
+LINK = "link"
+"""In place of a collective's implementation, where its time comes from the link's bandwidth."""
 ROUTER_KERNELS = 1
 """Softmax with top-k; sorting rows by expert is part of the experts' times."""
 
@@ -88,6 +93,8 @@ class ProfiledOperators:
     """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
+    asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
+    """Operator and key of all that was asked for, and the key whose curves answered; None = a formula did."""
     predictor: Predictor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,11 +117,13 @@ class ProfiledOperators:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
+                self.asked[operator, key] = candidate
                 if candidate != key:
                     used = "/".join(str(candidate[place]) for place in dtype_places)
                     asked = "/".join(str(key[place]) for place in dtype_places)
                     self.stand_ins[operator] = f"{asked}: curves of {used}, scaled by the speed of light"
                 return self.predictor.times_ns(operator, key, at, like=candidate)
+        self.asked[operator, key] = None
         return None
 
     def _lacks(self, operator: str) -> InputError:
@@ -222,7 +231,9 @@ class ProfiledOperators:
         """One element-wise kernel over ``width`` numbers of each token."""
         key: Key = (name, width)
         at = np.maximum(tokens, 1.0)
-        if self.predictor.has("elementwise", key):
+        has = self.predictor.has("elementwise", key)
+        self.asked["elementwise", key] = key if has else None
+        if has:
             times = self.predictor.times_ns("elementwise", key, at)
         else:
             least_us = (LAUNCH_NS + ELEMENTWISE_START_NS) / 1e3
@@ -254,6 +265,7 @@ class ProfiledOperators:
         times = self.rising_ns("all_reduce", payload)
         fused = self.is_fused(tokens)
         if fused.any():
+            self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
             times = np.where(fused, self.predictor.times_ns("all_reduce", ("trtllm", self.tp), payload), times)
         return np.where(tokens > 0, times, 0.0)
 
@@ -274,6 +286,7 @@ class ProfiledOperators:
         the link's bandwidth."""
         gpus = num_gpus or self.tp
         passes = 2.0 if operator == "all_reduce" else 1.0
+        self.asked[operator, (LINK, gpus)] = None
         if self.link is not None:
             share = passes * (gpus - 1) / gpus
             return self.link.latency_ns + payload * share / self.link.bandwidth * 1e9
@@ -282,6 +295,9 @@ class ProfiledOperators:
             for implementation in ("custom", "nccl")
             if self.predictor.has(operator, (implementation, gpus))
         }
+        if known:
+            del self.asked[operator, (LINK, gpus)]
+        self.asked.update({(operator, (each, gpus)): (each, gpus) for each in known})
         if known:
             return known.get("custom", known.get("nccl", payload))
         self.stand_ins[operator] = "70% of the link's bandwidth, 10 us at least"
@@ -303,6 +319,12 @@ class ProfiledOperators:
         """Rows of the embedding."""
         return self.kernel_ns("embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes)
 
+    def launches_ns(self, tokens: Floats) -> Floats:
+        """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
+        model, host = self.model, self.profile.host
+        each = host.eager_launch_ns if host is not None and host.eager_launch_ns is not None else EAGER_OPERATOR_NS
+        return np.where(tokens > 0, float(launched_operators(model, self.precision, self.tp) * each), 0.0)
+
     def head_ns(self, rows: Floats) -> Floats:
         """Final norm, LM head, gathering of logits and sampler for that many rows."""
         model = self.model
@@ -314,7 +336,9 @@ class ProfiledOperators:
         """The sampler alone, of one row at least."""
         key: Key = (self.model.vocab_size,)
         at = np.maximum(rows, 1.0)
-        if self.predictor.has("sampling", key):
+        has = self.predictor.has("sampling", key)
+        self.asked["sampling", key] = key if has else None
+        if has:
             return self.predictor.times_ns("sampling", key, at)
         self.stand_ins["sampling"] = f"{SAMPLER_NS / 1e3:g} us and six passes over 32-bit logits"
         bandwidth = self.device.memory_bandwidth_bytes_per_s * ELEMENTWISE_EFFICIENCY
@@ -364,18 +388,19 @@ class ProfiledOperators:
             if chunk is not None:
                 return np.maximum(mixed - chunk, LEAST_MIXED * alone)
         if uses_flash_attention_2(self.profile.operators["decode_attention"].kernel):
-            self.stand_ins["mixed_attention"] = "FlashAttention-2's ratio of mixed to pure batches on another GPU"
-            return alone * mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+            self.stand_ins["mixed_attention"] = "FlashAttention-2's mixed batches on another GPU, by their arithmetic"
+            ratio = mixed_ratio(self.heads / self.kv_heads, batch * self.kv_heads, np.maximum(contexts, 1.0))
+            read, flops = batch * contexts * self.kv_bytes_per_token(), self.precision.plain_flops
+            return alone * on_another_gpu(ratio, read, flops, self.device.memory_bandwidth_bytes_per_s)
         self.stand_ins["mixed_attention"] = "what the decodes take alone, less a launch"
         return np.maximum(alone - LAUNCH_NS, LEAST_MIXED * alone)
 
-    def prefill_multiples(self, batch: int, chunks: Floats) -> Floats:
-        """How much longer than its speed of light the attention of ``batch`` prompts of each number of tokens takes."""
+    def prefill_ns(self, batch: int, chunks: Floats) -> Floats:
+        """One layer's attention of ``batch`` prompts of each number of tokens."""
         times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
-        context = batch * chunks
-        return times / self.prefill_bound_ns(causal_pairs(chunks, 0.0) * batch, context, context)
+        return times
 
     def pair_ns(self) -> float:
         """Speed of light of one query-key pair of one layer."""
@@ -393,11 +418,6 @@ class ProfiledOperators:
         """Speed of light of reading one token's query and writing its result in one layer."""
         traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
         return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
-
-    def prefill_bound_ns(self, pairs: Floats, context_tokens: Floats, tokens: Floats) -> Floats:
-        """Speed of light of one layer's prefill attention: as ``speed_of_light`` has it, from sums of steps."""
-        traffic = context_tokens * self.context_ns() + tokens * self.query_ns()
-        return np.maximum(pairs * self.pair_ns(), traffic) + LAUNCH_NS
 
 
 def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:

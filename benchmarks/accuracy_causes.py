@@ -1,0 +1,56 @@
+"""Causes of errors of dense models that were found, each with its evidence: for what is off, and why."""
+
+from __future__ import annotations
+
+SHORT_STEPS = (
+    "**Sampling from the most probable tokens.** Steps of vLLM 0.15.1 were 9 to 10 % short on A100s and, for an "
+    "8B on H100s, 0.5 to 0.9 ms, more with larger batches; those of a 70B were right. Host time cannot be it: a "
+    "step of 25 ms on an A100 hides it better than one of 12 ms on an H100. inference-perf sends no "
+    "`temperature`, so that requests get the model's own `top_p` and `top_k`, for which vLLM 0.11.1 to 0.16 sorts "
+    "all logits of a step with PyTorch: 0.40 ms for 64 rows of 32,768 logits, 1.06 ms for 64 of 131,072 (vLLM's "
+    "pull request 40376). CodeLlama and Mixtral have no `top_p`, Llama 2 has a vocabulary of 32,000. Sorting goes "
+    "by cores and clock. `latency.sampling: plain` is for clients that ask for temperature 0."
+)
+
+FLASH_ATTENTION_2 = (
+    "**Decodes beside a chunk, FlashAttention-2.** A100, L40S and RTX GPUs run it. With a prefill chunk in the "
+    "batch it multiplies a tile of queries for each single one, so that decodes cost arithmetic there, and "
+    "bandwidth alone. The ratio of both was that of the one GPU where it is measured (RTX PRO 6000); it goes by "
+    "arithmetic over bandwidth now: 1.8 times on an A100, 0.7 times on an L40S. Of the runs of 0.15.1 that made "
+    "Qwen3-14B's steps 4 % longer on the A100 and 10 % shorter on the L40S, and TTFT on A100s 8 and 10 % short, "
+    "where it had been 17 and 15 %."
+)
+
+CLIENT_TIME = (
+    "**Client time.** TTFT of all eight runs of dense models below saturation (vLLM 0.15.1 and 0.23.0, two "
+    "clients, three GPUs) was short by 1.2 to 2.3 ms, and by 4.5 ms at the highest rate, whatever the model, with "
+    "4 ms between client and engine: it is 6 ms now. Closed loops tell little of it (the median error of "
+    "Llama-3.1-70B FP8 went from 5.8 to 5.9 %)."
+)
+
+CHUNKS_AFTER_CACHED_TOKENS = (
+    "**Short chunks after many cached tokens.** One token after 100,000 cached ones cost twice a decode, and more "
+    "than 32 tokens did: what a small prompt takes beyond its bound, most of it the kernel's start, was applied "
+    "to the reading of all that KV. A chunk takes what the prompt with as many query-key pairs takes, and at "
+    "least what a decode takes to read its context."
+)
+
+EAGER = (
+    "**Eager engines.** Layers that norm queries and keys launch three operators more, layers of quantised "
+    "matrices four: 17 a layer of Qwen3-14B AWQ, not 10. Its TPOT on an A100 under vLLM 0.9.1 (vllm#20469) was 30 "
+    "% short and is 4 % long; TTFT stays 32 % short, for no table has AWQ's kernels at 2,048 tokens."
+)
+
+LEFT = (
+    "**Not found, dense models.** Decode steps on H100s are 1 to 2 % long (Qwen3-14B, CodeLlama-34B, "
+    "Llama-2-70B). Qwen3-14B on one L40S near saturation is 6 % long: some 75 requests share 45 prompts there, "
+    "and KV that several of them read may come from the 96 MB of L2 the second time, which is not modelled. "
+    "Collections of 16-bit matrices agree within 1 % (A100, L40S) to 6 % (H100) where weights are read, and "
+    "differ by 7 (A100), 9 (H100) and 25 % (L40S) from 1,024 rows on, vLLM's the fastest; which one a server "
+    "under load is like is not known. Qwen3-8B on an H200 with 9,000 tokens in (aiconfigurator#1148): a step of "
+    "8,192 tokens takes 227 ms here, and ITL cannot exceed that; measured were 237 ms at 32 clients and 309 at "
+    "64."
+)
+
+FOUND = (SHORT_STEPS, FLASH_ATTENTION_2, CLIENT_TIME, CHUNKS_AFTER_CACHED_TOKENS, EAGER)
+"""Paragraphs of the page, in the order of what they weigh."""

@@ -1,0 +1,151 @@
+"""What an engine leaves to its model and GPU is filled in as vLLM's API server does, once, and said where it is new."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sim
+from sim.latency.engine_defaults import FORMER, batch_defaults, resolve_engine
+from sim.latency.gpus import GPUS
+from sim.latency.models import MODELS
+from sim.run import load
+from sim.scenario.resolved import resolved_yaml
+from sim.scenario.schema import EngineConfig, EngineSection
+
+WORKLOAD: dict[str, Any] = {
+    "requests": 5,
+    "arrival": {"process": "burst"},
+    "input_tokens": {"dist": "fixed", "value": 100},
+    "output_tokens": {"dist": "fixed", "value": 10},
+}
+
+
+def resolved(**engine: Any) -> tuple[EngineConfig, list[str]]:
+    return resolve_engine(EngineSection(**{"model": "llama-3.1-8b", "gpu": "h100-sxm", **engine}))
+
+
+def sizes(**engine: Any) -> tuple[int, int, int]:
+    filled, _ = resolved(**engine)
+    return filled.max_model_len, filled.max_num_seqs, filled.max_num_batched_tokens
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "expected"),
+    [
+        ("a100-40gb-sxm", "0.32.0", (2048, 256)),
+        ("a100-80gb-sxm", "0.32.0", (2048, 256)),
+        ("l40s", "0.32.0", (2048, 256)),
+        ("rtx-4090", "0.32.0", (2048, 256)),
+        ("rtx-pro-6000", "0.32.0", (8192, 1024)),
+        ("h100-sxm", "0.32.0", (8192, 1024)),
+        ("h200-sxm", "0.32.0", (8192, 1024)),
+        ("b200-sxm", "0.32.0", (16384, 1024)),
+        ("b200-sxm", "0.28", (16384, 1024)),
+        ("b200-sxm", "0.27.1", (8192, 1024)),
+        ("h100-sxm", "0.9.0", (8192, 1024)),
+    ],
+)
+def test_budget_and_seats_by_gpu_and_version(gpu: str, version: str, expected: tuple[int, int]) -> None:
+    assert batch_defaults(GPUS[gpu], version) == expected
+    assert sizes(gpu=gpu, vllm_version=version) == (131072, expected[1], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ({"max_model_len": 4}, (4, 1024, 4096)),  # 1,024 seats of four tokens
+        ({"max_model_len": 4, "max_num_seqs": 2}, (4, 2, 8)),
+        ({"max_num_batched_tokens": 500}, (131072, 500, 500)),
+        ({"max_num_batched_tokens": 5000}, (131072, 1024, 5000)),
+        ({"max_num_seqs": 9000}, (131072, 9000, 8192)),  # refused by the check, as by vLLM
+        ({"enable_chunked_prefill": False}, (131072, 1024, 131072)),
+        ({"enable_chunked_prefill": False, "max_model_len": 100}, (100, 1024, 8192)),
+        ({"model": "qwen3-8b"}, (40960, 1024, 8192)),
+        ({"model": "Qwen/Qwen2.5-7B-Instruct"}, (32768, 1024, 8192)),
+    ],
+)
+def test_what_depends_on_what_was_given(engine: dict[str, Any], expected: tuple[int, int, int]) -> None:
+    assert sizes(**engine) == expected
+
+
+@given(
+    st.sampled_from(sorted(MODELS)),
+    st.sampled_from(sorted(GPUS)),
+    st.none() | st.integers(1, 300_000),
+    st.none() | st.integers(1, 300_000),
+    st.none() | st.integers(1, 3000),
+    st.booleans(),
+)
+def test_given_values_stay_and_defaults_start(
+    model: str, gpu: str, length: int | None, budget: int | None, seats: int | None, chunked: bool
+) -> None:
+    given_ = {"max_model_len": length, "max_num_batched_tokens": budget, "max_num_seqs": seats}
+    engine, notes = resolved(model=model, gpu=gpu, enable_chunked_prefill=chunked, **given_)
+    assert all(value is None or getattr(engine, key) == value for key, value in given_.items())
+    if seats is None:
+        assert engine.max_num_seqs <= engine.max_num_batched_tokens
+    if budget is None:
+        assert engine.max_num_batched_tokens <= engine.max_num_seqs * engine.max_model_len
+        assert chunked or engine.max_num_batched_tokens >= engine.max_model_len
+    new = [key for key, value in given_.items() if value is None and getattr(engine, key) != FORMER[key]]
+    assert len(notes) == bool(new)
+    assert all(f"{key} {getattr(engine, key)}" in notes[0] for key in new)
+    assert resolve_engine(engine) == (engine, [])
+
+
+def test_keys_left_out_and_null_are_not_taken_for_a_choice() -> None:
+    engine, _ = resolved(max_num_seqs=None, max_model_len=4096)
+    assert engine.model_fields_set == {"model", "gpu", "max_model_len"}
+
+
+def test_overrides_are_put_in_before_anything_is_filled_in() -> None:
+    document = {"name": "x", "workload": WORKLOAD, "engine": {"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm"}}
+    loaded = load(document)
+    again = load(loaded, ["engine.gpu=b200-sxm", "engine.model=qwen3-8b"]).scenario.engine
+    assert (again.max_model_len, again.max_num_seqs, again.max_num_batched_tokens) == (40960, 1024, 16384)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given_", "expected", "noted"),
+    [
+        ("float16", {}, "float16", True),
+        ("bfloat16", {}, "bfloat16", False),
+        ("bfloat16", {"dtype": "auto"}, "bfloat16", True),
+        ("float16", {"dtype": "bfloat16"}, "bfloat16", False),
+    ],
+)
+def test_the_checkpoints_format(dtype: str, given_: dict[str, Any], expected: str, noted: bool, tmp_path: Path) -> None:
+    tiny = Path(__file__).parents[2] / "scenarios" / "data" / "tiny-llama" / "config.json"
+    config = json.loads(tiny.read_text(encoding="utf-8")) | {"torch_dtype": dtype}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    engine, notes = resolved(
+        model=str(tmp_path), max_model_len=4096, max_num_seqs=256, max_num_batched_tokens=2048, **given_
+    )
+    assert engine.dtype == expected
+    assert [note.startswith(f"engine.dtype auto: {dtype}") for note in notes] == [True] * noted
+
+
+def test_a_run_says_what_was_taken_and_repeats_it() -> None:
+    document = {"name": "x", "workload": WORKLOAD, "engine": {"model": "llama-3.1-8b", "gpu": "h100-sxm"}}
+    results = sim.simulate(document)
+    (note,) = [note for note in results.summary["run"]["notes"] if note.startswith("not given")]
+    assert note == (
+        "not given, so vLLM's default: max_model_len 131072 (the longest context of llama-3.1-8b), max_num_seqs 1024 "
+        "and max_num_batched_tokens 8192 (as vLLM 0.32.0's API server on h100-sxm, 79 GiB); earlier versions of simrun "
+        "took 4096, 256, 2048"
+    )
+    text = resolved_yaml(load(document).scenario)
+    for line in ("max_model_len: 131072", "max_num_seqs: 1024", "max_num_batched_tokens: 8192", "dtype: bfloat16"):
+        assert line in text
+    setup = results.summary["run"]["setup"]
+    assert {key: setup[key] for key in FORMER} == {
+        "max_model_len": 131072,
+        "max_num_seqs": 1024,
+        "max_num_batched_tokens": 8192,
+    }
