@@ -103,7 +103,8 @@ class ProfileCost:
         self._first_launched = self._graphs[-1] + 1 if self._graphs else 1
         if not experts.is_lockstep and self._first_launched <= engine.max_num_batched_tokens:
             fewest = np.array([float(self._first_launched)])
-            computing = sum(self.token_terms_ns(fewest).values()) / time_scale
+            with np.errstate(over="ignore", invalid="ignore"):  # as in ``Table``: ``build_step_cost`` refuses later
+                computing = sum(self.token_terms_ns(fewest).values()) / time_scale
             self._waits_for_launches = not self._graphs or bool(self._launches_ns(fewest) / pp > computing)
         tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
         self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)

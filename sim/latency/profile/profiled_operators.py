@@ -272,6 +272,8 @@ class ProfiledOperators:
     def rising_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
         """As ``collective_ns``, no more than the time of any larger message: where a table says so, that is its noise,
         or a kernel that the next size is not left to."""
+        if self.link is not None:
+            return self.collective_ns(operator, payload, num_gpus)
         sizes = distinct(np.concatenate([payload, MESSAGE_BYTES]))
         times = np.minimum.accumulate(self.collective_ns(operator, sizes, num_gpus)[::-1])[::-1]
         rising: Floats = times[np.searchsorted(sizes, payload)]
