@@ -135,11 +135,11 @@ def test_tiers_keep_premium_within_its_slo_while_fcfs_does_not() -> None:
     tiers, fcfs = run("multi_tenant_tiers"), run("multi_tenant_tiers", "engine.policy=fcfs")
     no_eviction = run("multi_tenant_tiers", "engine.policy={name: tiered, ttft_slo_ms: {}, age_promote_s: 60}")
     premium, standard, budget = (tiers["tenants"][tier]["p95_ttft_ms"] for tier in ("premium", "standard", "budget"))
-    assert premium < 500 < standard < budget
+    assert premium < 600 < standard < budget
     assert tiers["slo"]["met"]
     assert tiers["preemptions"]["total"] > 0
     assert no_eviction["preemptions"]["total"] == 0
-    assert no_eviction["tenants"]["premium"]["p95_ttft_ms"] > 500
+    assert no_eviction["tenants"]["premium"]["p95_ttft_ms"] > 600
     assert no_eviction["tenants"]["standard"]["p95_ttft_ms"] > 2000
     assert fcfs["tenants"]["premium"]["p95_ttft_ms"] > 5000
     no_cache = run("multi_tenant_tiers", "engine.enable_prefix_caching=false")
