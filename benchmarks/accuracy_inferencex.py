@@ -21,6 +21,9 @@ TITLES = {"llama-3.1-70b": "Llama-3.1-70B FP8", "minimax-m2.5": "MiniMax-M2.5 FP
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm"}
 UNKNOWN_VERSION = "0.11.0"
 """Of the rows of 2025-10-29, whose version is not recorded: the newest release then."""
+NOT_TOLD = ("enable_prefix_caching", "compilation_config")
+"""Settings that tell no configurations apart. Random prompts share nothing: with a prefix cache or without, it is the
+same experiment. Fused kernels and graphs came to scenarios after the halves were drawn."""
 KV_AS_MEASURED = {("llama-3.1-70b", "h100-sxm"): "auto"}
 """Where requests queued as with another KV cache than the recipe's: at TP 2 and 64 clients of 8,192 tokens for 59 s,
 which FP8 (10 s) does not explain and 16 bits (56 s) do. On H200 and B200 FP8 explains the queues."""
@@ -95,8 +98,7 @@ def is_expert_parallel(row: Row) -> bool:
 def configuration(row: Row, recipe: Recipe) -> Configuration:
     """The row's, with the recipe as its flags tell it at one length and number of clients."""
     settings = sorted((key, str(value)) for key, value in engine_settings(recipe, 1024, 1024, 1).items())
-    # Random prompts share nothing: with a prefix cache or without, it is the same experiment.
-    told = ",".join(f"{key}={value}" for key, value in settings if key != "enable_prefix_caching")
+    told = ",".join(f"{key}={value}" for key, value in settings if key not in NOT_TOLD)
     return Configuration(
         MODELS[row["model"]],
         GPUS[row["system"]],

@@ -73,6 +73,13 @@ def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dic
         "enable_prefix_caching": "no-enable-prefix-caching" not in flags,
         "async_scheduling": True,
     }
+    compilation: dict[str, Any] = {}
+    if recipe.has_fused_all_reduce:
+        compilation["pass_config"] = {"fuse_allreduce_rms": True}
+    if "max-cudagraph-capture-size" in flags:
+        compilation["max_cudagraph_capture_size"] = int(flags["max-cudagraph-capture-size"])
+    if compilation:
+        settings["compilation_config"] = compilation
     if "block-size" in flags:
         settings["block_size"] = int(flags["block-size"])
     if "kv-cache-dtype" in flags:

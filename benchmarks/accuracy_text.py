@@ -85,10 +85,6 @@ ABOUT: dict[str, str] = {
     LITE_FITTED: """
         Each of these runs after `simrun fit` on the figures of one other run of its GPU and kind of model (dense, or
         with experts) and on nothing else.""",
-    SINGLE: """
-        Runs that their authors published one at a time, under the settings that they state: an issue of
-        ai-dynamo/aiconfigurator (1148: Qwen3-8B, vLLM 0.18), one of vllm-project/vllm (20469: AWQ, eager, 0.9.1), and
-        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar.""",
     **dict.fromkeys(
         INFERENCEX,
         """
@@ -100,6 +96,10 @@ ABOUT: dict[str, str] = {
         0.11.0, the newest release of that day. Fused all-reduces, CUDA graphs of decodes only and streaming 20 tokens
         at a time are not in the scenarios.""",
     ),
+    SINGLE: """
+        Runs that their authors published one at a time, under the settings that they state: an issue of
+        ai-dynamo/aiconfigurator (1148: Qwen3-8B, vLLM 0.18), one of vllm-project/vllm (20469: AWQ, eager, 0.9.1), and
+        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar.""",
 }
 
 FITTED = """

@@ -24,7 +24,7 @@ class Adaptive(Policy):
     """
 
     name = "adaptive"
-    summary = "arrival order; the step's token cap follows the load (shorter ITL at low load; near saturation no help)"
+    summary = "arrival order; the token cap follows the load (shorter ITL at low load only)"
     rank_changes = RankChanges.NEVER
     feedback = Feedback.FIRST
 

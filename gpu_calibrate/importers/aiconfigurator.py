@@ -30,6 +30,7 @@ from gpu_calibrate.importers.expert_tables import SHAPE, no_slower, routed
 from gpu_calibrate.importers.frames import now
 from gpu_calibrate.importers.source_tables import CurveTable, Floats, Reuse, build_curves
 from sim.errors import InputError
+from sim.latency.profile.all_reduce import FUSED_LIMITS
 from sim.latency.profile.file import Operator, Profile, Source
 from sim.latency.profile.speed_of_light import ELEMENT_BYTES, kv_bytes_per_token
 
@@ -110,7 +111,7 @@ def import_aiconfigurator(
     found: dict[str, Operator] = {}
     notes: list[str] = []
     device = device_of(preset, preset)
-    for read in (_gemm, _prefill, _decode, _moe, _custom_all_reduce, _nccl):
+    for read in (_gemm, _prefill, _decode, _moe, _custom_all_reduce, _fused_all_reduce, _nccl):
         for operator, table in read(place):
             device = device.model_copy(update={"name": table.reported_device or device.name})
             curves, cleaning = build_curves(table.curves, device)
@@ -344,6 +345,25 @@ def _custom_all_reduce(place: _Place) -> _Found:
     implementation = rows["backend"].map(lambda backend: "custom" if str(backend).endswith("graph") else "custom_eager")
     columns = {
         "implementation": implementation.to_numpy(),
+        "num_gpus": rows["num_gpus"].to_numpy(),
+        "at": rows["message_size"].to_numpy() * 2,
+    }
+    return [_table("all_reduce", rows, origin, columns)]
+
+
+def _fused_all_reduce(place: _Place) -> _Found:
+    """TensorRT-LLM's kernel, which FlashInfer packages and vLLM fuses with the norm that follows."""
+    if device_of(GPU_NAMES[place.gpu], GPU_NAMES[place.gpu]).compute_capability not in FUSED_LIMITS:
+        return []
+    library = _Place(place.data, place.gpu, "trtllm", "9999")
+    read = library.table("comm", "custom_allreduce")
+    if read is None:
+        return []
+    rows, version = read
+    origin = library.origin("custom_allreduce", version)
+    _need(rows, ("num_gpus", "message_size"), origin)
+    columns = {
+        "implementation": np.full(len(rows), "trtllm", dtype=object),
         "num_gpus": rows["num_gpus"].to_numpy(),
         "at": rows["message_size"].to_numpy() * 2,
     }

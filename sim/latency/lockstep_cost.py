@@ -68,7 +68,9 @@ class LockstepCost:
         self.experts = ExpertGroup.of(engine, model) if isinstance(own, ConstantCost) else own.experts
         self.model = model
         is_eager = engine.enforce_eager or self.experts.is_eager
-        self._graphs = [] if is_eager else graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
+        captured = engine.compilation_config.max_cudagraph_capture_size
+        sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, largest_captured=captured)
+        self._graphs = [] if is_eager else sizes
         largest = self.experts.dp * engine.max_num_batched_tokens
         self._together = Table(self._together_s, largest, least_ns=0)
         self._floor_ns = own.launch_floor_ns() if is_eager else 0

@@ -141,7 +141,8 @@ def captured_graphs(engine: EngineConfig) -> int:
     """CUDA graphs of mixed batches and of pure decodes: 51 and 35 with 256 seats. Drafted tokens are verified as part
     of a decode."""
     tokens = 1 + (0 if engine.speculative is None else engine.speculative.num_speculative_tokens)
-    sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, tokens)
+    captured = engine.compilation_config.max_cudagraph_capture_size
+    sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, tokens, captured)
     return len(sizes) + sum(size <= engine.max_num_seqs * tokens for size in sizes)
 
 

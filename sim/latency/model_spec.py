@@ -50,6 +50,11 @@ class ModelSpec:
     """Three MLP matrices (gate, up, down) instead of two."""
     attention_bias: bool = False
     qk_norm: bool = False
+    """Queries and keys are normalised, by head unless ``has_wide_qk_norm``."""
+    has_wide_qk_norm: bool = False
+    """One norm spans the queries of all heads, one the keys, over GPUs too (MiniMax-M2)."""
+    has_float32_router: bool = False
+    """The matrix that chooses experts is multiplied in 32 bits (MiniMax-M2)."""
     truncates_sampling: bool = False
     """Whether its ``generation_config.json`` sets ``top_p`` or ``top_k``: what requests get that state neither."""
     dtype: str = "bfloat16"

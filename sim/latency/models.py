@@ -114,6 +114,10 @@ def _presets() -> tuple[ModelSpec, ...]:
             experts_per_token=8,
             moe_intermediate_size=1536,
             qk_norm=True,
+            has_wide_qk_norm=True,
+            has_float32_router=True,
+            dtype="fp8_block",
+            dtype_source="quantization_config of MiniMaxAI/MiniMax-M2.5",
         ),
         ModelSpec(
             name="llama-4-scout-17b-16e",

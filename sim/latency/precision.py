@@ -58,6 +58,8 @@ def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> P
     """The number formats of ``model`` in ``engine`` on ``gpu``. A GPU without FP8 or INT8 multiplies in 16 bits
     and only reads less: the weights are widened on their way (as Marlin kernels do)."""
     weights = model.dtype if engine.dtype == "auto" else engine.dtype
+    if weights == "fp8" and model.dtype == "fp8_block":
+        weights = model.dtype  # FP8 as the checkpoint has it
     activations = weights if weights in FLOATS else "bfloat16"
     kv = activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
     plain = gpu.fp32_flops if activations == "float32" else gpu.fp16_flops
@@ -87,7 +89,7 @@ def notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
     if dtype == "auto":
         source = model.dtype_source
         return [f"engine.dtype auto: {model.dtype} (the model's config: {source})"] if source else []
-    if model.dtype not in FLOATS and dtype != model.dtype:
+    if model.dtype not in FLOATS and dtype != model.dtype and not (dtype == "fp8" and model.dtype == "fp8_block"):
         told = f"the model's config says {model.dtype} ({model.dtype_source})"
         return [f"{told}; engine.dtype {dtype} is taken, auto would follow it"]
     return []

@@ -28,9 +28,11 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "-dp": "--data-parallel-size",
         "-ep": "--enable-expert-parallel",
         "-sc": "--speculative-config",
+        "-cc": "--compilation-config",
         "-q": "--quantization",
     }
 )
+COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
 VALUELESS = frozenset(
     {
         *(f"--{name}" for name in SWITCHES.values()),
@@ -130,6 +132,7 @@ def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
     _take_policy(flags, environment, found)
     if (speculative := flags.pop("--speculative-config", None)) is not None:
         _take_speculative(str(speculative), found)
+    _take_compilation(flags, found)
     for flag, value in flags.items():
         if flag in NO_MATTER:
             found.no_matter.append(flag)
@@ -268,6 +271,39 @@ def _take_speculative(text: str, found: Imported) -> None:
     if method == "draft_model" and "model" in given:
         section["draft_model"] = given["model"]
     found.engine["speculative"] = section
+
+
+def _take_compilation(flags: dict[str, str | None], found: Imported) -> None:
+    """What of ``--compilation-config`` a scenario has, as JSON or by dots; the rest is left out."""
+    section: dict[str, Any] = {}
+    text = flags.pop(COMPILATION, None)
+    given = _json(COMPILATION, text) if text is not None else {}
+    if isinstance(given, dict):
+        _take_known(given, section)
+    if given:
+        found.left_out.append(_shown(COMPILATION, json.dumps(given)))
+    for flag in [flag for flag in flags if flag.startswith(f"{COMPILATION}.") or flag == f"--{CAPTURE}"]:
+        value = flags.pop(flag)
+        *outer, name = flag.removeprefix(f"{COMPILATION}.").removeprefix("--").replace("-", "_").split(".")
+        told: dict[str, Any] = {name: True if value is None else _json(flag, value.lower())}
+        told = {outer[0]: told} if outer else told
+        _take_known(told, section)
+        if told:
+            found.left_out.append(_shown(flag, value))
+    if section:
+        found.engine["compilation_config"] = section
+
+
+def _take_known(given: dict[str, Any], section: dict[str, Any]) -> None:
+    """Move the keys that a scenario has from ``given`` to ``section``."""
+    if (name := CAPTURE.replace("-", "_")) in given:
+        section[name] = given.pop(name)
+    passes = given.get("pass_config")
+    if isinstance(passes, dict):
+        if FUSION in passes:
+            section["pass_config"] = {FUSION: passes.pop(FUSION)}
+        if not passes:
+            given.pop("pass_config")
 
 
 def _json(where: str, text: str) -> Any:

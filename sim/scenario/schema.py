@@ -293,6 +293,24 @@ class SpeculativeConfig(Strict):
         return list(rates) if isinstance(rates, list) else [rates] * self.num_speculative_tokens
 
 
+class PassConfig(Strict):
+    """Fusions of kernels, as vLLM's ``compilation_config.pass_config`` names them; those that change what a step takes
+    here."""
+
+    fuse_allreduce_rms: Flag | None = None
+    """All-reduce and the norm after it in one kernel, up to a size; null = as the version has it on that GPU (from
+    0.17 on under tensor parallelism, on Hopper and B200)."""
+
+
+class CompilationConfig(Strict):
+    """The part of vLLM's ``compilation_config`` that changes what a step takes here."""
+
+    max_cudagraph_capture_size: PositiveInt | None = None
+    """Tokens of the largest batch that is captured; null = twice ``max_num_seqs``, at most 512."""
+    pass_config: PassConfig = PassConfig()
+    """Fusions."""
+
+
 class EngineSection(Strict):
     """One replica. vLLM's names and defaults, so that settings can be copied over."""
 
@@ -375,6 +393,8 @@ class EngineSection(Strict):
     """``fast`` jumps over steps in which nothing is decided, to the same results; ``reference`` takes every step."""
     enforce_eager: Flag = False
     """No CUDA graphs: more host time per step."""
+    compilation_config: CompilationConfig = CompilationConfig()
+    """CUDA graphs and fused kernels."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; null = none."""
     policy: Spec = "fcfs"

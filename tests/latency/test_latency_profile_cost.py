@@ -146,29 +146,6 @@ def test_two_gpus_pay_two_all_reduces_a_layer_and_one_for_the_embedding() -> Non
     assert terms["all_reduce"] == pytest.approx(2 * 65 * each, rel=1e-3)
 
 
-def test_vllm_leaves_its_own_all_reduce_above_a_size() -> None:
-    """256 KiB for 8 GPUs of a Hopper: 32 tokens of 4,096 elements of 2 bytes; no such limit on older chips."""
-    profiles = {}
-    for capability in ("9.0", "8.0"):
-        device = DEVICE.model_copy(update={"compute_capability": capability})
-        profile = hand_made(device=device, all_reduce=[("custom", 8), ("nccl", 8)])
-        curves = tuple(
-            each.model_copy(update={"time_ns": tuple(4 * time for time in each.time_ns)})
-            if each.key[0] == "nccl"
-            else each
-            for each in profile.operators["all_reduce"].curves
-        )
-        operators = {
-            **profile.operators,
-            "all_reduce": profile.operators["all_reduce"].model_copy(update={"curves": curves}),
-        }
-        profiles[capability] = cost(profile.model_copy(update={"operators": operators}), tensor_parallel_size=8)
-    hopper, ampere = (profiles[capability] for capability in ("9.0", "8.0"))
-    for batch, ratio in ((24, 1.0), (64, 2.0)):
-        times = [model.breakdown(decodes(batch, 64))["all_reduce"] for model in (hopper, ampere)]
-        assert times[0] == pytest.approx(ratio * times[1], rel=1e-3)
-
-
 @pytest.mark.parametrize("operator", ["gemm", "decode_attention", "prefill_attention"])
 def test_a_profile_that_lacks_what_every_step_needs_is_refused(operator: str) -> None:
     profile = hand_made()

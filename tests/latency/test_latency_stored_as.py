@@ -146,8 +146,8 @@ def test_blocks_of_fp8_take_a_scale_each(tmp_path: Path) -> None:
         assert run_ns[0] < build_step_cost(plain, LatencyConfig(kind=kind)).decode_run_ns(1, 100, 1)[0]  # type: ignore[arg-type]
 
 
-def test_presets_are_bfloat16_and_say_nothing() -> None:
-    assert {model.dtype for model in MODELS.values()} == {"bfloat16"}
+def test_presets_are_bfloat16_and_say_nothing_but_for_the_one_published_in_fp8() -> None:
+    assert {name for name, model in MODELS.items() if model.dtype != "bfloat16"} == {"minimax-m2.5"}
     engine = engine_config(model="llama-2-7b", gpu="h100-sxm", dtype="auto")
     assert plan_memory(engine).notes == plan_memory(engine.model_copy(update={"dtype": "bfloat16"})).notes
 
@@ -159,3 +159,15 @@ def test_other_names_of_formats_get_the_one_to_write(given: str, meant: str) -> 
     engine = {"model": "llama-2-7b", "gpu": "h100-sxm", "dtype": given}
     with pytest.raises(InputError, match=f"`engine.dtype` is the text '{given}'; .*did you mean `{meant}`\\?"):
         load({"name": "x", "workload": {}, "engine": engine})
+
+
+def test_fp8_is_fp8_as_the_checkpoint_has_it() -> None:
+    """MiniMax-M2.5 is published in FP8 with a scale per block, and stays so under ``dtype: fp8``; Llama is not."""
+    gpu = load_gpu("h100-sxm")
+    for name, weights in (("minimax-m2.5", "fp8_block"), ("llama-3.1-8b", "fp8")):
+        found = resolve_precision(engine_config(model=name, gpu="h100-sxm", dtype="fp8"), gpu, MODELS[name])
+        assert (found.weights, found.notes) == (weights, ())
+    auto = resolve_precision(
+        engine_config(model="minimax-m2.5", gpu="h100-sxm", dtype="auto"), gpu, MODELS["minimax-m2.5"]
+    )
+    assert auto.weights == "fp8_block"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engines import any_block
 from real_scheduler import RealScheduler
 from traces import MAX_RECORDS, Case, CaseRequest, StepRecord
 
@@ -80,27 +81,29 @@ def scenario_of(case: Case, trace: Path, stepping: str, policy: Any, predictor: 
     return {
         "name": "case",
         "workload": workload,
-        "engine": {
-            "model": "llama-2-7b"
-            if settings.sliding_window is None
-            else windowed_model(trace, settings.sliding_window),
-            "gpu": "a100-80gb-sxm",
-            "block_size": settings.block_size,
-            "num_gpu_blocks_override": settings.num_gpu_blocks,
-            "max_num_seqs": settings.max_num_seqs,
-            "max_num_batched_tokens": settings.max_num_batched_tokens,
-            "max_model_len": settings.max_model_len,
-            "enable_chunked_prefill": settings.enable_chunked_prefill,
-            "long_prefill_token_threshold": settings.long_prefill_token_threshold,
-            "long_prefill_token_threshold_adaptive": settings.long_prefill_token_threshold_adaptive,
-            "scheduler_reserve_full_isl": settings.scheduler_reserve_full_isl,
-            "watermark": settings.watermark,
-            "enable_prefix_caching": settings.enable_prefix_caching,
-            "async_scheduling": settings.async_scheduling,
-            "stepping": stepping,
-            "policy": policy,
-            "predictor": predictor,
-        },
+        "engine": any_block(
+            {
+                "model": "llama-2-7b"
+                if settings.sliding_window is None
+                else windowed_model(trace, settings.sliding_window),
+                "gpu": "a100-80gb-sxm",
+                "block_size": settings.block_size,
+                "num_gpu_blocks_override": settings.num_gpu_blocks,
+                "max_num_seqs": settings.max_num_seqs,
+                "max_num_batched_tokens": settings.max_num_batched_tokens,
+                "max_model_len": settings.max_model_len,
+                "enable_chunked_prefill": settings.enable_chunked_prefill,
+                "long_prefill_token_threshold": settings.long_prefill_token_threshold,
+                "long_prefill_token_threshold_adaptive": settings.long_prefill_token_threshold_adaptive,
+                "scheduler_reserve_full_isl": settings.scheduler_reserve_full_isl,
+                "watermark": settings.watermark,
+                "enable_prefix_caching": settings.enable_prefix_caching,
+                "async_scheduling": settings.async_scheduling,
+                "stepping": stepping,
+                "policy": policy,
+                "predictor": predictor,
+            }
+        ),
         "latency": {"kind": "constant", "step_s": 1.0},
     }
 

@@ -27,7 +27,7 @@ OVERRIDES = (
     ("engine.max_num_seqs=17", "engine.max_num_batched_tokens=4096", "engine.max_model_len=8192"),
     ("engine.block_size=32", "engine.gpu_memory_utilization=0.85", "engine.num_gpu_blocks_override=999"),
     ("engine.tensor_parallel_size=2", "engine.pipeline_parallel_size=2"),
-    ("engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=8192"),
+    ("engine.enable_chunked_prefill=false",),
     ("engine.long_prefill_token_threshold=512", "engine.long_prefill_token_threshold_adaptive=true"),
     ("engine.enable_prefix_caching=false", "engine.scheduler_reserve_full_isl=false", "engine.watermark=0.05"),
     ("engine.async_scheduling=false", "engine.enforce_eager=true"),

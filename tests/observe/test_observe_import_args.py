@@ -56,6 +56,14 @@ def simrun(*argv: str) -> int:
             """--speculative-config '{"method": "ngram", "num_speculative_tokens": 4}'""",
             {"speculative": {"method": "ngram", "num_speculative_tokens": 4}},
         ),
+        (
+            """--max-cudagraph-capture-size 2048 --compilation_config.pass_config.fuse_allreduce_rms true""",
+            {"compilation_config": {"max_cudagraph_capture_size": 2048, "pass_config": {"fuse_allreduce_rms": True}}},
+        ),
+        (
+            """-cc '{"pass_config": {"fuse_allreduce_rms": false}, "max_cudagraph_capture_size": 64}'""",
+            {"compilation_config": {"max_cudagraph_capture_size": 64, "pass_config": {"fuse_allreduce_rms": False}}},
+        ),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )

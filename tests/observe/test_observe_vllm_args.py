@@ -251,6 +251,16 @@ def test_drafts_become_vllms_own_setting(scenario: str, capsys: pytest.CaptureFi
     assert "--speculative-config" not in flags(command(scenario, capsys))
 
 
+def test_fused_kernels_and_graphs_are_passed_on(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "{max_cudagraph_capture_size: 1024, pass_config: {fuse_allreduce_rms: false}}"
+    given = flags(command(scenario, capsys, f"engine.compilation_config={told}"))
+    assert json.loads(given["--compilation-config"] or "") == {
+        "max_cudagraph_capture_size": 1024,
+        "pass_config": {"fuse_allreduce_rms": False},
+    }
+    assert "--compilation-config" not in flags(command(scenario, capsys))
+
+
 def test_replicas_are_told_not_hidden(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = command(scenario, capsys, "cluster.replicas=4", "cluster.router=least_kv")
     assert any("start 4 of these" in note and "least_kv" in note for note in document["notes"])

@@ -66,6 +66,7 @@ ENGINE_KEYS = frozenset(
     | {"max_prefill_tokens_per_step", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"}
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
+    | {"compilation_config"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""

@@ -23,10 +23,12 @@ from sim.latency.parallel import Link
 from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
+from sim.latency.profile.all_reduce import fused_limit_bytes
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
+from sim.latency.profile.layer_kernels import compiled_launches_ns, elementwise_ns
 from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
@@ -81,11 +83,16 @@ class ProfileCost:
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
         self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
-        self.operators = ops = ProfiledOperators(found.profile, found.device, model, precision, tp, pp, link, experts)
-        self._eager = engine.enforce_eager and not experts.is_lockstep
+        fused_bytes = fused_limit_bytes(engine, found.device.compute_capability)
+        self.operators = ops = ProfiledOperators(
+            found.profile, found.device, model, precision, tp, pp, link, experts, fused_bytes
+        )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
-        sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, per_decode)
+        captured = engine.compilation_config.max_cudagraph_capture_size
+        sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, per_decode, captured)
         self._graphs = [] if engine.enforce_eager or experts.is_eager else sizes
+        self._waits_for_launches = False
+        """Whether any batch beyond the graphs takes longer to launch than to compute."""
         self._knots = context_knots(engine.max_model_len)
         self._window = model.sliding_window or self._knots[-1]
         """Tokens that a query sees at most."""
@@ -93,6 +100,12 @@ class ProfileCost:
         layers = time_scale * model.num_layers / pp
         self._decode_layers = 0.0 if "decode_attention" in without else layers * self._factor("decode_attention")
         """What the times of one layer's decode attention are multiplied by."""
+        self._first_launched = self._graphs[-1] + 1 if self._graphs else 1
+        if not experts.is_lockstep and self._first_launched <= engine.max_num_batched_tokens:
+            fewest = np.array([float(self._first_launched)])
+            with np.errstate(over="ignore", invalid="ignore"):  # as in ``Table``: ``build_step_cost`` refuses later
+                computing = sum(self.token_terms_ns(fewest).values()) / time_scale
+            self._waits_for_launches = not self._graphs or bool(self._launches_ns(fewest) / pp > computing)
         tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
         self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)
         rows = Table(self._rows_s, engine.max_num_seqs, least_ns=0)
@@ -145,10 +158,9 @@ class ProfileCost:
         elementwise = ops.lookup_ns(sizes)
         if num_dense:
             matrices += num_dense * ops.mlp_ns(sizes, model.intermediate_size)
-            elementwise += num_dense * ops.elementwise_ns(sizes, model.intermediate_size)
+            elementwise += num_dense * elementwise_ns(ops, sizes, model.intermediate_size)
         if num_moe:
-            width = model.shared_expert_intermediate_size or model.moe_intermediate_size
-            elementwise += num_moe * ops.elementwise_ns(sizes, width)
+            elementwise += num_moe * elementwise_ns(ops, sizes, model.shared_expert_intermediate_size)
         terms = {"matrices": matrices / ops.pp, "elementwise": elementwise / ops.pp}
         if num_moe:
             experts = ops.router_and_shared_ns if self.experts.is_lockstep else ops.experts_ns
@@ -162,8 +174,10 @@ class ProfileCost:
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
         terms = {name: times * self._factor(name) for name, times in terms.items()}
-        if self._eager:
-            terms["launches"] = np.maximum(ops.launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
+        if self._waits_for_launches:
+            # What no graph holds is launched kernel by kernel, which small steps wait for.
+            slower = np.maximum(self._launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
+            terms["launches"] = np.where(tokens >= self._first_launched, slower, 0.0)
         return {name: times * self.time_scale for name, times in terms.items()}
 
     def row_terms_ns(self, rows: Floats) -> dict[str, Floats]:
@@ -184,6 +198,10 @@ class ProfileCost:
         """What ranks that step together do together with ``tokens`` tokens of them all, padding included, by term."""
         terms = group_terms_ns(self.operators, self.time_scale, tokens)
         return {name: times * self._factor(name) for name, times in terms.items()}
+
+    def _launches_ns(self, tokens: Floats) -> Floats:
+        """Launching the kernels of what no graph holds: all by an eager engine, else those that compiling left."""
+        return compiled_launches_ns(self.operators, tokens) if self._graphs else self.operators.launches_ns(tokens)
 
     def launch_floor_ns(self) -> int:
         """Without CUDA graphs, what launching a step's operators one by one takes at least."""

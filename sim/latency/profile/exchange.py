@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.latency.experts import DEEPEP_HT, dispatch_bytes
-from sim.latency.profile.fill import distinct
 
 if TYPE_CHECKING:
     from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
-
-MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
-"""Where collectives are measured."""
 
 
 def group_terms_ns(ops: ProfiledOperators, time_scale: float, tokens: Floats) -> dict[str, Floats]:
@@ -42,8 +38,4 @@ def exchange_ns(ops: ProfiledOperators, operator: str, tokens: Floats, bytes_per
         payload, operator, gpus = each * bytes_per_token, "all_to_all", group.num_gpus
     else:
         payload, gpus = tokens * bytes_per_token, group.exchange_gpus
-    # No more than the time of any larger message: where a table says so, that is its noise.
-    some = np.maximum(payload, 1.0)
-    sizes = distinct(np.concatenate([some, MESSAGE_BYTES]))
-    rising = np.minimum.accumulate(ops.collective_ns(operator, sizes, gpus)[::-1])[::-1]
-    return np.where(tokens > 0, rising[np.searchsorted(sizes, some)], 0.0)
+    return np.where(tokens > 0, ops.rising_ns(operator, np.maximum(payload, 1.0), gpus), 0.0)

@@ -6,14 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 
-def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int, tokens_per_decode: int = 1) -> list[int]:
+def graph_sizes(
+    max_num_seqs: int, max_num_batched_tokens: int, tokens_per_decode: int = 1, largest_captured: int | None = None
+) -> list[int]:
     """Token counts that vLLM captures CUDA graphs for by default (``CompilationConfig.cudagraph_capture_sizes``,
     ``vllm/config/vllm.py``): 1, 2, 4, every 8 below 256, every 16 up to twice ``max_num_seqs`` and at most 512.
+
+    ``largest_captured`` (``max_cudagraph_capture_size``) takes the place of that most.
 
     Under speculative decoding a decode has ``tokens_per_decode`` tokens; then batches of that many tokens each are
     captured too, and every size is a multiple of it (``adjust_cudagraph_sizes_for_spec_decode``).
     """
-    largest = min(max_num_seqs * tokens_per_decode * 2, 512, max_num_batched_tokens)
+    by_seats = min(max_num_seqs * tokens_per_decode * 2, 512)
+    largest = min(by_seats if largest_captured is None else largest_captured, max_num_batched_tokens)
     sizes = _grid(largest)
     if tokens_per_decode == 1:
         return sizes

@@ -57,7 +57,8 @@ OPERATORS: dict[str, OperatorLayout] = {
         (*_ATTENTION, "batch"), "context_tokens", "as decode_attention over contiguous KV: the price of paging"
     ),
 }
-"""``window`` 0 = full attention. ``implementation``: ``custom`` (vLLM's own, in graphs), ``custom_eager``, ``nccl``."""
+"""``window`` 0 = full attention. ``implementation``: ``custom`` (what vLLM takes at each size, in
+graphs), ``custom_eager``, ``trtllm`` (fused with the norm that follows), ``nccl``."""
 
 DTYPES = ("float32", "float16", "bfloat16", "fp8", "fp8_block", "int8", "int4")
 """Names of number formats in keys. ``fp8`` per tensor or row, ``fp8_block`` 128 x 128 blocks, ``int4`` weight only."""

@@ -23,7 +23,7 @@ from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
 from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
-from sim.latency.profile.speed_of_light import LAUNCH_NS
+from sim.latency.profile.speed_of_light import LAUNCH_NS, peak_flops
 from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
@@ -42,6 +42,8 @@ ELEMENTWISE_EFFICIENCY = 0.7
 """Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
 ELEMENTWISE_START_NS = 1000.0
 """Of their time beyond ``LAUNCH_NS``: the smallest take 2-3 us in published traces."""
+MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
+"""Where collectives are measured."""
 SAMPLER_NS = 50_000.0
 """The sampler's dozen small kernels, where it was not measured."""
 SAMPLER_BYTES_PER_LOGIT = 24.0
@@ -52,12 +54,13 @@ GEMM_SIZES = np.array([*range(8, 256, 8), *range(256, 1025, 32)], dtype=np.float
 """Numbers of tokens that a smaller number's time is held against."""
 EXPERT_SIZES = distinct(np.rint(2.0 ** (np.arange(0, 17 * 8 + 1) / 8.0)))
 """Numbers of tokens between which experts under a stated imbalance are interpolated."""
-CUSTOM_LIMITS = {
-    "9.0": {6: 512 << 10, 8: 256 << 10},
-    "10.0": {2: 2 << 20, 4: 2 << 20, 6: 1 << 20, 8: 1 << 20},
-}
-"""Bytes up to which vLLM reduces by its own kernel, by compute capability and GPUs
-(``CUSTOM_ALL_REDUCE_MAX_SIZES``, ``vllm/distributed/device_communicators/all_reduce_utils.py``), where below 8 MiB."""
+ROUTER_TILE, ROUTER_FEW, ROUTER_SPLITS, ROUTER_EFFICIENCY, SMS = 64, 16, 4, 0.75, 132
+"""Of a 32-bit matrix of few columns: side of a tile, rows that a lower tile holds, parts that its depth is split into,
+share of the peak where all cores are busy; cores where the profile does not say. For MiniMax-M2.5 on a B200 that is
+11 us up to 16 tokens, 23 us up to 128 and 0.28 ms at 8,192. Measured: 20 us at 64 (9.1 % of its decode step, sglang's
+pull request 22744). With TensorFloat-32 in its place (``VLLM_FLOAT32_MATMUL_PRECISION=high``) InferenceX's steps are
+0.3 ms = 62 x 5 us shorter up to 16 clients, 1.1 ms = 62 x 18 us from 32 on, and prompts of 8,192 tokens 15 to 20 ms =
+62 x 0.3 ms."""
 L2_SHARE = 1.2
 """KV of this many times the L2 cache's size comes from memory however often a benchmark repeats."""
 MIXED_CHUNK = 512
@@ -68,8 +71,8 @@ EAGER_OPERATOR_NS = 25_000
 """Python, dispatcher and launch of one operator without CUDA graphs, where it was not measured."""
 LINK = "link"
 """In place of a collective's implementation, where its time comes from the link's bandwidth."""
-ROUTER_KERNELS = 2
-"""Softmax with top-k, and sorting rows by expert, where an expert layer is not measured as a whole."""
+ROUTER_KERNELS = 1
+"""Softmax with top-k; sorting rows by expert is part of the experts' times."""
 
 
 @dataclass(slots=True)
@@ -86,6 +89,8 @@ class ProfiledOperators:
     """What replaces the measured collectives, where the machine's GPUs are linked another way."""
     experts: ExpertGroup = ALONE
     """The GPUs that hold the experts of an MoE model."""
+    fused_bytes: int = 0
+    """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
     asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
@@ -165,10 +170,31 @@ class ProfiledOperators:
     def router_and_shared_ns(self, tokens: Floats, routed: Floats | float = 0.0) -> Floats:
         """What of a layer's experts every rank computes for its own tokens, added to ``routed``."""
         model = self.model
-        router = self.linear_ns(tokens, model.num_experts, model.hidden_size, self.precision.activations)
         shared = model.shared_expert_intermediate_size
-        total = routed + router + self.small_kernels_ns(tokens, ROUTER_KERNELS)
+        total = routed + self.router_ns(tokens) + self.small_kernels_ns(tokens, ROUTER_KERNELS)
         return total + self.mlp_ns(tokens, shared) if shared else total
+
+    def router_ns(self, tokens: Floats) -> Floats:
+        """The matrix that chooses experts, in 16 bits, or in 32 on the ordinary cores where the model wants that."""
+        model = self.model
+        plain = self.linear_ns(tokens, model.num_experts, model.hidden_size, self.precision.activations)
+        if not model.has_float32_router:
+            return plain
+        slower: Floats = np.maximum(plain, self._wide_router_ns(tokens))
+        return slower
+
+    def _wide_router_ns(self, tokens: Floats) -> Floats:
+        """Without tensor cores: the activations widened by a kernel of their own, then few tiles for many cores."""
+        model = self.model
+        tiles = np.ceil(tokens / ROUTER_TILE) * np.ceil(model.num_experts / ROUTER_TILE) * ROUTER_SPLITS
+        busy = np.minimum(tiles / (self.device.num_sms or SMS), 1.0)
+        rows = np.where(tokens <= ROUTER_FEW, ROUTER_FEW, np.ceil(tokens / ROUTER_TILE) * ROUTER_TILE)
+        flops = np.where(tokens > 0, 2.0, 0.0) * rows * model.num_experts * model.hidden_size
+        peak = peak_flops(self.device, "float32") * ROUTER_EFFICIENCY
+        some = np.where(tokens > 0, 2.0 * LAUNCH_NS, 0.0)  # and one that adds up the parts
+        widened = self.kernel_ns("widen", model.hidden_size, tokens, 6.0)
+        total: Floats = some + widened + flops / np.maximum(peak * busy, 1.0) * 1e9
+        return total
 
     def routed_ns(self, tokens: Floats) -> Floats:
         """Routed experts of one layer on one of the GPUs that hold them, for that many tokens of them all."""
@@ -201,7 +227,8 @@ class ProfiledOperators:
 
     # -- element-wise -----------------------------------------------------------------------------
 
-    def _elementwise_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
+    def kernel_ns(self, name: str, width: int, tokens: Floats, bytes_per_element: float) -> Floats:
+        """One element-wise kernel over ``width`` numbers of each token."""
         key: Key = (name, width)
         at = np.maximum(tokens, 1.0)
         has = self.predictor.has("elementwise", key)
@@ -219,31 +246,42 @@ class ProfiledOperators:
         """Kernels that do next to nothing but start."""
         return np.where(tokens > 0, count * (LAUNCH_NS + ELEMENTWISE_START_NS), 0.0)
 
-    def elementwise_ns(self, tokens: Floats, width: int) -> Floats:
-        """Two norms with residual, rotary embedding, KV write, activation of one layer ``width`` wide over all GPUs."""
-        model, size = self.model, self.precision.activation_bytes
-        rotary = (self.heads + self.kv_heads) * model.head_size
-        total = 2.0 * self._elementwise_ns("rms_norm", model.hidden_size, tokens, 4.0 * size)
-        total += self._elementwise_ns("rotary", rotary, tokens, 2.0 * size)
-        total += self._elementwise_ns("reshape_and_cache", 2 * self.kv_heads * model.head_size, tokens, 2.0 * size)
-        total += self._elementwise_ns("silu_and_mul", max(1, width // self.tp), tokens, model.mlp_matrices * size)
-        if model.qk_norm:
-            total += self._elementwise_ns("rms_norm", rotary, tokens, 2.0 * size)
-        return total
-
     # -- between GPUs -----------------------------------------------------------------------------
+
+    def _hidden_bytes(self, tokens: Floats) -> Floats:
+        return np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
+
+    def is_fused(self, tokens: Floats) -> npt.NDArray[np.bool_]:
+        """Where the all-reduce of so many tokens is one kernel with the norm after it."""
+        is_known = self.link is None and self.predictor.has("all_reduce", ("trtllm", self.tp))
+        fused: npt.NDArray[np.bool_] = (self._hidden_bytes(tokens) <= self.fused_bytes) & is_known
+        return fused
 
     def all_reduce_ns(self, tokens: Floats) -> Floats:
         """One all-reduce of the hidden state over the ``tp`` GPUs."""
         if self.tp == 1:
             return np.zeros_like(tokens)
-        payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
-        return np.where(tokens > 0, self.collective_ns("all_reduce", payload), 0.0)
+        payload = self._hidden_bytes(tokens)
+        times = self.rising_ns("all_reduce", payload)
+        fused = self.is_fused(tokens)
+        if fused.any():
+            self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
+            times = np.where(fused, self.predictor.times_ns("all_reduce", ("trtllm", self.tp), payload), times)
+        return np.where(tokens > 0, times, 0.0)
+
+    def rising_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
+        """As ``collective_ns``, no more than the time of any larger message: where a table says so, that is its noise,
+        or a kernel that the next size is not left to."""
+        if self.link is not None:
+            return self.collective_ns(operator, payload, num_gpus)
+        sizes = distinct(np.concatenate([payload, MESSAGE_BYTES]))
+        times = np.minimum.accumulate(self.collective_ns(operator, sizes, num_gpus)[::-1])[::-1]
+        rising: Floats = times[np.searchsorted(sizes, payload)]
+        return rising
 
     def hidden_gather_ns(self, tokens: Floats) -> Floats:
         """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
-        payload = np.maximum(tokens, 1.0) * (self.model.hidden_size * self.precision.activation_bytes)
-        return np.where(tokens > 0, self.collective_ns("all_gather", payload), 0.0)
+        return np.where(tokens > 0, self.collective_ns("all_gather", self._hidden_bytes(tokens)), 0.0)
 
     def collective_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
         """A collective over ``num_gpus`` (None = the ``tp`` GPUs): vLLM's own where it was measured, else NCCL, else
@@ -262,22 +300,11 @@ class ProfiledOperators:
         if known:
             del self.asked[operator, (LINK, gpus)]
         self.asked.update({(operator, (each, gpus)): (each, gpus) for each in known})
-        if operator == "all_reduce" and len(known) == 2:
-            return self._dispatched(payload, known["custom"], known["nccl"])
         if known:
             return known.get("custom", known.get("nccl", payload))
         self.stand_ins[operator] = "70% of the link's bandwidth, 10 us at least"
         link = self.device.link_bandwidth_bytes_per_s or 32e9
         return passes / 2.0 * ring_all_reduce_s(1.0, gpus, 0.7 * link) * payload * 1e9 + 10_000.0
-
-    def _dispatched(self, payload: Floats, custom: Floats, nccl: Floats) -> Floats:
-        """vLLM leaves its own all-reduce above a size, for torch's symmetric memory, which no table holds: taken to lie
-        halfway between its own and NCCL, which it replaced. Tables of vLLM's own go on to any size."""
-        limit = CUSTOM_LIMITS.get(self.device.compute_capability or "", {}).get(self.tp)
-        if limit is None:
-            return custom
-        self.stand_ins["all_reduce"] = f"halfway between vLLM's own and NCCL from {limit >> 10} KiB on"
-        return np.where(payload < limit, custom, np.sqrt(custom * nccl))
 
     def send_receive_ns(self, tokens: Floats) -> Floats:
         """Hidden state and residual from one pipeline stage to the next; each GPU sends its share."""
@@ -292,7 +319,7 @@ class ProfiledOperators:
 
     def lookup_ns(self, tokens: Floats) -> Floats:
         """Rows of the embedding."""
-        return self._elementwise_ns("embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes)
+        return self.kernel_ns("embedding", self.model.hidden_size, tokens, 2.0 * self.precision.activation_bytes)
 
     def launches_ns(self, tokens: Floats) -> Floats:
         """What launching all layers' kernels one by one takes the host, without CUDA graphs."""
@@ -304,7 +331,7 @@ class ProfiledOperators:
         """Final norm, LM head, gathering of logits and sampler for that many rows."""
         model = self.model
         head = self.linear_ns(rows, model.vocab_size // self.tp, model.hidden_size, self.precision.activations)
-        norm = self._elementwise_ns("rms_norm", model.hidden_size, rows, 4.0 * self.precision.activation_bytes)
+        norm = self.kernel_ns("rms_norm", model.hidden_size, rows, 4.0 * self.precision.activation_bytes)
         return np.where(rows > 0, STEP_NS + head + norm + self.sampler_ns(rows) + self._gather_ns(rows), 0.0)
 
     def sampler_ns(self, rows: Floats) -> Floats:
