@@ -217,18 +217,21 @@ class _Solver:
         return replace(self.nothing, values=values | self.noise)
 
     def _solve_all(self, cases: list[Case], start: Floats, rounds: int) -> Floats:
-        """All parameters: first without what late requests make, then how late they are if that is worth it, then
-        with all figures."""
+        """All parameters, and how late late requests are if that is worth it. Then they have bent the others, which are
+        fitted without what late requests make, and in the end with all figures."""
         self.noise, self.noise_widths = {}, {}
-        if self.late is None:
-            return self._solve(cases, start, rounds)
-        self._uses_late = False
+        found = self._solve(cases, start, rounds)
+        if self.late is None or not self._try_late(cases, found, self.late):
+            return found
+        self.noise, self._uses_late = {}, False
         centre = self._solve(cases, start, rounds)
         self._uses_late = True
         self._try_late(cases, centre, self.late)
         return self._solve(cases, centre, MOST_ROUNDS_WITHOUT)
 
-    def _try_late(self, cases: list[Case], centre: Floats, late: Parameter) -> None:
+    def _try_late(self, cases: list[Case], centre: Floats, late: Parameter) -> bool:
+        """Set how late they are; returns whether it is another value than the default."""
+
         def misfit(value: float) -> float:
             self.noise = {late.name: value}
             return float(np.sum(self._of(cases, centre) ** 2))
@@ -237,6 +240,7 @@ class _Solver:
         is_worth_it = tried.gain >= WORTH
         self.noise = {late.name: tried.value} if is_worth_it else {}
         self.noise_widths = {late.name: tried.width} if is_worth_it else {}
+        return is_worth_it
 
     def _start(self) -> Floats:
         """Defaults; under constant step times what a token took."""
