@@ -144,7 +144,7 @@ def test_tiers_keep_premium_within_its_slo_while_fcfs_does_not() -> None:
     assert fcfs["tenants"]["premium"]["p95_ttft_ms"] > 5000
     no_cache = run("multi_tenant_tiers", "engine.enable_prefix_caching=false")
     assert no_cache["preemptions"]["computed_tokens"] > 1.1 * tiers["preemptions"]["computed_tokens"]
-    assert no_cache["tenants"]["standard"]["p95_ttft_ms"] > 5 * standard
+    assert no_cache["tenants"]["standard"]["p95_ttft_ms"] > 3 * standard
 
 
 def test_azure_replay_takes_a_trace_from_elsewhere(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_ranks_with_their_own_attention_win_with_a_crowd_and_lose_with_a_few() -
     few = "workload.requests=60", "workload.arrival.concurrency=16"
     ranks, one = run("expert_parallelism"), run("expert_parallelism", *split)
     assert ranks["cost"]["gpus"] == one["cost"]["gpus"] == 8
-    assert 1.15 < ranks["output_throughput"] / one["output_throughput"] < 1.4
+    assert 1.4 < ranks["output_throughput"] / one["output_throughput"] < 1.7
     assert 2.5 < ranks["p99_itl_ms"] / one["p99_itl_ms"] < 6
     assert (
         0.7
@@ -238,7 +238,7 @@ def test_ranks_with_their_own_attention_win_with_a_crowd_and_lose_with_a_few() -
     even = run("expert_parallelism", "latency.expert_load_imbalance=1")
     uneven = run("expert_parallelism", "latency.expert_load_imbalance=3")
     assert even["output_throughput"] / ranks["output_throughput"] == pytest.approx(9 / 8, rel=0.04)
-    assert uneven["output_throughput"] == pytest.approx(one["output_throughput"], rel=0.1)
+    assert uneven["output_throughput"] == pytest.approx(0.8 * ranks["output_throughput"], rel=0.04)
 
 
 def test_the_readme_lists_every_scenario() -> None:
