@@ -13,6 +13,11 @@ from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS
 from sim.latency.profile.file import Error, Profile
 
+ENGINE_VERSION = "0.32.0"
+"""Of the engine whose charges are compared; one GPU's layers cost the same in every version."""
+REPLAYED = frozenset({"launches"})
+"""Layers are timed as graphs of any size, so that none waits for the launches of its kernels."""
+
 
 def step_shape(step: Mapping[str, Any]) -> Any:
     """A timed step as the sums that the simulator's cost reads. Its own class belongs to a part of the simulator that
@@ -43,6 +48,10 @@ def engine_settings(shapes: Sequence[Any], longest: int) -> Any:
         preemption="recompute",
         speculative=None,
         async_scheduling=False,
+        vllm_version=ENGINE_VERSION,
+        compilation_config=SimpleNamespace(
+            max_cudagraph_capture_size=None, pass_config=SimpleNamespace(fuse_allreduce_rms=None)
+        ),
         max_num_seqs=max(256, *(shape.num_sampled for shape in shapes)),
         max_num_batched_tokens=max(2048, *(shape.num_tokens for shape in shapes)),
         max_model_len=longest,
@@ -67,7 +76,7 @@ def step_errors(profile: Profile, mixed: Mapping[str, Any]) -> list[tuple[int, f
     def cost(name: str, num_layers: int, shape: Any) -> int:
         if (name, num_layers) not in costs:
             model = replace(MODELS[name], num_layers=num_layers)
-            costs[name, num_layers] = ProfileCost(found, model, gpu, engine)
+            costs[name, num_layers] = ProfileCost(found, model, gpu, engine, without=REPLAYED)
         return costs[name, num_layers].gpu_ns(shape)
 
     pairs = []
