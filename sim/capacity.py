@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
 
 NS_PER_S = 1e9
-SEATFULS = 10
+SEATFULS = 5
 """Requests that wait at time 0, in multiples of what runs at once."""
 LEAST_REQUESTS = 400
 """Beside the first seatful, so that few seats have their mean too."""
@@ -67,6 +67,15 @@ class Mix:
         chosen: IntColumn = by_size[(shares * len(by_size)).astype(np.int64)]
         return rng(seed, "capacity").permutation(chosen)
 
+    def in_flight(self, num_requests: int, seed: int) -> IntColumn:
+        """Choose rows as they are met in the midst of a long run: in proportion to their output, for about so long a
+        request stays. Of outputs of 1 and 9 tokens nine in ten that run are the long ones."""
+        by_size = np.argsort(self.input_tokens + self.output_tokens, kind="stable")
+        shares = (np.arange(num_requests) + 0.5) / num_requests
+        stays = np.cumsum(self.output_tokens[by_size])
+        chosen: IntColumn = by_size[np.searchsorted(stays, shares * stays[-1])]
+        return rng(seed, "capacity", "in flight").permutation(chosen)
+
 
 def estimate_capacity(loaded: LoadedScenario, deployment: Deployment, record: RunRecord) -> float | None:
     """Return requests per second that all replicas together could serve of ``record``'s mix; None where no request
@@ -83,7 +92,8 @@ def estimate_capacity(loaded: LoadedScenario, deployment: Deployment, record: Ru
         return None
     at_once = _at_once(mix, deployment)
     num_requests = _num_requests(mix, deployment, at_once)
-    if takes_every_step(deployment, record.workload, loaded.scenario.seed):
+    is_stepped, _ = takes_every_step(deployment, record.workload, loaded.scenario.seed)
+    if is_stepped:
         num_requests = min(num_requests, max(LEAST_STARTED, int(MOST_TOKENS_STEPPED / mix.output_tokens.mean())))
     if num_requests < 3 * at_once:
         at_once = max(1, num_requests // 3)
@@ -118,17 +128,21 @@ def _num_requests(mix: Mix, deployment: Deployment, at_once: int) -> int:
 
 def _backlog(mix: Mix, rows: IntColumn, at_once: int, of_run: RequestTable) -> RequestTable:
     """The chosen requests, all there at time 0. The first ``at_once`` are part done, evenly, as they would be in the
-    midst of a long run. What was found in the cache is one common prefix here."""
+    midst of a long run: what they have generated is in their prompts. What was found in the cache is one common prefix
+    here."""
     n = len(rows)
-    outputs = mix.output_tokens[rows].copy()
     first = min(at_once, n)
-    left = (np.arange(first) + 0.5) / first
-    outputs[:first] = np.maximum(np.ceil(outputs[:first] * rng(0, "capacity", "part done").permutation(left)), 1)
+    rows = np.concatenate([mix.in_flight(first, 0), rows[first:]])
+    inputs, outputs = mix.input_tokens[rows].copy(), mix.output_tokens[rows].copy()
+    left = rng(0, "capacity", "part done").permutation((np.arange(first) + 0.5) / first)
+    done = np.minimum((outputs[:first] * (1.0 - left)).astype(np.int64), outputs[:first] - 1)
+    inputs[:first] += done
+    outputs[:first] -= done
     cached = mix.cached_tokens[rows]
     has_prefix = cached > 0
     return RequestTable(
         arrival_ns=np.zeros(n, dtype=np.int64),
-        input_tokens=mix.input_tokens[rows],
+        input_tokens=inputs,
         output_tokens=outputs,
         max_tokens=outputs,
         priority=mix.priority[rows],
@@ -177,8 +191,19 @@ def _rate(record: RunRecord, mix: Mix, at_once: int) -> float | None:
         length_ns = int(finish.max())
         return len(started) / (length_ns / NS_PER_S) if length_ns else None
     length_s = (end - begin) / NS_PER_S
-    gaps = columns["output_tokens"][done] - 1
-    share = np.clip((np.minimum(finish, end) - np.maximum(first, begin)) / np.maximum(finish - first, 1), 0.0, 1.0)
-    tokens = float((gaps * share).sum()) + int(((first > begin) & (first <= end)).sum())
+    if "num_draft_tokens" in record.steps:
+        gaps = columns["output_tokens"][done] - 1
+        share = np.clip((np.minimum(finish, end) - np.maximum(first, begin)) / np.maximum(finish - first, 1), 0.0, 1.0)
+        tokens = float((gaps * share).sum()) + int(((first > begin) & (first <= end)).sum())
+    else:
+        tokens = _tokens_between(record.steps, begin, end)
     starts = int(((scheduled > begin) & (scheduled <= end)).sum())
     return (tokens / float(mix.output_tokens.mean()) + starts) / 2 / length_s
+
+
+def _tokens_between(steps: dict[str, IntColumn], begin: int, end: int) -> float:
+    """Tokens that were generated between two instants: steps get faster when no more prompts come, so that a request's
+    own are not spread evenly over its time."""
+    from_ns, to_ns = steps["start_ns"], steps["end_ns"]
+    share = np.clip((np.minimum(to_ns, end) - np.maximum(from_ns, begin)) / np.maximum(to_ns - from_ns, 1), 0.0, 1.0)
+    return float((steps["num_sampled"] * steps["num_steps"] * share).sum())

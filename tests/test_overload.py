@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sim
 from sim.results.results import Results
 from sim.results.terminal import print_summary
 from sim.run import load, run
@@ -134,3 +135,30 @@ def test_an_order_of_admission_changes_no_headroom(policy: str) -> None:
     assert found["fcfs"]["load"]["headroom"] < 1.5
     assert found[policy]["load"]["headroom"] == pytest.approx(found["fcfs"]["load"]["headroom"], rel=0.01)
     assert found[policy]["load"]["saturated"] is False
+
+
+@pytest.mark.parametrize("cv", [0.3, 1.0, 1.5])
+@pytest.mark.parametrize(
+    ("model", "gpu"), [("llama-3.1-8b", "l40s"), ("llama-3.1-8b", "a100-80gb-sxm"), ("qwen3-14b", "h100-sxm")]
+)
+def test_the_stated_capacity_is_what_a_long_backlog_is_served_at(model: str, gpu: str, cv: float) -> None:
+    """Lengths that vary are the hard ones: long answers gather among those that run, with long contexts."""
+    length = {"dist": "lognormal", "cv": cv}
+    engine = {"model": model, "gpu": gpu, "max_model_len": 8192, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    found = sim.simulate(
+        {
+            "name": "backlog",
+            "workload": {
+                "requests": 8000,
+                "arrival": {"process": "poisson", "rate": 2000.0},
+                "input_tokens": {**length, "mean": 600, "max": 4000},
+                "output_tokens": {**length, "mean": 250, "max": 4000},
+            },
+            "engine": engine,
+            "latency": {"noise": "none"},
+        }
+    )
+    finished_s = np.sort(found.record.requests["finish_ns"]) / 1e9
+    begin, end = int(0.3 * len(finished_s)), int(0.85 * len(finished_s))
+    served = (end - begin) / (finished_s[end] - finished_s[begin])
+    assert found.summary["load"]["capacity"] == pytest.approx(served, rel=0.04)

@@ -11,7 +11,7 @@ from policies.registry import uses_predictor
 from sim.engine.reference.batch import SchedulerSettings
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost, build_work_model, fit_of
-from sim.latency.kind import client_overhead_ns
+from sim.latency.kind import client_overhead_ns, client_token_ns
 from sim.latency.lockstep_cost import GroupCost
 from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
 from sim.latency.noise import NO_NOISE, Noise, noise_of
@@ -39,6 +39,8 @@ class Deployment:
     settings: SchedulerSettings
     cost: StepCost
     client_overhead_ns: int
+    client_token_ns: int
+    """More of it for each token of a prompt."""
     work: WorkModel | None
     """FLOPs and bytes of steps; None where step times say nothing of a GPU."""
     price: Price
@@ -107,6 +109,7 @@ def resolve_deployment(
         settings=settings,
         cost=cost,
         client_overhead_ns=client_overhead_ns(engine.gpu, latency, fitted),
+        client_token_ns=client_token_ns(engine.gpu, latency),
         work=build_work_model(engine, latency, base_dir, planned),
         noise=noise_of(engine.gpu, latency, fitted),
         price=Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote"),

@@ -300,12 +300,16 @@ def _check_nothing_lost(gateway: Gateway) -> None:
 
 
 def _late_ns(deployment: Deployment, seed: int, workload: RequestTable) -> IntColumn | None:
-    """How late each request is, beside what all of them take; outputs of one prompt alike. None where none is."""
-    late = deployment.noise.client
-    if late is None or not len(workload):
+    """What each request takes between client and engine beside what all of them take: for its prompt's tokens, and by
+    chance, outputs of one prompt alike. None where there is neither."""
+    late, token_ns = deployment.noise.client, deployment.client_token_ns
+    if (late is None and not token_ns) or not len(workload):
         return None
+    of_tokens = workload.input_tokens.astype(np.int64) * token_ns
+    if late is None:
+        return of_tokens
     prompts = workload.prompt_numbers()
-    return late.draw(seed, int(prompts.max()) + 1)[prompts]
+    return of_tokens + late.draw(seed, int(prompts.max()) + 1)[prompts]
 
 
 def _seen_by_clients(requests: dict[str, IntColumn], gateway: Gateway) -> dict[str, IntColumn]:
@@ -365,6 +369,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         latency={
             **deployment.cost.describe(),
             "client_overhead_ms": deployment.client_overhead_ns / 1e6,
+            "client_token_us": deployment.client_token_ns / 1e3,
             "noise": deployment.noise.describe(),
         },
         drafts=recorder.drafts,

@@ -441,15 +441,18 @@ class LatencyConfig(Strict):
     """Whole experts per GPU: tokens on the busiest GPU over the mean, 1 (even) to the number of GPUs that share the
     experts. null = the routing that a profile's experts were measured with, even for a roofline."""
     time_scale: PositiveFloat = 1.0
-    """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Host
-    and client times stay."""
+    """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Waiting
+    for the launches of kernels counts as such; host and client times stay."""
     sampling: Literal["plain", "top_p"] | None = None
     """``profile``: how tokens are drawn. ``plain``: the most probable one, or from all of them; ``top_p``: from the
     most probable ones (``top_p``, ``top_k``), for which vLLM 0.11.1 to 0.16 sorts all logits. null = as requests
     that state nothing are drawn, by the model's ``generation_config.json``: ``top_p`` for Llama, Qwen and MiniMax."""
     client_overhead_ms: NonNegativeFloat | None = None
-    """Between a client and the engine, there and back: HTTP, tokenisation, processes. Part of TTFT and E2E; null = 6
-    for ``profile``, 0 otherwise."""
+    """Between a client and the engine, there and back: HTTP, processes. Part of TTFT and E2E; null = 4 for ``profile``,
+    0 otherwise."""
+    client_token_us: NonNegativeFloat | None = None
+    """Beside it for each token of the prompt: tokenising; null = 2 for ``profile`` where ``client_overhead_ms`` is not
+    given, 0 otherwise."""
     noise: (
         Annotated[
             Annotated[Literal["none"], Tag("name")] | Annotated[NoiseConfig, Tag("section")],

@@ -47,5 +47,5 @@ def test_a_closed_loop_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_profiles_have_a_stated_figure_and_estimates_none(tmp_path: Path) -> None:
-    assert run(tmp_path, "{kind: profile}").summary["run"]["latency"]["client_overhead_ms"] == 6
+    assert run(tmp_path, "{kind: profile}").summary["run"]["latency"]["client_overhead_ms"] == 4
     assert run(tmp_path, "{kind: roofline}").summary["run"]["latency"]["client_overhead_ms"] == 0

@@ -17,7 +17,7 @@ from sim.latency.profile.all_reduce import fused_limit_bytes
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.file import Curve, Profile
 from sim.latency.profile.graphs import graph_sizes
-from sim.latency.profile.layer_kernels import LAUNCH_ONE_NS, compiled_launches_ns
+from sim.latency.profile.layer_kernels import LAUNCH_ONE_NS, launches_ns
 from sim.latency.profile.library import Found, find_profile
 from sim.scenario.schema import CompilationConfig, EngineConfig, PassConfig
 
@@ -159,11 +159,21 @@ def test_what_no_graph_holds_waits_for_its_launches() -> None:
 )
 def test_launches_by_hand(model: str, tp: int, dtype: str, launches: int) -> None:
     ops = built_in(engine(model, "h100-sxm", tp, dtype=dtype)).operators
-    assert compiled_launches_ns(ops, np.ones(1))[0] == launches * LAUNCH_ONE_NS
-    assert compiled_launches_ns(ops, np.zeros(1))[0] == 0.0
+    assert launches_ns(ops, np.ones(1), is_compiled=True)[0] == launches * LAUNCH_ONE_NS
+    assert launches_ns(ops, np.zeros(1), is_compiled=True)[0] == 0.0
 
 
 def test_the_largest_captured_graph_is_as_told() -> None:
     assert graph_sizes(256, 8192)[-1] == 512
     assert graph_sizes(256, 8192, largest_captured=2048)[-1] == 2048
     assert graph_sizes(256, 1024, largest_captured=2048)[-1] == 1024
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-14b", "llama-3.1-70b", "qwen3-30b-a3b", "minimax-m2.5"])
+def test_an_eager_engine_is_never_faster_than_a_compiled_one(model: str, tp: int) -> None:
+    compiled = built_in(engine(model, tp=tp, max_num_batched_tokens=8192))
+    eager = built_in(engine(model, tp=tp, max_num_batched_tokens=8192, enforce_eager=True))
+    for tokens in (1, 32, 512, 520, 1000, 4000, 8192):
+        shape = StepShape(1, tokens, tokens, tokens * tokens, 0, 0, 1)
+        assert eager.gpu_ns(shape) >= 0.999 * compiled.gpu_ns(shape), tokens

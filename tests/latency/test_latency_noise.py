@@ -99,7 +99,8 @@ def test_late_requests_are_late_for_their_clients_alone() -> None:
     for name, column in plain.record.steps.items():
         assert np.array_equal(noisy.record.steps[name], column), name
     assert noisy.summary["mean_tpot_ms"] == plain.summary["mean_tpot_ms"]
-    assert noisy.summary["run"]["latency"]["client_overhead_ms"] == 6
+    assert noisy.summary["run"]["latency"]["client_overhead_ms"] == 4
+    assert noisy.summary["run"]["latency"]["client_token_us"] == 2
     assert noisy.summary["run"]["latency"]["noise"]["client"] == {"share": LATE_SHARE, "mean_ms": LATE_MEAN_MS}
 
 

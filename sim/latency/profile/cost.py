@@ -28,7 +28,7 @@ from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
-from sim.latency.profile.layer_kernels import compiled_launches_ns, elementwise_ns
+from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
 from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
@@ -175,7 +175,8 @@ class ProfileCost:
             terms["send_receive"] = ops.send_receive_ns(sizes)
         terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._waits_for_launches:
-            # What no graph holds is launched kernel by kernel, which small steps wait for.
+            # What no graph holds is launched kernel by kernel, which small steps wait for. Attention and the LM head
+            # come on top: sums that do not know each other, so that a step between is charged up to both.
             slower = np.maximum(self._launches_ns(sizes) / ops.pp - sum(terms.values()), 0.0)
             terms["launches"] = np.where(tokens >= self._first_launched, slower, 0.0)
         return {name: times * self.time_scale for name, times in terms.items()}
@@ -201,11 +202,11 @@ class ProfileCost:
 
     def _launches_ns(self, tokens: Floats) -> Floats:
         """Launching the kernels of what no graph holds: all by an eager engine, else those that compiling left."""
-        return compiled_launches_ns(self.operators, tokens) if self._graphs else self.operators.launches_ns(tokens)
+        return launches_ns(self.operators, tokens, is_compiled=bool(self._graphs))
 
     def launch_floor_ns(self) -> int:
         """Without CUDA graphs, what launching a step's operators one by one takes at least."""
-        return round(float(self.operators.launches_ns(np.ones(1))[0]) * self.time_scale)
+        return round(float(launches_ns(self.operators, np.ones(1), is_compiled=False)[0]) * self.time_scale)
 
     def _tokens_s(self, tokens: Floats) -> Floats:
         total: Floats = sum(self.token_terms_ns(tokens).values(), np.zeros_like(tokens)) / 1e9
