@@ -1,8 +1,9 @@
 """Whole runs that were measured and predicted: how wrong the predictions were, by kind of model, format, GPU, version.
 
 ``validated.json`` has an entry for each model, GPU, format and version that ``docs/accuracy.md`` scores
-(``python -m benchmarks.accuracy --write-validated``). Sets that something was fitted to, and runs whose link was told
-beside the profile, are left out here: they say nothing of a run that only names its GPU.
+(``python -m benchmarks.accuracy --write-validated``). Runs that causes of errors were looked for in or that something
+was fitted to (``training``) validate nothing, but are named. Runs whose link was told beside the profile are left out:
+they say nothing of a run that only names its GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Entry = Mapping[str, Any]
 def validated_sets() -> tuple[Entry, ...]:
     """The entries of the file that count."""
     entries = json.loads((files("sim.latency") / "validated.json").read_text(encoding="utf-8"))
-    return tuple(each for each in entries if each["how"] == "validation" and not each["link_stated"])
+    return tuple(each for each in entries if not each["link_stated"])
 
 
 def whole_runs(
@@ -46,8 +47,17 @@ def whole_runs(
         and (each["model_kind"] == "moe") is is_moe
         and FORMATS.get(each["dtype"], each["dtype"]) == asked
     ]
-    near.sort(key=lambda each: (each["model"] != model, not _is_version(each, version), -each["runs"], each["set"]))
-    same = [each for each in near if _is_version(each, version) and tp in each["tensor_parallel"]]
+    near.sort(
+        key=lambda each: (
+            each["how"] != "validation",
+            each["model"] != model,
+            not _is_version(each, version),
+            -each["runs"],
+            each["set"],
+        )
+    )
+    unseen = [each for each in near if each["how"] == "validation"]
+    same = [each for each in unseen if _is_version(each, version) and tp in each["tensor_parallel"]]
     subject = f"{kind} models in {asked} on {gpu}"
     if same:
         return {"validated": True, "text": _figures(same[0]), "sets": [dict(each) for each in same]}
@@ -68,5 +78,6 @@ def _figures(entry: Entry) -> str:
     told = entry["vllm_version"]
     version = "a version not recorded" if told is None else f"vLLM {told}"
     sizes = "/".join(str(size) for size in entry["tensor_parallel"])
+    seen = "" if entry["how"] == "validation" else " (causes of errors were looked for in them)"
     runs = f"{entry['runs']} run{'' if entry['runs'] == 1 else 's'}"
-    return f"{runs} of {entry['model']} (TP{sizes}, {version}) predicted within {', '.join(known)} in the median"
+    return f"{runs} of {entry['model']} (TP{sizes}, {version}) have median errors of {', '.join(known)}{seen}"

@@ -19,8 +19,12 @@ TIMES_ABOVE = 3.0
 
 def bottleneck_words(summary: dict[str, Any]) -> str:
     """The name, and what it leaves: an accelerator that is busy all the time may serve far more in larger batches."""
-    name, headroom = bottleneck(summary)[0], summary["load"]["headroom"]
-    return f"{name}; {NO_RATE if headroom is None else _left(headroom)}"
+    name, load = bottleneck(summary)[0], summary["load"]
+    if load["headroom"] is None:
+        return f"{name}; {NO_RATE}"
+    if load["saturated"] and load["headroom"] >= 1:
+        return f"{name}; requests pile up, if not by the mean rate"
+    return f"{name}; {_left(load['headroom'])}"
 
 
 def busy_words(summary: dict[str, Any]) -> str:

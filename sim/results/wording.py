@@ -51,9 +51,17 @@ def plain(text: str) -> str:
 
 
 def source_of(latency: dict[str, Any]) -> str:
-    """Where step times come from."""
-    scale = float(latency.get("time_scale", 1.0))
-    return _origin(latency) + ("" if scale == 1.0 else f"; all times x {scale:g}")
+    """Where step times come from, and what was changed or disturbs them."""
+    scale, noise = float(latency.get("time_scale", 1.0)), latency.get("noise") or {}
+    found = _origin(latency)
+    if "fit" in latency:
+        file = latency["fit"]["file"] or "given as an object"
+        found += f"; fitted to runs of this deployment ({file}, which has its error)"
+    if scale != 1.0:
+        found += f"; all times x {scale:g}"
+    if step := noise.get("step"):
+        found += f"; in spells x {step['factor']:g}"
+    return found
 
 
 def _origin(latency: dict[str, Any]) -> str:
@@ -114,11 +122,11 @@ def overload_sentence(load: dict[str, Any]) -> str | None:
     """What a saturated run says of itself; None for the others."""
     if not load["saturated"]:
         return None
-    served = f"{number(load['offered_rate'])} requests/s offered, {number(load['served_rate'])} served"
+    served = f"{number(load['offered_rate'])} requests/s offered, {number(load['served_rate'])} served meanwhile"
     if load["headroom"] is None:
         return served
     if load["headroom"] < 1:
-        return f"{served} (at most {number(load['capacity'])}: headroom {load['headroom']:.2f})"
+        return f"{served} (about {number(load['capacity'])} could be: headroom {load['headroom']:.2f})"
     return f"{served}, and requests pile up, though {number(load['capacity'])} could be on average"
 
 

@@ -114,9 +114,7 @@ def asked(**told: Any) -> dict[str, Any]:
 def test_a_set_of_this_kind_validates() -> None:
     found = asked()
     assert found["validated"]
-    assert (
-        found["text"] == "5 runs of qwen3-32b (TP2/4, vLLM 0.23.0) predicted within TPOT 2.0%, TTFT 6.0% in the median"
-    )
+    assert found["text"] == "5 runs of qwen3-32b (TP2/4, vLLM 0.23.0) have median errors of TPOT 2.0%, TTFT 6.0%"
 
 
 @pytest.mark.parametrize("told", [{"is_moe": True}, {"gpu": "h200-sxm"}, {"dtype": "fp8"}])
@@ -145,3 +143,13 @@ def test_the_files_entries_are_complete() -> None:
         assert set(each) == set(entry())
         assert each["model_kind"] in ("dense", "moe")
         assert any(each[key] is not None for _, key in FIGURES)
+
+
+def test_runs_that_causes_were_looked_for_in_are_named_and_validate_nothing() -> None:
+    known: dict[str, Any] = {"is_moe": False, "gpu": "h100-sxm", "dtype": "bfloat16", "tp": 2, "version": "0.23.0"}
+    seen, unseen = entry(how="training", model="qwen3-14b"), entry(tensor_parallel=[4])
+    alone = whole_runs("qwen3-14b", sets=[seen], **known)
+    assert not alone["validated"]
+    assert alone["text"].endswith("(causes of errors were looked for in them)")
+    both = whole_runs("qwen3-14b", sets=[seen, unseen], **known)
+    assert both["sets"][0] == unseen
