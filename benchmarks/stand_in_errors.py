@@ -37,7 +37,7 @@ MOST_CURVES = 600
 SAME_CHIP = (("h100-sxm", "h200-sxm"), ("h200-sxm", "h100-sxm"))
 """Profiles of one chip with other memory: as the A100 with 40 GB is scaled from the one with 80 GB."""
 ELEMENTWISE_BYTES = {"rms_norm": 8.0, "rotary": 4.0, "reshape_and_cache": 4.0, "silu_and_mul": 6.0, "embedding": 4.0}
-"""Moved per element in 16 bits, as ``ProfiledOperators.elementwise_ns`` counts them."""
+"""Moved per element in 16 bits, as ``elementwise_ns`` of ``sim.latency.profile.layer_kernels`` counts them."""
 
 
 COPIES = {("moe", "fp8", "fp8_block"), ("moe", "fp8_block", "fp8")}

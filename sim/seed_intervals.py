@@ -15,7 +15,7 @@ from sim.results.steady import TAILS
 
 Headline = dict[str, float | None]
 
-T_975 = (
+T_QUANTILES = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
@@ -117,8 +117,8 @@ def _deviation(values: Sequence[float]) -> float:
 
 def t_quantile(degrees: int) -> float:
     """Student's t at 97.5 %: the table, and beyond it the expansion in 1 / ``degrees`` (off by less than 1e-4)."""
-    if degrees <= len(T_975):
-        return T_975[degrees - 1]
+    if degrees <= len(T_QUANTILES):
+        return T_QUANTILES[degrees - 1]
     z = 1.959964
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 

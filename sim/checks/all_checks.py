@@ -57,11 +57,13 @@ def check_all(loaded: LoadedScenario) -> PlannedEngine:
 
 def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | None:
     """The engine as planned; None = ``findings`` says why there is none."""
+    from sim.checks.graph_checks import check_compilation
     from sim.checks.policy_checks import check_names
 
     check_names(parts, findings)
     planned = _check_memory(parts, findings)
     _check_profile(parts, findings)
+    check_compilation(parts, planned, findings)
     if parts.latency is not None and parts.latency.fit is not None:
         from sim.checks.fit_checks import check_fit
 

@@ -39,6 +39,10 @@ def check_engine_settings(engine: EngineSection, findings: Findings) -> None:
     _check_budget(engine, findings)
     _check_chunking(engine, findings)
     _check_baselines(engine, findings)
+    if engine.num_gpu_blocks_override is not None:
+        findings.unused(
+            engine, _ENGINE, "kv_cache_memory_bytes", "num_gpu_blocks_override says how many blocks there are"
+        )
     if engine.speculative is not None:
         _check_speculative(engine, engine.speculative, findings)
 

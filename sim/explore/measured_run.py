@@ -26,7 +26,7 @@ RATES = ("request_throughput", "output_throughput", "total_token_throughput", "d
 KEYS = tuple(f"{name}_{metric}_ms" for metric in METRICS for name in STATISTICS if name != "std") + RATES
 """Keys of a result of ``vllm bench serve`` that are fitted to, as far as a file has them."""
 COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
-"""What of a run's traffic a file says."""
+"""Keys of a result that say how much traffic a run had."""
 
 
 @dataclass(slots=True)

@@ -39,13 +39,13 @@ def memory_command(scenario: str, overrides: tuple[str, ...], as_json: bool) -> 
     engine = loaded.scenario.engine
     with standard_output():
         if as_json:
-            click.echo(json.dumps(memory_document(engine, planned), indent=2))
+            click.echo(json.dumps(memory_document(planned), indent=2))
         else:
             click.echo(memory_text(engine, planned))
     return EXIT_DONE
 
 
-def memory_document(engine: EngineConfig, planned: PlannedEngine) -> dict[str, Any]:
+def memory_document(planned: PlannedEngine) -> dict[str, Any]:
     """The plan for a program: bytes, blocks and tokens."""
     plan = planned.memory
     return {

@@ -79,7 +79,7 @@ TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "cohere
 ALTERNATING_TYPES = frozenset({"gemma2", "gemma3", "gemma3_text", "gpt_oss", "cohere2"})
 """Where ``layer_types`` is not given, every second layer or so has full attention."""
 FULL_EVERY: Mapping[str, int] = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4}
-"""Where ``layer_types`` is not given, every so manyth layer has full attention."""
+"""Where ``layer_types`` is not given, one layer in this many has full attention: gemma3, layers 6, 12, 18."""
 
 REQUIRED = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads"),

@@ -43,8 +43,13 @@ CUBLAS_BYTES = 8 * MIB
 GRAPHS_BASE_BYTES = {True: 350 * MIB, False: 150 * MIB}
 GRAPHS_BYTES_PER_LAYER = {True: 0.19 * MIB, False: 0.125 * MIB}
 """A base, and so much for each layer of each graph, on Hopper and newer (FlashAttention 3) and on others: what vLLM
-extrapolates from a few captures. 0.19 on H100: 0.51 GiB for 8 layers, 0.84-0.96 for 32-36, 1.61-1.66 for 80; 0.24 on an
-RTX 4090: 0.53 for 28."""
+extrapolates from a few captures.
+
+Hopper: vLLM 0.19.0 estimates on H100 0.51 GiB for 8 layers, 0.84-0.96 for 32-36, 1.61-1.66 for 80.
+
+Others: two starts on an RTX 4090 with 86 graphs. One gave the pair: vLLM 0.24.0 with 28 layers, 0.41 GiB that nothing
+else in its plan takes (0.44 by this). The other tests it: vLLM 0.20.2 estimates 0.52 for 36 layers (0.52 by this). Two
+starts so near to each other say little of how the sum parts into base and slope."""
 
 
 def activation_bytes(

@@ -5,12 +5,13 @@ top 90 % of the probability, Qwen3 from the 20 most probable tokens. vLLM has do
 
 - 0.9.0 to 0.11.0: by FlashInfer's kernel, which costs about what plain sampling does;
 - from 0.11.1 (pull request 26859): by sorting all logits with PyTorch;
-- from 0.17.0 (33538): by a Triton kernel with a program per row; sorted still where there are fewer than 8 rows;
+- from 0.17.0 (33538): by a Triton kernel with a program per row; fewer than 8 rows are sorted still;
 - from 0.21.0 (40376, 42472): by FlashInfer's kernel again.
 
 Times are those printed in pull request 40376 (top-k and top-p, means of 32,768 and 131,072 logits), on a GPU that it
-does not name and that is taken for Hopper's. Sorting waits for the cores' shared memory, not for the GPU's: on another
-GPU it goes by cores and clock. That is what the runs of vLLM 0.15.1 on H100, A100 and L40S show too
+does not name and that is taken for Hopper's. Each line of cost is drawn through two points of that one pull request:
+what lies between and beyond them was not measured. Sorting waits for the cores' shared memory, not for the GPU's: on
+another GPU it goes by cores and clock. That is what the runs of vLLM 0.15.1 on H100, A100 and L40S show too
 (``docs/accuracy.md``).
 """
 
@@ -37,10 +38,12 @@ WAYS: tuple[tuple[Version, Way], ...] = (
 )
 """The first version of each."""
 SORT_NS, SORT_NS_PER_LOGIT = 182_000.0, 0.1043
-"""0.401 ms for 64 rows of 32,768 logits, 1.057 ms for 64 of 131,072."""
+"""Two points: 0.401 ms for 64 rows of 32,768 logits, 1.057 ms for 64 of 131,072."""
 TRITON_NS, TRITON_NS_PER_LOGIT = 116_000.0, 2.0
-"""Of a row of logits, as many rows at a time as the GPU has SMs: 0.18 ms for 64 rows of 32,768, 0.38 of 131,072."""
+"""Of a row of logits, as many rows at a time as the GPU has SMs. Two points: 0.18 ms for 64 rows of 32,768, 0.38 of
+131,072."""
 LEAST_TRITON_ROWS = 8
+"""Fewer are sorted."""
 MEASURED_RATE = 132 * 1.98e9
 """SMs times clock of the GPU of these times."""
 A100_LANES, LANES = 64, 128
@@ -68,5 +71,5 @@ def filter_ns(way: Way, rows: Floats, vocab_size: int, gpu: GpuSpec) -> Floats:
     if way == "triton":
         waves = np.ceil(rows / gpu.num_sms)
         by_row = (TRITON_NS + TRITON_NS_PER_LOGIT * vocab_size * waves) * slower
-        sort = np.where(rows < LEAST_TRITON_ROWS, np.minimum(sort, by_row), by_row)
+        sort = np.where(rows < LEAST_TRITON_ROWS, sort, by_row)
     return np.where(rows > 0, sort, 0.0)

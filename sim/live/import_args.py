@@ -32,6 +32,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "-q": "--quantization",
     }
 )
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
 COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
 VALUELESS = frozenset(
     {
@@ -179,9 +180,11 @@ def _flags(words: list[str], found: Imported) -> Iterator[tuple[str, str | None]
                 yield "--model", word
             continue
         name, equals, value = word.partition("=")
+        name, dot, key = name.partition(".")
         name = ALIASES.get(name, name)
         if name.startswith("--"):
             name = "--" + name[2:].replace("_", "-")
+        name += dot + key  # a key of a section is spelled as its section has it
         if equals:
             yield name, value
         elif name not in VALUELESS and words and not _is_flag(words[0]):
@@ -220,7 +223,7 @@ def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
 
 def _number(flag: str, text: str) -> int | float:
     """As vLLM reads it: ``8k`` is 8,000, ``8K`` 8,192."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", text)
+    match = NUMBER.fullmatch(text)
     if match is None:
         raise InputError(f"import-args: {flag} {text}: expected a number, such as 8192 or 8k")
     power = {"": 0, "k": 1, "m": 2, "g": 3}[match[2].lower()]
@@ -274,7 +277,8 @@ def _take_speculative(text: str, found: Imported) -> None:
 
 
 def _take_compilation(flags: dict[str, str | None], found: Imported) -> None:
-    """What of ``--compilation-config`` a scenario has, as JSON or by dots; the rest is left out."""
+    """Take those keys of ``--compilation-config`` that a scenario has, as JSON or by dots; list the others as left
+    out."""
     section: dict[str, Any] = {}
     text = flags.pop(COMPILATION, None)
     given = _json(COMPILATION, text) if text is not None else {}
@@ -284,14 +288,25 @@ def _take_compilation(flags: dict[str, str | None], found: Imported) -> None:
         found.left_out.append(_shown(COMPILATION, json.dumps(given)))
     for flag in [flag for flag in flags if flag.startswith(f"{COMPILATION}.") or flag == f"--{CAPTURE}"]:
         value = flags.pop(flag)
-        *outer, name = flag.removeprefix(f"{COMPILATION}.").removeprefix("--").replace("-", "_").split(".")
-        told: dict[str, Any] = {name: True if value is None else _json(flag, value.lower())}
-        told = {outer[0]: told} if outer else told
+        told: Any = True if value is None else _loose(value)
+        for key in reversed(flag.removeprefix(f"{COMPILATION}.").removeprefix("--").replace("-", "_").split(".")):
+            told = {key: told}
         _take_known(told, section)
         if told:
             found.left_out.append(_shown(flag, value))
     if section:
         found.engine["compilation_config"] = section
+
+
+def _loose(text: str) -> Any:
+    """The value of a key by dots: JSON, a number such as ``8k``, ``True``, else the word itself, such as
+    ``FULL_DECODE_ONLY``."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return json.loads(text)
+    except ValueError:
+        return _number("", text) if NUMBER.fullmatch(text) else text
 
 
 def _take_known(given: dict[str, Any], section: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from sim.workload.table import NO_PARENT
 
 CONFIDENCE = 0.95
 STEADY_BATCHES = 10
-T_975 = 2.262
+T_OF_BATCHES = 2.262
 """Two-sided 95 % quantile of Student's t with ``STEADY_BATCHES - 1`` degrees of freedom."""
 LEAST_PER_BATCH = 10
 LEAST_BEYOND = 20
@@ -131,7 +131,7 @@ def _half_width(batches: list[float]) -> float:
     correlation = float((off[1:] * off[:-1]).sum()) / squares + 1 / STEADY_BATCHES
     correlation = min(max(correlation, 0.0), MOST_CORRELATION)
     error = math.sqrt(squares / (STEADY_BATCHES - 1) / STEADY_BATCHES)
-    return T_975 * error * math.sqrt((1 + correlation) / (1 - correlation))
+    return T_OF_BATCHES * error * math.sqrt((1 + correlation) / (1 - correlation))
 
 
 def _statistic(samples: Samples, name: str) -> float | None:

@@ -27,6 +27,11 @@ DATA: dict[str, Any] = {
     "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", **SIZES},
 }
 
+FUSE = ("engine.compilation_config={pass_config: {fuse_allreduce_rms: true}}",)
+CAPTURE = "engine.compilation_config={max_cudagraph_capture_size: 64}"
+TP_2 = "engine.tensor_parallel_size=2"
+NO_FUSION = "`engine.compilation_config.pass_config.fuse_allreduce_rms` has no effect:"
+NO_CAPTURE = "`engine.compilation_config.max_cudagraph_capture_size` has no effect:"
 MOE = ("engine.model=qwen3-30b-a3b", "engine.gpu=h200-sxm")
 
 
@@ -95,12 +100,47 @@ def problems(*overrides: str) -> list[str]:
             ],
             "`latency.kind: constant`: drafting takes no time",
         ),
+        ([*FUSE, "latency={kind: constant, step_s: 1}", TP_2], f"{NO_FUSION} it belongs to `kind: profile`"),
+        ([*FUSE, "latency={kind: roofline}", TP_2], f"{NO_FUSION} it belongs to `kind: profile`"),
+        (FUSE, f"{NO_FUSION} tensor_parallel_size is 1"),
+        ([*FUSE, TP_2], f"{NO_FUSION} vLLM has no such kernel for 2 x a100-80gb-sxm"),
+        (
+            [*FUSE, TP_2, "engine.gpu=h200-sxm", "engine.enforce_eager=true"],
+            f"{NO_FUSION} enforce_eager compiles nothing",
+        ),
+        ([CAPTURE, "engine.enforce_eager=true"], f"{NO_CAPTURE} enforce_eager captures no CUDA graphs"),
+        (
+            [CAPTURE, "latency={kind: constant, step_s: 1}", "engine.num_gpu_blocks_override=1000"],
+            f"{NO_CAPTURE} constant times",
+        ),
+        (
+            [CAPTURE, "latency={kind: constant, step_s: 1}", "engine.vllm_version=0.15.1"],
+            f"{NO_CAPTURE} constant times",
+        ),
+        (
+            ["engine.num_gpu_blocks_override=1000", "engine.kv_cache_memory_bytes=10000000000"],
+            "`engine.kv_cache_memory_bytes` has no effect: num_gpu_blocks_override says how many",
+        ),
         (["engine.max_num_seqs=1", "engine.max_model_len=1024"], "`engine.max_num_batched_tokens` (2048) is more than"),
     ],
 )
 def test_one_note(overrides: Sequence[str], start: str) -> None:
     (note,) = notes(*overrides)
     assert note.startswith(start)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*FUSE, TP_2, "engine.gpu=h200-sxm"),
+        (CAPTURE,),
+        # the memory plan counts graphs, whatever a step takes
+        (CAPTURE, "latency={kind: constant, step_s: 1}"),
+        ("engine.kv_cache_memory_bytes=10000000000",),
+    ],
+)
+def test_keys_with_an_effect_are_not_noted(overrides: Sequence[str]) -> None:
+    assert notes(*overrides) == []
 
 
 def test_contiguous_kv_turns_two_settings_off() -> None:

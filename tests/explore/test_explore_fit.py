@@ -256,6 +256,17 @@ def test_other_traffic_is_refused(
     assert simrun("fit", detailed, "--scenario", path, "--out", str(out), *sets) == 0
 
 
+def test_arrivals_at_equal_gaps_leave_nothing_to_chance(tmp_path: Path) -> None:
+    """24 s of arrivals in a run of 17: 1.4 times as long, which random gaps of 120 requests might be."""
+    told, slower = scenario(rate=8.0), scenario(rate=5.0)
+    for each in (told, slower):
+        each["workload"]["arrival"]["process"] = "constant"
+    path = write(tmp_path / "constant.json", result(measure(told, "constant", STEP)))
+    sim.fit(path, told)
+    with pytest.raises(InputError, match="arrivals of the workload alone take 24 s"):
+        sim.fit(path, slower)
+
+
 def test_latencies_that_nothing_explains_are_refused(tmp_path: Path) -> None:
     told = scenario()
     content = result(measure(told, "constant", STEP), ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"))

@@ -258,11 +258,10 @@ def test_stating_the_tables_imbalance_changes_nothing_and_less_is_faster() -> No
     measured = table_imbalance(128, 8, 4)
     as_is, stated = cost(config), cost(config, expert_load_imbalance=measured)
     assert as_is.describe()["expert_load_imbalance"] == measured
-    for tokens in (64, 1024, 8192):
+    for tokens in (16, 256, 1024, 8192):  # from 48 to 64 the table is level, so that nothing is to be seen there
         experts = together_ns(as_is, tokens)["experts"]
         assert together_ns(stated, tokens)["experts"] == pytest.approx(experts, rel=0.02)
-        even = together_ns(cost(config, expert_load_imbalance=1.0), tokens)["experts"]
-        assert even < experts or (tokens == 64 and even == experts), "from 48 to 64 tokens the table is level"
+        assert together_ns(cost(config, expert_load_imbalance=1.0), tokens)["experts"] < experts
     captured = engine(dp=1, tp=4).model_copy(
         update={"compilation_config": CompilationConfig(max_cudagraph_capture_size=2048)}
     )  # beyond the largest graph such a step waits for its launches, however its experts are spread

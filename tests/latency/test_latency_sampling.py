@@ -62,7 +62,14 @@ def test_triton_takes_about_what_was_published() -> None:
     assert 0.126e6 < row_times([64], "triton", vocabulary=32768)[0] < 0.239e6
     assert row_times([64], "triton") == row_times([132], "triton"), "a program per row, as many as there are SMs"
     assert row_times([133], "triton")[0] > row_times([132], "triton")[0]
-    assert row_times([4], "triton")[0] <= row_times([4])[0]
+
+
+@pytest.mark.parametrize("vocabulary", [32768, LLAMA_VOCABULARY])
+def test_fewer_than_eight_rows_are_sorted(vocabulary: int) -> None:
+    few = [1, 4, 7]
+    assert row_times(few, "triton", vocabulary=vocabulary) == row_times(few, vocabulary=vocabulary)
+    assert row_times([8], "triton", vocabulary=vocabulary) != row_times([8], vocabulary=vocabulary)
+    assert row_times([8], "triton", vocabulary=vocabulary) == row_times([9], "triton", vocabulary=vocabulary)
 
 
 def test_no_rows_and_flashinfer_take_nothing_more() -> None:

@@ -64,6 +64,10 @@ def simrun(*argv: str) -> int:
             """-cc '{"pass_config": {"fuse_allreduce_rms": false}, "max_cudagraph_capture_size": 64}'""",
             {"compilation_config": {"max_cudagraph_capture_size": 64, "pass_config": {"fuse_allreduce_rms": False}}},
         ),
+        (
+            "-cc.pass_config.fuse_allreduce_rms=True --compilation-config.max_cudagraph_capture_size 1k",
+            {"compilation_config": {"max_cudagraph_capture_size": 1000, "pass_config": {"fuse_allreduce_rms": True}}},
+        ),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )
@@ -131,6 +135,26 @@ def test_a_length_that_vllm_fits_to_its_memory_is_left_out(value: str) -> None:
     found = import_command(f"{SERVE} --max-model-len {value}", "h100-sxm")
     assert found.left_out == [f"--max-model-len {value}"]
     assert "max_model_len" not in found.engine
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (
+            "--compilation-config.cudagraph_mode FULL_DECODE_ONLY",
+            "--compilation-config.cudagraph_mode FULL_DECODE_ONLY",
+        ),
+        ("-cc.cudagraph_mode=FULL", "--compilation-config.cudagraph_mode FULL"),
+        ("--compilation_config.mode 3", "--compilation-config.mode 3"),
+        ("-cc.pass_config.fuse_norm_quant=true", "--compilation-config.pass_config.fuse_norm_quant true"),
+        ("-cc.a.b.fuse_allreduce_rms 1", "--compilation-config.a.b.fuse_allreduce_rms 1"),
+    ],
+)
+def test_keys_of_compilation_that_are_not_modelled_are_left_out_as_they_were_spelled(given: str, shown: str) -> None:
+    found = import_command(f"{SERVE} {given} --max-num-seqs 8", "h100-sxm")
+    assert found.left_out == [shown]
+    assert "compilation_config" not in found.engine
+    assert found.engine["max_num_seqs"] == 8
 
 
 def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ Floats = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]
 
 SLOPE_BITS = 20
-ONE = 1 << SLOPE_BITS
-"""Fixed point of slopes between knots and of multiples."""
+"""Fixed point of slopes between knots: 1 is 2**20."""
 
 
 class Segments:

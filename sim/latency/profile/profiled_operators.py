@@ -412,15 +412,6 @@ class ProfiledOperators:
         """Keys and values of one token in one layer, on one GPU."""
         return 2.0 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
 
-    def context_ns(self) -> float:
-        """Speed of light of reading one token's keys and values in one layer."""
-        return self.kv_bytes_per_token() / self.device.memory_bandwidth_bytes_per_s * 1e9
-
-    def query_ns(self) -> float:
-        """Speed of light of reading one token's query and writing its result in one layer."""
-        traffic = 2.0 * self.heads * self.model.head_size * self.precision.activation_bytes
-        return traffic / self.device.memory_bandwidth_bytes_per_s * 1e9
-
 
 def _near_keys(key: Key, places: tuple[int, ...]) -> list[Key]:
     """The key itself, then with nearer and farther number formats at ``places``."""
