@@ -13,7 +13,8 @@ INTRO = """
     Errors are |predicted / measured - 1|."""
 
 KINDS = """
-    Medians over runs, with defaults: nothing is fitted to a run of this table. Causes of errors were looked for in the
+    Medians over runs, with defaults: no run has a fit of its own. Client time and launches were chosen on some of them
+    ([tables](accuracy-tables.md) say which). Causes of errors were looked for in the
     runs at a low rate and in other configurations of InferenceX than these (the training half), not in the rest. "Fixed
     clients": each sends its next request when its last one ended."""
 

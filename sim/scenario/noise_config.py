@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.scenario.types import NonNegativeFloat, PositiveFloat, Probability, Ratio, Strict
+from sim.scenario.types import NonNegativeFloat, Probability, Ratio, SpellSeconds, Strict
 
 
 class ClientNoiseConfig(Strict):
@@ -21,9 +21,9 @@ class StepNoiseConfig(Strict):
     random (exponentially distributed times between them), last exponentially distributed times, and come to each
     replica on its own. Step times outside of them stay, so the mean is longer."""
 
-    every_s: PositiveFloat
+    every_s: SpellSeconds
     """Mean seconds from the end of a spell to the next."""
-    for_s: PositiveFloat
+    for_s: SpellSeconds
     """Mean length of a spell in seconds."""
     factor: Ratio
     """What accelerator times of steps that begin in a spell are multiplied by, at least 1."""

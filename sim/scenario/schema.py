@@ -46,6 +46,7 @@ from sim.scenario.types import (
     PositiveInt,
     Probability,
     Ratio,
+    Replicas,
     Seed,
     Strict,
     Text,
@@ -264,7 +265,7 @@ Spec = Annotated[
 class ClusterConfig(Strict):
     """Replicas of one engine behind a router."""
 
-    replicas: PositiveInt = 1
+    replicas: Replicas = 1
     """Deployments of the engine, all alike; each has ``engine.data_parallel_size`` ranks."""
     router: Spec = "round_robin"
     """Which replica (which rank, under data parallelism) an arriving request goes to."""
@@ -330,7 +331,7 @@ class EngineSection(Strict):
     """GPUs that each layer is split over."""
     pipeline_parallel_size: PositiveInt = 1
     """Groups of GPUs that the layers are split over."""
-    data_parallel_size: PositiveInt = 1
+    data_parallel_size: Replicas = 1
     """Engine cores (ranks) of one deployment, each with its own scheduler, KV cache and GPUs for attention; experts are
     spread over the GPUs of all ranks, which then step together. In the results each rank is a replica."""
     enable_expert_parallel: Flag = False
@@ -441,8 +442,8 @@ class LatencyConfig(Strict):
     """Whole experts per GPU: tokens on the busiest GPU over the mean, 1 (even) to the number of GPUs that share the
     experts. null = the routing that a profile's experts were measured with, even for a roofline."""
     time_scale: PositiveFloat = 1.0
-    """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. Waiting
-    for the launches of kernels counts as such; host and client times stay."""
+    """Every accelerator time is multiplied by it: for what-ifs, and for what ``simrun validate`` found to be off. So is
+    waiting for the launches of kernels; host and client times stay."""
     sampling: Literal["plain", "top_p"] | None = None
     """``profile``: how tokens are drawn. ``plain``: the most probable one, or from all of them; ``top_p``: from the
     most probable ones (``top_p``, ``top_k``), for which vLLM 0.11.1 to 0.16 sorts all logits. null = as requests

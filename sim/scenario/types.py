@@ -20,10 +20,16 @@ Int = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Whole]
 PositiveInt = Annotated[int, Field(strict=True, gt=0, le=LARGEST), Whole]
 NumOutputs = Annotated[int, Field(strict=True, gt=0, le=16384), Whole]
 Bytes = Annotated[int, Field(strict=True, gt=0, le=10**13), Whole]
+Replicas = Annotated[int, Field(strict=True, gt=0, le=100_000), Whole]
+"""Each has a scheduler of its own in memory."""
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Whole]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), Whole]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=LARGEST, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=LARGEST, allow_inf_nan=False)]
+SpellSeconds = Annotated[float, Field(strict=True, ge=0.001, le=LARGEST, allow_inf_nan=False)]
+"""Seconds, a thousandth at least: each spell is an event of the run."""
+Figure = Annotated[float, Field(strict=True, ge=0.001, le=LARGEST, allow_inf_nan=False)]
+"""Of a datasheet, in its usual units: times that follow stay within 64 bits."""
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(strict=True, ge=1, le=LARGEST, allow_inf_nan=False)]

@@ -8,7 +8,7 @@ DEFAULT_VERSION = "0.32.0"
 """The version whose scheduler, defaults and command line the project follows."""
 OLDEST_VERSION = "0.9.0"
 """The first whose V1 engine has all that is modelled here."""
-_FORM = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?:\.post\d+|rc\d+)?")
+_FORM = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?:\.post\d+|rc\d+)?", re.ASCII)
 
 Version = tuple[int, int, int]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost
+from sim.latency.gpus import load_gpu
+from sim.latency.models import load_model
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.integers import finer, rising
-from sim.latency.profile.library import builtin_names
+from sim.latency.profile.library import builtin_names, find_profile
 from sim.scenario.schema import LatencyConfig
 
 CHUNKS = [*range(1, 40), *range(40, 600, 37), *range(600, 8193, 411)]
@@ -83,3 +87,23 @@ def test_knots_are_made_finer_without_repeats() -> None:
 def test_falls_of_a_curve_are_taken_out() -> None:
     assert rising(np.array([3.0, 5.0, 4.0, 6.0])).tolist() == [3.0, 4.5, 4.5, 6.0]
     assert rising(np.array([1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb-sxm", "h100-sxm", "l40s"])
+def test_one_token_of_a_prompt_among_decodes_is_another_decode(gpu: str) -> None:
+    """Attention kernels tell batches apart by their longest query: FlashAttention-2's are slow for decodes beside one
+    of several tokens."""
+    cost = profile_cost(gpu, "llama-3.1-8b", 1)
+    among = cost.gpu_ns(StepShape(1, 1, 257, 513, 128, 128_000, 129))
+    decodes = cost.gpu_ns(StepShape(num_decodes=129, decode_context_tokens=128_257, num_sampled=129))
+    assert among == pytest.approx(decodes, rel=0.1)
+    assert cost.breakdown(StepShape(1, 1, 257, 513, 128, 128_000, 129))["decode_attention"] < decodes
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb-sxm", "h100-sxm"])
+def test_a_window_of_one_token_has_a_time(gpu: str) -> None:
+    config = engine_config(model="mistral-7b", gpu=gpu, max_model_len=1024, max_num_batched_tokens=2048)
+    model = replace(load_model("mistral-7b"), sliding_window=1)
+    cost = ProfileCost(find_profile(None, load_gpu(gpu)), model, load_gpu(gpu), config)
+    one, many = (cost.gpu_ns(StepShape(num_decodes=n, decode_context_tokens=n, num_sampled=n)) for n in (1, 64))
+    assert 0 < one < many

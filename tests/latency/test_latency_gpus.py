@@ -163,8 +163,8 @@ def test_the_same_figures_as_a_preset_give_the_same_times() -> None:
     [
         ({"name": "mine", "memory_gib": 10}, "lacks the required key `memory_bandwidth_gb_s`"),
         ({**OWN, "memory_gb": 10}, "`memory_gb`"),
-        ({**OWN, "memory_gib": 0}, "it must be a number above 0"),
-        ({**OWN, "memory_gib": "big"}, "it must be a number above 0"),
+        ({**OWN, "memory_gib": 0}, "it must be a number, at least 0.001"),
+        ({**OWN, "memory_gib": "big"}, "it must be a number, at least 0.001"),
         ({**OWN, "name": "H100-SXM"}, "H100-SXM is a preset; write `gpu: h100-sxm`"),
         ({**OWN, "memory_gib": 8}, "mi300x"),
         (16, "it must be text"),

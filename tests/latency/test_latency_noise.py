@@ -65,7 +65,7 @@ def test_which_noise_there_is() -> None:
         ("some", "must be one of none"),
         ({"client": {"share": 1.5, "mean_ms": 1}}, "from 0 to 1"),
         ({"client": {"share": 0.5}}, "mean_ms"),
-        ({"step": {"every_s": 0, "for_s": 1, "factor": 2}}, "above 0"),
+        ({"step": {"every_s": 0, "for_s": 1, "factor": 2}}, "at least 0.001"),
         ({"step": {"every_s": 1, "for_s": 1, "factor": 0.5}}, "at least 1"),
         ({"steps": {}}, "unknown key `steps` in `latency.noise`"),
     ],

@@ -374,7 +374,7 @@ class ProfiledOperators:
             raise self._lacks("decode_attention")
         cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
         beyond = int(np.argmin(cached)) if not cached.all() else len(contexts) - 1
-        if cached[0] and beyond > 0:
+        if cached[0] and contexts[beyond] > contexts[0]:
             share = (contexts - contexts[0]) / (contexts[beyond] - contexts[0])
             cold = times[0] + share * (times[beyond] - times[0])
             times = np.where(np.arange(len(contexts)) < beyond, np.maximum(times, cold), times)
