@@ -80,9 +80,24 @@ def _of_result(file: str, called: str, which: str, result: dict[str, Any]) -> Me
             problems.append(Problem(f"{which}{key} must be a number of 0 or more, found {value!r:.60}", file))
         elif value > 0:
             found[key] = float(value)
+        elif key == "duration":
+            problems.append(Problem(f"{which}duration is 0: no run takes no time", file))
+    for key in (*COUNTS, "failed"):
+        value = result.get(key)
+        if value is not None and (type(value) is not int or value < 0):
+            problems.append(Problem(f"{which}{key} must be a whole number of 0 or more, found {value!r:.60}", file))
     if problems:
         raise InputError(problems[:20])
-    counts = {key: result[key] for key in (*COUNTS, "failed") if type(result.get(key)) is int}
+    counts = {key: value for key in (*COUNTS, "failed") if (value := result.get(key)) is not None}
+    if lists_of(result) and not has_no_starts(result):
+        missing = [key for key in BENCH_LISTS if key not in lists_of(result)]
+        notes.append(f"{called}: its requests are left out, for {', '.join(missing)} are not in it")
+    lacking = [key for key in (*COUNTS, "duration") if key not in result]
+    if lacking:
+        notes.append(
+            f"{called}: {', '.join(lacking)} are not in it, so that the scenario's traffic cannot be held against them; "
+            "a fit to other traffic is wrong and does not show it"
+        )
     if has_no_starts(result):
         return _without_starts(file, called, which, result, found)
     if not found:
