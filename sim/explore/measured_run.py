@@ -95,8 +95,8 @@ def _of_result(file: str, called: str, which: str, result: dict[str, Any]) -> Me
     lacking = [key for key in (*COUNTS, "duration") if key not in result]
     if lacking:
         notes.append(
-            f"{called}: {', '.join(lacking)} are not in it, so that the scenario's traffic cannot be held against them; "
-            "a fit to other traffic is wrong and does not show it"
+            f"{called}: {', '.join(lacking)} are not in it, so that the scenario's traffic cannot be held against "
+            "them; a fit to other traffic is wrong and does not show it"
         )
     if has_no_starts(result):
         return _without_starts(file, called, which, result, found)
