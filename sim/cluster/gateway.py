@@ -366,5 +366,5 @@ class Gateway:
 
     def _client_ns(self, row: int) -> int:
         """Between the client of ``row`` and the engine, there and back: so much sooner an engine must be done for its
-        last token to reach a client who leaves, and so much later the client hears of its end."""
+        last token to reach a client that leaves, and so much later the client hears of its end."""
         return self.client_overhead_ns + (0 if self.late_ns is None else int(self.late_ns[row]))

@@ -32,7 +32,9 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "-q": "--quantization",
     }
 )
-NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
+MEMORY_SHARE = 0.92
+"""vLLM 0.32.0's default of ``gpu_memory_utilization`` (``vllm/config/cache.py``); a scenario's is 0.9."""
+NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)", re.ASCII)
 COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
 VALUELESS = frozenset(
     {
@@ -134,6 +136,8 @@ def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
     if (speculative := flags.pop("--speculative-config", None)) is not None:
         _take_speculative(str(speculative), found)
     _take_compilation(flags, found)
+    if not found.engine.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}:
+        found.engine["gpu_memory_utilization"] = MEMORY_SHARE
     for flag, value in flags.items():
         if flag in NO_MATTER:
             found.no_matter.append(flag)

@@ -68,11 +68,12 @@ def simrun(*argv: str) -> int:
             "-cc.pass_config.fuse_allreduce_rms=True --compilation-config.max_cudagraph_capture_size 1k",
             {"compilation_config": {"max_cudagraph_capture_size": 1000, "pass_config": {"fuse_allreduce_rms": True}}},
         ),
+        ("--gpu-memory-utilization .95", {"gpu_memory_utilization": 0.95}),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )
 def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
-    assert engine(f"{SERVE} {flags}") == expected
+    assert engine(f"{SERVE} {flags}") == {"gpu_memory_utilization": 0.92, **expected}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,8 @@ def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
 )
 def test_forms_of_the_command(command: str) -> None:
     found = import_command(command, "h200-sxm")
-    assert found.engine == {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
+    told = {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
+    assert found.engine == {**told, "gpu_memory_utilization": 0.92}
 
 
 @pytest.mark.parametrize(
