@@ -80,4 +80,5 @@ def _figures(entry: Entry) -> str:
     sizes = "/".join(str(size) for size in entry["tensor_parallel"])
     seen = "" if entry["how"] == "validation" else " (causes of errors were looked for in them)"
     runs = f"{entry['runs']} run{'' if entry['runs'] == 1 else 's'}"
-    return f"{runs} of {entry['model']} (TP{sizes}, {version}) have median errors of {', '.join(known)}{seen}"
+    have = "has" if entry["runs"] == 1 else "have"
+    return f"{runs} of {entry['model']} (TP{sizes}, {version}) {have} median errors of {', '.join(known)}{seen}"

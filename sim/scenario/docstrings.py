@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pydantic import BaseModel
 
-from sim.scenario import distributions, hardware, noise_config, schema
+from sim.scenario import distributions, engine_section, hardware, noise_config, schema
 
 
 def section_text(model: type[BaseModel]) -> str:
@@ -30,7 +30,7 @@ def key_text(model: type[BaseModel], key: str) -> str:
 @cache
 def _texts() -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
-    for module in (distributions, hardware, noise_config, schema):
+    for module in (distributions, engine_section, hardware, noise_config, schema):
         found.update(_of_module(module))
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from sim.scenario.distributions import (
     Arrival,
@@ -30,12 +30,18 @@ from sim.scenario.distributions import (
     WeibullArrival,
     ZipfLength,
 )
+from sim.scenario.engine_section import (
+    CompilationConfig,
+    EngineConfig,
+    EngineSection,
+    NamedSpec,
+    PassConfig,
+    Spec,
+    SpeculativeConfig,
+)
 from sim.scenario.hardware import GpuConfig
 from sim.scenario.noise_config import NoiseConfig
 from sim.scenario.types import (
-    LARGEST,
-    All2AllBackend,
-    Bytes,
     Flag,
     Fraction,
     Int,
@@ -50,9 +56,8 @@ from sim.scenario.types import (
     Seed,
     Strict,
     Text,
-    Whole,
+    name_or_section,
 )
-from sim.scenario.vllm_version import DEFAULT_VERSION
 
 __all__ = [
     "Arrival",
@@ -60,9 +65,11 @@ __all__ = [
     "ClassConfig",
     "ClosedLoopArrival",
     "ClusterConfig",
+    "CompilationConfig",
     "ConstantArrival",
     "DiurnalArrival",
     "EngineConfig",
+    "EngineSection",
     "ExponentialLength",
     "FixedLength",
     "Fraction",
@@ -71,16 +78,20 @@ __all__ = [
     "LatencyConfig",
     "Length",
     "LognormalLength",
+    "MeasureConfig",
     "NamedSpec",
+    "NoiseConfig",
     "NonNegativeFloat",
     "NonNegativeInt",
     "NormalLength",
     "OutputsConfig",
+    "PassConfig",
     "PoissonArrival",
     "PositiveFloat",
     "PositiveInt",
     "PrefixConfig",
     "QuantilesLength",
+    "ResolvedScenario",
     "Scenario",
     "SessionsConfig",
     "SloConfig",
@@ -99,16 +110,8 @@ __all__ = [
 ]
 
 
-def _name_or_section(value: Any) -> str:
-    return "section" if isinstance(value, dict | BaseModel) else "name"
-
-
 def _count_or_length(value: Any) -> str:
     return "length" if isinstance(value, dict | BaseModel) else "count"
-
-
-def _rate_or_rates(value: Any) -> str:
-    return "rates" if isinstance(value, list | tuple) else "rate"
 
 
 # --- workload --------------------------------------------------------------------------------
@@ -242,26 +245,6 @@ class WorkloadConfig(TrafficFields):
 # --- cluster, engine, latency ----------------------------------------------------------------
 
 
-class NamedSpec(Strict):
-    """A name (``fcfs``), or a name with parameters (``{name: hybrid, latency_weight: 0.5}``)."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: Text
-    """Its name, or ``module:Class`` of one's own: a file in the scenario's folder, else on Python's path."""
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Every key beside ``name``."""
-        return dict(self.model_extra or {})
-
-
-Spec = Annotated[
-    Annotated[Text, Tag("name")] | Annotated[NamedSpec, Tag("section")],
-    Discriminator(_name_or_section),
-]
-
-
 class ClusterConfig(Strict):
     """Replicas of one engine behind a router."""
 
@@ -269,153 +252,6 @@ class ClusterConfig(Strict):
     """Deployments of the engine, all alike; each has ``engine.data_parallel_size`` ranks."""
     router: Spec = "round_robin"
     """Which replica (which rank, under data parallelism) an arriving request goes to."""
-
-
-class SpeculativeConfig(Strict):
-    """Speculative decoding: tokens are drafted cheaply, and each step verifies those of the step before."""
-
-    method: Literal["draft_model", "ngram"]
-    """``draft_model``: a small model drafts, on the same GPUs; ``ngram``: what followed the same tokens before."""
-    num_speculative_tokens: PositiveInt = 3
-    """Tokens drafted for each request and step."""
-    acceptance: Annotated[
-        Annotated[Probability, Tag("rate")]
-        | Annotated[Annotated[list[Probability], Field(min_length=1)], Tag("rates")],
-        Discriminator(_rate_or_rates),
-    ] = 0.7
-    """Probability that a draft is accepted where those before it were: one for all positions, or a list of one each."""
-    draft_model: Text | None = None
-    """``method: draft_model``: a model preset, or the path of a ``config.json``, with the vocabulary of ``model``."""
-
-    @property
-    def rates(self) -> list[float]:
-        """The probability of each position."""
-        rates = self.acceptance
-        return list(rates) if isinstance(rates, list) else [rates] * self.num_speculative_tokens
-
-
-class PassConfig(Strict):
-    """Fusions of kernels, as vLLM's ``compilation_config.pass_config`` names them; those that change what a step takes
-    here."""
-
-    fuse_allreduce_rms: Flag | None = None
-    """All-reduce and the norm after it in one kernel, up to a size; null = as the version has it on that GPU (from
-    0.17 on under tensor parallelism, on Hopper and B200)."""
-
-
-class CompilationConfig(Strict):
-    """The part of vLLM's ``compilation_config`` that changes what a step takes here."""
-
-    max_cudagraph_capture_size: PositiveInt | None = None
-    """Tokens of the largest batch that is captured; null = twice ``max_num_seqs``, at most 512."""
-    pass_config: PassConfig = PassConfig()
-    """Fusions."""
-
-
-class EngineSection(Strict):
-    """One replica. vLLM's names and defaults, so that settings can be copied over."""
-
-    model: Text
-    """A model preset (``llama-3.1-8b``), its repository's name (``meta-llama/Llama-3.1-8B-Instruct``: case,
-    ``-Instruct``, ``-it``, ``-chat``, ``-base`` and ``-hf`` do not count), or the path of a Hugging Face
-    ``config.json``."""
-    gpu: Annotated[
-        Annotated[Text, Tag("name")] | Annotated[GpuConfig, Tag("section")],
-        Discriminator(_name_or_section),
-    ]
-    """A GPU preset (``a100-80gb-sxm``), or a section with the figures of another."""
-    vllm_version: Text = DEFAULT_VERSION
-    """The engine's version, 0.9.0 to 0.32.0: rules of defaults, memory, host time and sampling differ.
-    Scheduling decisions are those of 0.32.0 whatever it says."""
-    tensor_parallel_size: PositiveInt = 1
-    """GPUs that each layer is split over."""
-    pipeline_parallel_size: PositiveInt = 1
-    """Groups of GPUs that the layers are split over."""
-    data_parallel_size: Replicas = 1
-    """Engine cores (ranks) of one deployment, each with its own scheduler, KV cache and GPUs for attention; experts are
-    spread over the GPUs of all ranks, which then step together. In the results each rank is a replica."""
-    enable_expert_parallel: Flag = False
-    """Whole experts on each GPU of the deployment, in place of a share of every expert."""
-    all2all_backend: All2AllBackend = "allgather_reducescatter"
-    """How ranks exchange tokens for experts; only ``allgather_reducescatter`` and ``deepep_high_throughput`` have a
-    cost here, the others are refused with the reason."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "auto"
-    """Weights (AWQ and GPTQ: ``int4``); ``auto`` = what a config.json says by ``torch_dtype`` and
-    ``quantization_config``, float32 cast to bfloat16 as by vLLM; presets are bfloat16."""
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
-    """KV cache; ``auto`` = the activations' type."""
-    block_size: PositiveInt = 16
-    """Tokens per KV block; a multiple of 16 on NVIDIA GPUs."""
-    gpu_memory_utilization: Fraction = 0.9
-    """Share of the GPU's memory for weights, activations and KV cache together. vLLM's own default was 0.9 for long
-    and is 0.92 in 0.32.0."""
-    kv_cache_memory_bytes: Bytes | None = None
-    """KV cache per GPU in bytes, in place of what ``gpu_memory_utilization`` leaves; null = that."""
-    num_gpu_blocks_override: Annotated[int, Field(strict=True, ge=2, le=LARGEST), Whole] | None = None
-    """KV blocks including vLLM's null block, so one less is usable; null = what the memory leaves."""
-    max_model_len: PositiveInt | None = None
-    """Longest prompt plus output; null = the model's."""
-    max_num_seqs: PositiveInt | None = None
-    """Most requests running at once; null = as vLLM's API server picks it: 1,024 on GPUs of 70 GiB and more that are no
-    A100, else 256; never more than ``max_num_batched_tokens``."""
-    max_num_batched_tokens: PositiveInt | None = None
-    """Token budget of a step; null = as vLLM's API server picks it: 16,384 on GPUs of 160 GiB and more (since 0.28),
-    8,192 on those of 70 GiB and more that are no A100, else 2,048; ``max_model_len`` at least without chunks."""
-    enable_chunked_prefill: Flag = True
-    """Whether a prompt may be computed over several steps. Off, ``max_num_batched_tokens`` is at least
-    ``max_model_len``."""
-    max_prefill_tokens_per_step: PositiveInt | None = None
-    """Cap on the prefill tokens of a step, needs chunked prefill; null = none. vLLM has no such setting."""
-    long_prefill_token_threshold: NonNegativeInt = 0
-    """Most tokens of one request in one step while others wait or run; 0 = off."""
-    long_prefill_token_threshold_adaptive: Flag = False
-    """Raise that threshold to a fair share of the token budget when few requests are around."""
-    scheduler_reserve_full_isl: Flag = True
-    """Admit a request only if all its tokens known so far fit the free blocks, not only its first chunk."""
-    watermark: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    """Share of the KV blocks kept free when admitting."""
-    enable_prefix_caching: Flag = True
-    """Reuse the KV blocks of equal prompt beginnings."""
-    cache_isolation: Literal["none", "tenant"] = "none"
-    """``tenant``: requests of different tenants never reuse each other's blocks, as with a ``cache_salt`` per tenant
-    in vLLM."""
-    async_scheduling: Flag = True
-    """Form a step while the one before it runs: vLLM's default on GPUs."""
-    preemption: Literal["recompute", "swap"] = "recompute"
-    """What happens to a request's KV when space runs out; ``swap`` is the older engine's way, not in vLLM V1."""
-    swap_space_gib: NonNegativeFloat = 4.0
-    """``preemption: swap``: host memory for swapped KV, per GPU, in GiB."""
-    kv: Literal["paged", "contiguous"] = "paged"
-    """``contiguous`` reserves ``max_model_len`` per request: a baseline, not in vLLM."""
-    batching: Literal["continuous", "static"] = "continuous"
-    """``static`` runs a batch until its last request ends: a baseline, not in vLLM."""
-    static_batch_wait_s: NonNegativeFloat = 0.0
-    """Static batching: how long the first request of a batch waits for ``max_num_seqs`` to gather."""
-    stepping: Literal["fast", "reference"] = "fast"
-    """``fast`` jumps over steps in which nothing is decided, to the same results; ``reference`` takes every step."""
-    enforce_eager: Flag = False
-    """No CUDA graphs: more host time per step."""
-    compilation_config: CompilationConfig = CompilationConfig()
-    """CUDA graphs and fused kernels."""
-    speculative: SpeculativeConfig | None = None
-    """Speculative decoding; null = none."""
-    policy: Spec = "fcfs"
-    """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
-    predictor: Spec = "exact"
-    """Where policies that need it get the expected output length from."""
-
-    @property
-    def gpu_name(self) -> str:
-        """The GPU's name: a preset's, or that of one's own."""
-        return self.gpu if isinstance(self.gpu, str) else self.gpu.name
-
-
-class EngineConfig(EngineSection):
-    """One replica, with what the section leaves to its model and GPU filled in (``sim.latency.engine_defaults``)."""
-
-    max_model_len: PositiveInt
-    max_num_seqs: PositiveInt
-    max_num_batched_tokens: PositiveInt
 
 
 class LatencyConfig(Strict):
@@ -458,7 +294,7 @@ class LatencyConfig(Strict):
     noise: (
         Annotated[
             Annotated[Literal["none"], Tag("name")] | Annotated[NoiseConfig, Tag("section")],
-            Discriminator(_name_or_section),
+            Discriminator(name_or_section),
         ]
         | None
     ) = None

@@ -58,3 +58,8 @@ class Strict(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen once checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+
+
+def name_or_section(value: Any) -> str:
+    """Which of the two a value is that may be either; the discriminator of such unions."""
+    return "section" if isinstance(value, dict | BaseModel) else "name"

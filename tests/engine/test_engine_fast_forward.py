@@ -126,6 +126,15 @@ def draw(family: str, seed: int, *, is_noisy: bool = False) -> tuple[dict[str, A
     return scenario, acts, reference
 
 
+def compare_drawn(which: str, scenario: dict[str, Any], acts: Sequence[Act], reference: Outcome) -> None:
+    """``compare``; where they differ, say what was drawn."""
+    try:
+        compare(scenario, acts, reference)
+    except Exception as error:
+        error.add_note(f"{which}: {scenario}\n{acts}")
+        raise
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_fast_equals_the_reference(family: str, taken: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     most = sums.MOST_STRETCHES
@@ -137,11 +146,7 @@ def test_fast_equals_the_reference(family: str, taken: Counter[str], monkeypatch
             taken["refused"] += 1
             continue
         scenario, acts, reference = drawn
-        try:
-            compare(scenario, acts, reference)
-        except Exception as error:
-            error.add_note(f"{family}, seed {seed}: {scenario}\n{acts}")
-            raise
+        compare_drawn(f"{family}, seed {seed}", scenario, acts, reference)
     times = max(EXAMPLES / (6 * SHORT), 1)  # rare ones are not evenly spread
     least = {key: number * times for key, number in LEAST[family].items() if EXAMPLES >= SHORT}
     few = {key: (taken[key], number) for key, number in least.items() if taken[key] < number}
@@ -156,11 +161,7 @@ def test_fast_equals_the_reference_under_noise(family: str, taken: Counter[str])
         if drawn is None:
             continue
         scenario, acts, reference = drawn
-        try:
-            compare(scenario, acts, reference)
-        except Exception as error:
-            error.add_note(f"{family}, seed {seed}: {scenario}\n{acts}")
-            raise
+        compare_drawn(f"{family}, seed {seed}", scenario, acts, reference)
         taken["late"] += "client" in scenario["latency"]["noise"]
         taken["spells"] += "step" in scenario["latency"]["noise"]
     least = LEAST_NOISE[family] if EXAMPLES >= SHORT else {}

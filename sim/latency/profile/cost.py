@@ -228,11 +228,10 @@ class ProfileCost:
     def _other_terms_ns(self, shape: StepShape) -> dict[str, int]:
         prefills, decodes = shape.num_prefills, shape.num_decodes
         chunks = (prefills, shape.num_prefill_tokens, shape.prefill_context_tokens, shape.prefill_attention_pairs)
-        further = shape.num_prefill_tokens - prefills if prefills else -1
         beside = (decodes, shape.decode_context_tokens, shape.verify_attention_pairs)
         return {
             "prefill_attention": self._prefill_attention_ns(*chunks) if prefills else 0,
-            "decode_attention": self._decode_attention_ns(further, *beside) if decodes else 0,
+            "decode_attention": self._decode_attention_ns(*beside, *chunks[:2]) if decodes else 0,
             "swap": self._swap.ns(shape.swap_bytes),
         }
 
@@ -280,15 +279,16 @@ class ProfileCost:
             known = self._prefill[batch] = Segments(sizes, times * self._prefill_layers)
         return known
 
-    def _decode_attention_ns(self, further: int, num: int, context_tokens: int, verify_pairs: int) -> int:
-        """All layers' attention of ``num`` decodes, as it is charged; ``further``: tokens of the chunks beside
-        them, less one for each; -1 without chunks. Kernels take one query of a request as a decode, so that chunks of
-        one token make no mixed batch; but a longer chunk is never cheaper."""
-        if further < 0:
+    def _decode_attention_ns(
+        self, num: int, context_tokens: int, verify_pairs: int, num_chunks: int, chunk_tokens: int
+    ) -> int:
+        """All layers' attention of ``num`` decodes beside these chunks, as it is charged. Kernels take one query of a
+        request as a decode, so that chunks of one token make no mixed batch; but a longer chunk is never cheaper."""
+        if not num_chunks:
             ns = (self._decode.get(num) or self._decode_segments(num)).at(context_tokens)
         else:
             ns = (self._mixed.get(num) or self._mixed_segments(num)).at(context_tokens)
-            if not further:
+            if chunk_tokens == num_chunks:
                 ns = min(ns, self._decode_segments(num).at(context_tokens))
         if verify_pairs:
             # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
@@ -364,10 +364,7 @@ class ProfileCost:
             )
         if num_decodes:
             ns += self._decode_attention_ns(
-                num_prefill_tokens - num_prefills if num_prefills else -1,
-                num_decodes,
-                decode_context_tokens,
-                verify_attention_pairs,
+                num_decodes, decode_context_tokens, verify_attention_pairs, num_prefills, num_prefill_tokens
             )
         if swap_bytes:
             ns += self._swap.ns(swap_bytes)
