@@ -33,7 +33,7 @@ from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
-from sim.latency.profile.written import hash_of
+from sim.latency.profile.written import families_read, hash_of
 from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
@@ -408,6 +408,7 @@ class ProfileCost:
             "estimate": False,
             "profile": profile.name,
             "profile_hash": hash_of(profile),
+            **families_read(profile),
             "source": profile.source.kind,
             "origin": profile.source.origin,
             "kernels": {name: profile.operators[name].kernel for name in sorted(profile.operators)},
