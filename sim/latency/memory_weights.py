@@ -34,28 +34,29 @@ def weights_bytes(
     here, blocks, rounding = 0.0, 0, 0
     for kind in model.layer_list[layers.start : layers.stop]:
         blocks += kind.num_blocks
-        for size, split in _parts(kind, hidden, tp, dp):
-            here += size * precision.linear_bytes
-            rounding += sum(_rounded_up(round(each * precision.linear_bytes)) for each in split)
+        for part, size, split in weight_parts(kind, hidden, tp, dp):
+            each_bytes = precision.bytes_of(kind, part)
+            here += size * each_bytes
+            rounding += sum(_rounded_up(round(each * each_bytes)) for each in split)
     norms = (blocks + 1) * hidden * precision.activation_bytes
     rotary = model.max_position_embeddings * model.head_size * precision.activation_bytes
     return round(here + outer / tp * precision.head_bytes) + norms + rotary + rounding
 
 
-def _parts(kind: LayerKind, hidden: int, tp: int, dp: int) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Parameters of each part of a layer on one GPU, and those of its larger tensors: query, key and value are one,
-    gate and up, the experts of a layer."""
-    if kind.mixer is not None:
-        for matrix in kind.mixer.matrices(hidden, tp):
-            yield matrix.size, (matrix.size,)
-    if kind.mlp is not None:
-        for matrix in kind.mlp.matrices(hidden, tp):
-            yield matrix.size, (matrix.size,)
+def weight_parts(kind: LayerKind, hidden: int, tp: int, dp: int) -> Iterator[tuple[str, float, tuple[int, ...]]]:
+    """Name and parameters of each part of a layer on one GPU, and those of its larger tensors: query, key and value are
+    one, gate and up, the experts of a layer."""
+    blocks = [block for block in (kind.mixer, kind.mlp) if block is not None]
+    for block in blocks:
+        for matrix in block.matrices(hidden, tp):
+            yield matrix.part, matrix.size, (matrix.size,)
     moe = kind.experts
     if moe is not None:
         each = moe.num * (moe.latent_size or hidden) * moe.width // (tp * dp)
-        yield moe.num * moe.each(hidden) / (tp * dp), ((moe.matrices_each - 1) * each, each)
-        yield (moe.router(hidden) + moe.shared(hidden) + moe.latent(hidden)) / tp, ()
+        yield "experts", moe.num * moe.each(hidden) / (tp * dp), ((moe.matrices_each - 1) * each, each)
+        yield "router", moe.router(hidden) / tp, ()
+        yield "shared", moe.shared(hidden) / tp, ()
+        yield "latent", moe.latent(hidden) / tp, ()
 
 
 def _rounded_up(num_bytes: int) -> int:

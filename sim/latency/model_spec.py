@@ -79,6 +79,15 @@ class ModelSpec:
 
     # -- what several kinds of layers have in common ----------------------------------------------
 
+    def alike(self, *names: str) -> tuple[tuple[LayerKind, int], ...]:
+        """One kind for all that have the same ``names``, with the number of their layers: ``alike("mixer")``."""
+        found: dict[tuple[object, ...], tuple[LayerKind, int]] = {}
+        for kind, count in self.kinds:
+            key = tuple(getattr(kind, name) for name in names)
+            first, total = found.get(key, (kind, 0))
+            found[key] = (first, total + count)
+        return tuple(found.values())
+
     @property
     def mixers(self) -> tuple[tuple[Mixer, int], ...]:
         """Each attention or state with the number of its layers."""
