@@ -50,6 +50,7 @@ class ProfileCost:
     """Step costs from a profile. See the module's text; ``breakdown`` names every term."""
 
     kind = "profile"
+    operators_type: type[ProfiledOperators] = ProfiledOperators
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class ProfileCost:
         self.pipeline_stages = pp
         self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
         fused_bytes = fused_limit_bytes(engine, found.device.compute_capability)
-        self.operators = ops = ProfiledOperators(
+        self.operators = ops = self.operators_type(
             found.profile, found.device, model, precision, tp, pp, link, experts, fused_bytes
         )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
@@ -173,6 +174,11 @@ class ProfileCost:
             terms["all_reduce"] = count * ops.all_reduce_ns(sizes) / ops.pp
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
+        return self.scaled_with_launches(terms, tokens, sizes)
+
+    def scaled_with_launches(self, terms: dict[str, Floats], tokens: Floats, sizes: Floats) -> dict[str, Floats]:
+        """``terms`` as fitted, with what launching takes beyond them; ``sizes``: tokens, padded to a graph's."""
+        ops = self.operators
         terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._waits_for_launches:
             # What no graph holds is launched kernel by kernel, which small steps wait for. Attention and the LM head

@@ -35,6 +35,13 @@ NEAR_DTYPES = {
     "fp8_block": ("fp8", "bfloat16"),
     "int8": ("fp8", "bfloat16"),
     "int4": ("bfloat16",),
+    "mxfp8": ("fp8_block", "fp8", "bfloat16"),
+    "fp8_weights": ("bfloat16",),
+    "int8_weights": ("bfloat16",),
+    "bnb_4bit": ("int4", "bfloat16"),
+    "mxfp4": ("int4", "bfloat16"),
+    "nvfp4": ("int4", "bfloat16"),
+    "nvfp4_weights": ("int4", "bfloat16"),
 }
 """Whose curves stand in for a number format that was not measured, nearest first."""
 
@@ -356,7 +363,8 @@ class ProfiledOperators:
 
     # -- attention --------------------------------------------------------------------------------
 
-    def _attention_key(self) -> Key:
+    def attention_key(self) -> Key:
+        """Number formats, heads and window (none) of attention's curves."""
         model, precision = self.model, self.precision
         activations = "bfloat16" if precision.activations == "float16" else precision.activations
         kv = "bfloat16" if precision.kv == "float16" else precision.kv
@@ -369,7 +377,7 @@ class ProfiledOperators:
         cache, where no engine finds it after a layer's weights went through; so times below the L2's size are at least
         those of the straight line from the shortest context to the first that is well beyond it.
         """
-        times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
+        times = self._times("decode_attention", (*self.attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
         if times is None:
             raise self._lacks("decode_attention")
         cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
@@ -383,7 +391,7 @@ class ProfiledOperators:
     def mixed_decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
         """What these decodes add to one layer's attention of a batch that holds chunks too; ``contexts`` rise."""
         alone = self.decode_attention_ns(batch, contexts)
-        key = self._attention_key()
+        key = self.attention_key()
         mixed = self._times("mixed_attention", (*key, MIXED_CHUNK, 0, batch), (0, 1), np.maximum(contexts, 1.0))
         if mixed is not None:
             chunk = self._times("prefill_attention", (*key, 1, 0), (0, 1), np.array([float(MIXED_CHUNK)]))
@@ -399,7 +407,7 @@ class ProfiledOperators:
 
     def prefill_ns(self, batch: int, chunks: Floats) -> Floats:
         """One layer's attention of ``batch`` prompts of each number of tokens."""
-        times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
+        times = self._times("prefill_attention", (*self.attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
         return times

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.formats import FORMATS, bytes_per_weight
 from sim.latency.profile.blocks import BLOCKS
 from sim.latency.profile.file import Device
 
@@ -19,7 +20,7 @@ Fields = Mapping[str, str | int]
 
 LAUNCH_NS = 2000.0
 """Start and end of a kernel inside a CUDA graph."""
-ELEMENT_BYTES = {
+ELEMENT_BYTES = {name: bytes_per_weight(name) for name in FORMATS} | {
     "float32": 4.0,
     "float16": 2.0,
     "bfloat16": 2.0,
@@ -27,26 +28,21 @@ ELEMENT_BYTES = {
     "fp8_block": 1.0,
     "int8": 1.0,
     "int4": 0.53,
-    "nvfp4": 0.5 + 1.0 / 16.0,
-    "mxfp4": 0.5 + 1.0 / 32.0,
-    "mxfp4_mxfp8": 0.5 + 1.0 / 32.0,
+    "mxfp4_mxfp8": bytes_per_weight("mxfp4"),
 }
-ARITHMETIC = {
-    "float16": "bfloat16",
-    "fp8_block": "fp8",
-    "int4": "bfloat16",
-    "nvfp4": "fp8",
-    "mxfp4": "bfloat16",
-    "mxfp4_mxfp8": "fp8",
-}
-"""Number formats that are multiplied at another one's rate."""
+ARITHMETIC = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp8", "mxfp4_mxfp8": "fp8"}
+"""Number formats that are multiplied at another one's rate; those without a rate of their own are in 16 bits."""
 FASTER = {"nvfp4": 2.0}
 """Times that rate, where tensor cores multiply in 4 bits."""
+FOUR_BIT_ARITHMETIC = 10
+"""Compute capability from which they do."""
 
 
 def peak_flops(device: Device, dtype: str) -> float:
     """Dense FLOP/s of a number format; a GPU without it multiplies in 16 bits."""
     rate = device.flops.get(ARITHMETIC.get(dtype, dtype))
+    if dtype in FASTER and int((device.compute_capability or "0").partition(".")[0]) < FOUR_BIT_ARITHMETIC:
+        rate = None
     return rate * FASTER.get(dtype, 1.0) if rate is not None else device.flops["bfloat16"]
 
 
