@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
 from benchmarks.accuracy_recipes import Recipe, engine_settings, read_recipe
+from sim.latency.models import MODELS as PRESETS
 
 ROWS = "e2e/inferencex_vllm_rows.csv.gz"
 RECIPES = "e2e/inferencex_vllm_recipes.json"
@@ -90,6 +91,8 @@ def reason_not_modelled(row: Row) -> str:
         return "prompts and outputs on engines of their own (disaggregated): not modelled"
     if row["model"] not in MODELS:
         return "neither the client nor the engine's settings are recorded"
+    if MODELS[row["model"]] not in PRESETS:
+        return "no preset of the model"
     if row["precision"] != PRECISIONS[MODELS[row["model"]]]:
         return "4-bit floating-point weights (NVFP4): not yet tried"
     if (MODELS[row["model"]], int(row["concurrency"])) == UNKNOWN_SEATS:

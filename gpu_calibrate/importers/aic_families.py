@@ -25,9 +25,13 @@ from sim.latency.profile.blocks import DSA, DSA_GLM5, MLA, MSA
 if TYPE_CHECKING:
     import pandas as pd
 
+MARLIN = "mxfp4_marlin"
+ALSO_SGLANG = "w4a8_mxfp4_mxfp8"
+"""Format of experts that vLLM's table has for DeepSeek-V4 alone; SGLang's has gpt-oss's, by the same kernel of
+FlashInfer. Where both have a shape (gpt-oss under 16 bits), they differ by 2 % in the median."""
 FOUR_BIT_GEMM = {"nvfp4": "nvfp4"}
-FOUR_BIT_MOE = {"nvfp4": "nvfp4", "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
-"""Their names of number formats -> ours."""
+FOUR_BIT_MOE = {"nvfp4": "nvfp4", "w4a16_mxfp4": "mxfp4", MARLIN: MARLIN, "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
+"""Their names of number formats -> ours. Marlin's kernel has a name of its own (``_by_kernel``)."""
 BLOCK_OF = {
     "DeepseekV3ForCausalLM": MLA,
     "DeepseekV32ForCausalLM": DSA,
@@ -38,6 +42,7 @@ BLOCK_OF = {
 WITHOUT_GRAPH = (DSA, DSA_GLM5)
 """Blocks whose prompts show the host."""
 CONVOLUTION = "causal_conv1d"
+V4_WIDTHS = (4096, 7168)
 STATE_BYTES = 128 * 128 * 4
 """Of one head."""
 WHOLE_DECODE = "fused_kda_decode"
@@ -197,8 +202,23 @@ def four_bit(place: Place) -> Found:
         rows = rows[rows["gemm_dtype"].isin(list(FOUR_BIT_GEMM))]
         if len(rows):
             found.append(gemm_table(rows, origin, (), FOUR_BIT_GEMM))
-    experts = moe_table(place, FOUR_BIT_MOE)
-    return found if experts is None else [*found, experts]
+    experts = moe_table(place, FOUR_BIT_MOE, _by_kernel)
+    if experts is not None:
+        found.append(experts)
+        other = moe_table(Place(place.data, place.gpu, "sglang", "9999"), {ALSO_SGLANG: "mxfp4_mxfp8"}, _without_v4)
+        found += [] if other is None else [other]
+    return found
+
+
+def _by_kernel(rows: pd.DataFrame) -> pd.DataFrame:
+    """MXFP4 under 16 bits by Marlin's kernel as a format of its own: it is slower with many tokens."""
+    is_marlin = (rows["moe_dtype"] == "w4a16_mxfp4") & rows["kernel_source"].str.contains("marlin")
+    return rows.assign(moe_dtype=rows["moe_dtype"].where(~is_marlin, MARLIN))
+
+
+def _without_v4(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the shapes that vLLM's own table has."""
+    return rows[~rows["hidden_size"].isin(V4_WIDTHS)]
 
 
 def exchange(place: Place) -> Found:

@@ -17,7 +17,7 @@ ai-dynamo/aiconfigurator), as far as it matters here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,8 +246,10 @@ def _moe(place: Place) -> Found:
     return [] if found is None else [found]
 
 
-def moe_table(place: Place, dtypes: Mapping[str, str]) -> tuple[str, Table] | None:
-    """Experts in the number formats of ``dtypes``; None where there are none."""
+def moe_table(
+    place: Place, dtypes: Mapping[str, str], choose: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+) -> tuple[str, Table] | None:
+    """Experts in the number formats of ``dtypes``, after ``choose``; None where there are none."""
     read = place.table("moe", "moe")
     if read is None:
         return None
@@ -255,6 +257,8 @@ def moe_table(place: Place, dtypes: Mapping[str, str]) -> tuple[str, Table] | No
     origin = place.origin("moe", version)
     layout = ("moe_dtype", *SHAPE)
     need_layout(rows, (*layout, "num_tokens", "distribution"), origin)
+    if choose is not None:
+        rows = choose(rows)
     rows, notes = _known_dtypes(rows, "moe_dtype", "moe", dtypes)
     if not len(rows):
         return None

@@ -88,8 +88,9 @@ OPERATORS: dict[str, OperatorLayout] = {
 """``window`` 0 = full attention. ``implementation``: ``custom`` (what vLLM takes at each size, in
 graphs), ``custom_eager``, ``trtllm`` (fused with the norm that follows), ``nccl``."""
 
-FOUR_BIT = ("nvfp4", "mxfp4", "mxfp4_mxfp8")
-"""4-bit floating point: NVFP4 activations and weights, MXFP4 weights under 16-bit or under MXFP8 activations."""
+FOUR_BIT = ("nvfp4", "mxfp4", "mxfp4_marlin", "mxfp4_mxfp8")
+"""4-bit floating point: NVFP4 activations and weights, MXFP4 weights under 16-bit (by Marlin's kernel, or Triton's and
+TensorRT-LLM's) or under MXFP8 activations."""
 DTYPES = ("float32", "float16", "bfloat16", "fp8", "fp8_block", "int8", "int4", *FOUR_BIT)
 """Names of number formats in keys. ``fp8`` per tensor or row, ``fp8_block`` 128 x 128 blocks, ``int4`` weight only."""
 

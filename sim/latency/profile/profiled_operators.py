@@ -39,11 +39,16 @@ NEAR_DTYPES = {
     "fp8_weights": ("bfloat16",),
     "int8_weights": ("bfloat16",),
     "bnb_4bit": ("int4", "bfloat16"),
-    "mxfp4": ("int4", "bfloat16"),
+    "mxfp4": ("mxfp4_marlin", "int4", "bfloat16"),
+    "mxfp4_marlin": ("int4", "mxfp4", "bfloat16"),
+    "mxfp4_mxfp8": ("mxfp4", "fp8_block", "bfloat16"),
     "nvfp4": ("int4", "bfloat16"),
     "nvfp4_weights": ("int4", "bfloat16"),
 }
 """Whose curves stand in for a number format that was not measured, nearest first."""
+
+KERNEL_FORMATS = frozenset({"mxfp4_marlin"})
+"""Names that say a kernel as well: its curves of other shapes come before other kernels' curves of this one."""
 
 ELEMENTWISE_EFFICIENCY = 0.7
 """Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
@@ -120,7 +125,8 @@ class ProfiledOperators:
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
         """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
         candidates = _near_keys(key, dtype_places)
-        if operator == "moe":  # kernels tuned for a shape differ from others by a multiple: the shape comes first
+        # Kernels tuned for a shape differ from others by a multiple: the shape comes first, unless the kernel is known.
+        if operator == "moe" and key[0] not in KERNEL_FORMATS:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):

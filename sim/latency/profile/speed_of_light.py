@@ -29,6 +29,7 @@ ELEMENT_BYTES = {name: bytes_per_weight(name) for name in FORMATS} | {
     "int8": 1.0,
     "int4": 0.53,
     "mxfp4_mxfp8": bytes_per_weight("mxfp4"),
+    "mxfp4_marlin": bytes_per_weight("mxfp4"),
 }
 ARITHMETIC = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp8", "mxfp4_mxfp8": "fp8"}
 """Number formats that are multiplied at another one's rate; those without a rate of their own are in 16 bits."""
