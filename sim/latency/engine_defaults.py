@@ -13,10 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from sim.latency.formats import FLOATS
 from sim.latency.gpus import GIB, GpuSpec, load_gpu
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
-from sim.latency.precision import FLOATS, notes_on_checkpoint
+from sim.latency.precision import notes_on_checkpoint
 from sim.scenario.schema import EngineConfig
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 
