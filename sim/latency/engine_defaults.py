@@ -23,14 +23,17 @@ from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineSection
 
-FORMER: Mapping[str, int] = MappingProxyType(
-    {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+FORMER: Mapping[str, float] = MappingProxyType(
+    {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.9}
 )
 """Keys that are null until they are filled in, and what the format took for them in its earlier versions."""
 FORMER_DTYPE = "bfloat16"
 LARGEST_GPU_BYTES = 160 * GIB
 LARGE_GPU_BYTES = 70 * GIB
 SINCE_LARGEST = (0, 28, 0)
+SINCE_MORE_MEMORY = (0, 20, 0)
+"""From here on CUDA graphs are taken from the share that ``gpu_memory_utilization`` grants, and its default is larger
+(vllm-project/vllm pull request 38284: 0.9 in 0.19.1, 0.92 in 0.20.0)."""
 
 
 def batch_defaults(gpu: GpuSpec, vllm_version: str = DEFAULT_VERSION) -> tuple[int, int]:
@@ -39,6 +42,11 @@ def batch_defaults(gpu: GpuSpec, vllm_version: str = DEFAULT_VERSION) -> tuple[i
     if gpu.memory_bytes >= LARGEST_GPU_BYTES and version_of(vllm_version) >= SINCE_LARGEST:
         return 16384, 1024
     return (8192, 1024) if is_large else (2048, 256)
+
+
+def memory_share(vllm_version: str = DEFAULT_VERSION) -> float:
+    """Give vLLM's default of ``gpu_memory_utilization`` (``vllm/config/cache.py``)."""
+    return 0.92 if version_of(vllm_version) >= SINCE_MORE_MEMORY else 0.9
 
 
 def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple[EngineConfig, list[str]]:
@@ -63,6 +71,8 @@ def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple
         num_seqs = min(num_seqs, budget)
     filled: dict[str, Any] = {key: getattr(engine, key) for key in type(engine).model_fields}
     filled |= {"max_model_len": length, "max_num_seqs": num_seqs, "max_num_batched_tokens": budget}
+    if engine.gpu_memory_utilization is None:
+        filled["gpu_memory_utilization"] = memory_share(engine.vllm_version)
     notes = _notes(engine, filled, model, gpu)
     if engine.dtype == "auto" and model.dtype in FLOATS:
         filled["dtype"] = model.dtype
@@ -75,13 +85,17 @@ def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple
 def _notes(engine: EngineSection, filled: dict[str, Any], model: ModelSpec, gpu: GpuSpec) -> list[str]:
     """Which values were taken for keys that are left out, where they are others than in earlier versions."""
     changed = [key for key in FORMER if getattr(engine, key) is None and filled[key] != FORMER[key]]
+    if engine.num_gpu_blocks_override is not None or engine.kv_cache_memory_bytes is not None:
+        changed = [key for key in changed if key != "gpu_memory_utilization"]  # without effect
     if not changed:
         return []
     sources = []
     if "max_model_len" in changed:
         sources.append(f"max_model_len {filled['max_model_len']} (the longest context of {model.name})")
-    if batch := " and ".join(f"{key} {filled[key]}" for key in changed if key != "max_model_len"):
+    if batch := " and ".join(f"{key} {filled[key]}" for key in changed if key.startswith("max_num")):
         server = f"vLLM {engine.vllm_version}'s API server on {gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB"
         sources.append(f"{batch} (as {server})")
+    if "gpu_memory_utilization" in changed:
+        sources.append(f"gpu_memory_utilization {filled['gpu_memory_utilization']} (of vLLM {engine.vllm_version})")
     former = ", ".join(str(FORMER[key]) for key in changed)
     return [f"not given, so vLLM's default: {', '.join(sources)}; earlier versions of simrun took {former}"]

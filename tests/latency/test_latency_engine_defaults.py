@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sim
-from sim.latency.engine_defaults import FORMER, batch_defaults, resolve_engine
+from sim.latency.engine_defaults import FORMER, batch_defaults, memory_share, resolve_engine
 from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS
 from sim.run import load
@@ -93,10 +93,30 @@ def test_given_values_stay_and_defaults_start(
     if budget is None:
         assert engine.max_num_batched_tokens <= engine.max_num_seqs * engine.max_model_len
         assert chunked or engine.max_num_batched_tokens >= engine.max_model_len
-    new = [key for key, value in given_.items() if value is None and getattr(engine, key) != FORMER[key]]
-    assert len(notes) == bool(new)
+    new = [key for key in FORMER if given_.get(key) is None and getattr(engine, key) != FORMER[key]]
+    assert len(notes) == 1
     assert all(f"{key} {getattr(engine, key)}" in notes[0] for key in new)
     assert resolve_engine(engine) == (engine, [])
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("0.9.0", 0.9), ("0.19.1", 0.9), ("0.20.0", 0.92), ("0.32.0", 0.92), ("0.32", 0.92)]
+)
+def test_the_share_of_memory_by_version(version: str, expected: float) -> None:
+    assert memory_share(version) == expected
+    engine, notes = resolved(vllm_version=version)
+    assert engine.gpu_memory_utilization == expected
+    assert any("gpu_memory_utilization 0.92" in note for note in notes) == (expected == 0.92)
+    assert resolved(vllm_version=version, gpu_memory_utilization=0.7)[0].gpu_memory_utilization == 0.7
+
+
+@pytest.mark.parametrize("pool", [{"num_gpu_blocks_override": 1000}, {"kv_cache_memory_bytes": 1 << 30}])
+def test_a_share_without_effect_is_not_noted(pool: dict[str, int]) -> None:
+    sizes_ = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    assert len(resolved(**sizes_)[1]) == 1
+    engine, notes = resolved(**sizes_, **pool)
+    assert engine.gpu_memory_utilization == 0.92
+    assert notes == []
 
 
 def test_keys_left_out_and_null_are_not_taken_for_a_choice() -> None:
@@ -125,7 +145,12 @@ def test_the_checkpoints_format(dtype: str, given_: dict[str, Any], expected: st
     config = json.loads(tiny.read_text(encoding="utf-8")) | {"torch_dtype": dtype}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     engine, notes = resolved(
-        model=str(tmp_path), max_model_len=4096, max_num_seqs=256, max_num_batched_tokens=2048, **given_
+        model=str(tmp_path),
+        max_model_len=4096,
+        max_num_seqs=256,
+        max_num_batched_tokens=2048,
+        gpu_memory_utilization=0.9,
+        **given_,
     )
     assert engine.dtype == expected
     assert [note.startswith(f"engine.dtype auto: {dtype}") for note in notes] == [True] * noted
@@ -137,14 +162,20 @@ def test_a_run_says_what_was_taken_and_repeats_it() -> None:
     (note,) = [note for note in results.summary["run"]["notes"] if note.startswith("not given")]
     assert note == (
         "not given, so vLLM's default: max_model_len 131072 (the longest context of llama-3.1-8b), max_num_seqs 1024 "
-        "and max_num_batched_tokens 8192 (as vLLM 0.32.0's API server on h100-sxm, 79 GiB); earlier versions of simrun "
-        "took 4096, 256, 2048"
+        "and max_num_batched_tokens 8192 (as vLLM 0.32.0's API server on h100-sxm, 79 GiB), gpu_memory_utilization "
+        "0.92 (of vLLM 0.32.0); earlier versions of simrun took 4096, 256, 2048, 0.9"
     )
     text = resolved_yaml(load(document).scenario)
-    for line in ("max_model_len: 131072", "max_num_seqs: 1024", "max_num_batched_tokens: 8192", "dtype: bfloat16"):
+    for line in (
+        "max_model_len: 131072",
+        "max_num_seqs: 1024",
+        "max_num_batched_tokens: 8192",
+        "dtype: bfloat16",
+        "utilization: 0.92",
+    ):
         assert line in text
     setup = results.summary["run"]["setup"]
-    assert {key: setup[key] for key in FORMER} == {
+    assert {key: setup[key] for key in FORMER if key in setup} == {
         "max_model_len": 131072,
         "max_num_seqs": 1024,
         "max_num_batched_tokens": 8192,
