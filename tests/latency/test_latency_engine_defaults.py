@@ -127,7 +127,7 @@ def test_the_share_of_memory_by_version(version: str, expected: float) -> None:
         ({"max_num_seqs": 8}, False),
         ({"gpu_memory_utilization": 0.92}, False),
         ({"num_gpu_blocks_override": 50000}, False),
-        ({"kv_cache_memory_bytes": 1 << 36}, False),
+        ({"kv_cache_memory_bytes": 1 << 35}, False),
     ],
 )
 def test_a_share_is_noted_where_the_cache_is_fuller_than_the_former_one(given_: dict[str, Any], is_noted: bool) -> None:
