@@ -21,9 +21,9 @@ ALWAYS_EXPERT_PARALLEL = frozenset(
         ("626932a110a2348591e314eddb782f7a0dee104c", "benchmarks/single_node/minimaxm2.5_fp8_h200.sh"),
     }
 )
-"""(Commit, file) of scripts that ask for expert parallelism from an ``EP_SIZE`` of 1 on (``-ge 1`` where the others have
-``-gt 1``), which is what every experiment without it is labelled. Over 8 GPUs nothing else would start: 1,536 / 8 = 192
-columns of an expert are no whole blocks of 128 (vLLM's issue 17569)."""
+"""(Commit, file) of scripts that ask for expert parallelism from an ``EP_SIZE`` of 1 on (``-ge 1``, others ``-gt 1``),
+which is what every experiment without it is labelled. Over 8 GPUs nothing else would start: 1,536 / 8 = 192 columns of
+an expert are no whole blocks of 128 (vLLM's issue 17569)."""
 
 
 @dataclass(frozen=True)

@@ -86,16 +86,19 @@ def _touching_no_more(drawn: pd.DataFrame, even: pd.DataFrame) -> tuple[pd.DataF
     """Drawn rows of many experts at no more than the time of as many experts as tokens touch that choose by themselves,
     and how many that lowered."""
     places = ["moe_dtype", *SHAPE]
-    known = {shape: group for shape, group in even.groupby(places, sort=True)}
+    known = {tuple(shape): group for shape, group in even.groupby(places, sort=True)}
     times = drawn["latency"].to_numpy(dtype=np.float64).copy()
     tokens = drawn["num_tokens"].to_numpy(dtype=np.float64)
-    for shape, rows in drawn.reset_index(drop=True).groupby(places, sort=True).groups.items():
-        experts, chosen, ep = (int(shape[places.index(name)]) for name in ("num_experts", "topk", "moe_ep_size"))
-        if experts <= FEW_EXPERTS or shape not in known or ep > experts // chosen:
+    for shape, rows in drawn.reset_index(drop=True).groupby(places, sort=True):
+        first = rows.iloc[0]
+        experts, chosen, ep = (int(first[name]) for name in ("num_experts", "topk", "moe_ep_size"))
+        laid = known.get(tuple(shape))
+        if experts <= FEW_EXPERTS or laid is None or ep > experts // chosen:
             continue
-        medians = known[shape].groupby("num_tokens", sort=True)["latency"].median()
+        medians = laid.groupby("num_tokens", sort=True)["latency"].median()
         laid_out = medians.index.to_numpy(dtype=np.float64) * chosen / ep
-        at = np.asarray(rows)[tokens[np.asarray(rows)] * chosen <= READING * experts]
+        places_of = rows.index.to_numpy()
+        at = places_of[tokens[places_of] * chosen <= READING * experts]
         touched = np.array([_touched(experts, chosen, ep, int(number)) for number in tokens[at]])
         reading = medians.to_numpy(dtype=np.float64)
         times[at] = np.minimum(times[at], np.exp(np.interp(np.log(touched), np.log(laid_out), np.log(reading))))

@@ -78,6 +78,7 @@ DTYPES: Mapping[str, str] = MappingProxyType(
 QUANTIZATION: Mapping[str, str] = MappingProxyType(
     {"fp8": "fp8", "int8_per_channel_weight_only": "int8", "awq": "int4", "awq_marlin": "int4", "gptq": "int4"}
 )
+MOE_BACKENDS: Mapping[str, str] = MappingProxyType({each: each for each in ("auto", "triton", "flashinfer_cutlass")})
 PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
     {
         "requests": 1000,
@@ -239,6 +240,7 @@ def _take_dtypes(flags: dict[str, str | None], found: Imported) -> None:
     _take_named(flags, found, "--dtype", DTYPES, "dtype")
     _take_named(flags, found, "--quantization", QUANTIZATION, "dtype")
     _take_named(flags, found, "--kv-cache-dtype", KV_DTYPES, "kv_cache_dtype")
+    _take_named(flags, found, "--moe-backend", MOE_BACKENDS, "moe_backend")
 
 
 def _take_named(flags: dict[str, str | None], found: Imported, flag: str, known: Mapping[str, str], key: str) -> None:

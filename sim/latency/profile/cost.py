@@ -25,8 +25,8 @@ from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
 from sim.latency.profile.all_reduce import fused_limit_bytes
 from sim.latency.profile.evidence import evidence
-from sim.latency.profile.expert_kernels import expert_backend
 from sim.latency.profile.exchange import group_terms_ns
+from sim.latency.profile.expert_kernels import expert_backend
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
 from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
