@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpu_calibrate.importers.aic_experts import moe_table
 from gpu_calibrate.importers.aic_tables import Found, Place, make_table, need_layout
-from gpu_calibrate.importers.aiconfigurator import gemm_table, moe_table
+from gpu_calibrate.importers.aiconfigurator import gemm_table
 from gpu_calibrate.importers.source_tables import Floats, Reuse
 from sim.latency.profile.blocks import DSA, DSA_GLM5, MLA, MSA
 

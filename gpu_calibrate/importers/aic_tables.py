@@ -52,7 +52,7 @@ class Place:
         import pandas as pd
 
         folder = self.data / self.gpu / family / self.engine
-        fitting = [v for v in _versions(folder, name) if _order(v) <= _order(self.version)]
+        fitting = [v for v in versions(folder, name) if order(v) <= order(self.version)]
         if not fitting:
             return None
         path = folder / fitting[-1] / f"{name}_perf.parquet"
@@ -101,23 +101,25 @@ def make_table(
 
 
 def need_layout(rows: pd.DataFrame, columns: tuple[str, ...], origin: str) -> None:
+    """Raise InputError for rows without these columns."""
     missing = [column for column in (*columns, "latency", "kernel_source") if column not in rows]
     if missing:
         raise InputError(f"{origin}: not the layout this reads; columns missing: {', '.join(missing)}")
 
 
 def find_place(gpu: str, engine: str, version: str | None, path: Path | None) -> Place:
+    """Where a GPU's tables are, of the newest version unless told. Raises InputError."""
     data = data_folder(path)
     engines = sorted({folder.name for folder in (data / gpu / "gemm").glob("*") if folder.is_dir()})
     if not engines:
         raise InputError(f"{data}: no tables of {gpu} there")
     if engine not in engines:
         raise InputError(f"--engine {engine}: {gpu} has tables of {', '.join(engines)}")
-    versions = _versions(data / gpu / "gemm" / engine, "gemm")
+    found = versions(data / gpu / "gemm" / engine, "gemm")
     if version is None:
-        version = versions[-1] if versions else ""
-    elif version not in versions and (gpu, engine, version) not in KNOWN_BAD:
-        raise InputError(f"--version {version}: {gpu} has GEMM tables of {engine} {', '.join(versions)}")
+        version = found[-1] if found else ""
+    elif version not in found and (gpu, engine, version) not in KNOWN_BAD:
+        raise InputError(f"--version {version}: {gpu} has GEMM tables of {engine} {', '.join(found)}")
     for asked in (version, ""):
         wrong = KNOWN_BAD.get((gpu, engine, asked))
         if wrong is not None:
@@ -126,6 +128,7 @@ def find_place(gpu: str, engine: str, version: str | None, path: Path | None) ->
 
 
 def data_folder(path: Path | None) -> Path:
+    """The folder with a folder for each GPU. Raises InputError."""
     if path is None:
         spec = find_spec(PACKAGE)
         if spec is None or not spec.submodule_search_locations:
@@ -139,13 +142,13 @@ def data_folder(path: Path | None) -> Path:
     raise InputError(f"{path}: no {DISTRIBUTION} there (looked for systems/data/<gpu>)")
 
 
-def _versions(folder: Path, table: str) -> list[str]:
+def versions(folder: Path, table: str) -> list[str]:
     """Versions that have a table, oldest first."""
     found = [path.parent.name for path in folder.glob(f"*/{table}_perf.parquet")]
-    return sorted(found, key=_order)
+    return sorted(found, key=order)
 
 
-def _order(version: str) -> tuple[tuple[int, ...], str]:
+def order(version: str) -> tuple[tuple[int, ...], str]:
     """1.2.0rc5 before 1.2.0, numbers as numbers."""
     release = re.match(r"[0-9.]*", version)
     numbers = tuple(int(part) for part in release.group().split(".") if part) if release else ()

@@ -13,16 +13,18 @@ ai-dynamo/aiconfigurator), as far as it matters here:
   result, for reduce-scatter of the input.
 - MoE: routed experts without the router, tokens of all ranks together, one GPU's share of experts (``moe_ep_size``) or
   of each expert's width (``moe_tp_size``). Routing is drawn from a power law or laid out evenly (``expert_tables``).
+  Two kernels that vLLM has beside the one of its newest table come from other tables (``OTHER_EXPERTS``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpu_calibrate.importers.aic_experts import DTYPES, known_dtypes, moe_table, other_experts
 from gpu_calibrate.importers.aic_tables import (
     DISTRIBUTION,
     GPU_NAMES,
@@ -36,7 +38,6 @@ from gpu_calibrate.importers.aic_tables import (
     package_version,
 )
 from gpu_calibrate.importers.devices import device_of, resolve_gpu
-from gpu_calibrate.importers.expert_tables import SHAPE, no_slower, routed
 from gpu_calibrate.importers.frames import now
 from gpu_calibrate.importers.source_tables import Floats, Reuse, build_curves
 from sim.errors import InputError
@@ -46,9 +47,6 @@ from sim.latency.profile.speed_of_light import ELEMENT_BYTES, kv_bytes_per_token
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "fp8": "fp8", "fp8_block": "fp8_block", "int4_wo": "int4"}
-"""Their names of number formats -> ours. Others (nvfp4, mxfp4: ``aic_families``) are left out and counted."""
 
 GEMM_COPIES = 6
 """Copies of the weights that were gone through in turn."""
@@ -73,7 +71,7 @@ def import_aiconfigurator(
     found: dict[str, Operator] = {}
     notes: list[str] = []
     device = device_of(preset, preset)
-    for read in (_gemm, _prefill, _decode, _moe, _custom_all_reduce, _fused_all_reduce, _nccl):
+    for read in (_gemm, _prefill, _decode, _moe, other_experts, _custom_all_reduce, _fused_all_reduce, _nccl):
         for operator, table in read(place):
             device = device.model_copy(update={"name": table.reported_device or device.name})
             curves, cleaning = build_curves(table.curves, device)
@@ -112,17 +110,6 @@ def merged(first: Operator | None, second: Operator) -> Operator:
     )
 
 
-def _known_dtypes(
-    rows: pd.DataFrame, column: str, table: str, dtypes: Mapping[str, str] = DTYPES
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Rows in number formats that a profile has names for, and what to say of the others."""
-    known = rows[column].isin(list(dtypes))
-    if bool(known.all()):
-        return rows, ()
-    others = ", ".join(sorted(str(name) for name in rows[column][~known].unique()))
-    return rows[known], (f"{table}: {int((~known).sum())} rows in other number formats left out ({others})",)
-
-
 def _gemm(place: Place) -> Found:
     read = place.table("gemm", "gemm")
     if read is None:
@@ -130,7 +117,7 @@ def _gemm(place: Place) -> Found:
     rows, version = read
     origin = place.origin("gemm", version)
     need_layout(rows, ("gemm_dtype", "m", "n", "k"), origin)
-    rows, notes = _known_dtypes(rows, "gemm_dtype", "gemm")
+    rows, notes = known_dtypes(rows, "gemm_dtype", "gemm")
     host_bound = rows["gemm_dtype"].isin([dtype for of, dtype in HOST_BOUND if of == place.engine])
     if not bool(host_bound.any()):
         return [gemm_table(rows, origin, notes)]
@@ -244,38 +231,6 @@ _DECODE_REUSE = Reuse(_kv_bytes, lambda fields: 1, share=0.35)
 def _moe(place: Place) -> Found:
     found = moe_table(place, DTYPES)
     return [] if found is None else [found]
-
-
-def moe_table(
-    place: Place, dtypes: Mapping[str, str], choose: Callable[[pd.DataFrame], pd.DataFrame] | None = None
-) -> tuple[str, Table] | None:
-    """Experts in the number formats of ``dtypes``, after ``choose``; None where there are none."""
-    read = place.table("moe", "moe")
-    if read is None:
-        return None
-    rows, version = read
-    origin = place.origin("moe", version)
-    layout = ("moe_dtype", *SHAPE)
-    need_layout(rows, (*layout, "num_tokens", "distribution"), origin)
-    if choose is not None:
-        rows = choose(rows)
-    rows, notes = _known_dtypes(rows, "moe_dtype", "moe", dtypes)
-    if not len(rows):
-        return None
-    rows, chosen = routed(rows)
-    rows, mended = no_slower(rows)
-    names = (
-        "dtype",
-        "hidden_size",
-        "intermediate_size",
-        "num_experts",
-        "experts_per_token",
-        "tp",
-        "ep",
-    )
-    columns = {ours: rows[theirs].to_numpy() for ours, theirs in zip(names, layout, strict=True)}
-    columns |= {"dtype": rows["moe_dtype"].map(dict(dtypes)).to_numpy(), "at": rows["num_tokens"].to_numpy()}
-    return make_table("moe", rows, origin, columns, None, (*notes, *chosen, *mended))
 
 
 def _custom_all_reduce(place: Place) -> Found:

@@ -27,8 +27,8 @@ JUMP, AGREE = 2.0, 1.5
 REACH = 0.9
 """Quantile of the bandwidth that cold curves reach, as a share of the peak: what reading is taken to take."""
 NEVER_FALLS = frozenset(
-    {"moe", "prefill_attention", "decode_attention", "block_decode", "block_prefill", "state_decode", "state_prefill"}
-    | {"expert_exchange", "encoder_attention"}
+    {"moe", "moe_triton", "moe_cutlass", "prefill_attention", "decode_attention", "expert_exchange"}
+    | {"block_decode", "block_prefill", "state_decode", "state_prefill", "encoder_attention"}
 )
 """Operators whose curves are made to rise. Matrices and collectives choose another kernel from some size on, and there
 a larger size really can take less: the prediction knows."""

@@ -58,6 +58,7 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
 """Settings that are ``--NAME`` or ``--no-NAME``."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
+    | {"moe_backend"}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
@@ -141,6 +142,8 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += [[_switch(flag, getattr(engine, key))] for key, flag in SWITCHES.items()]
     command.arguments += _policy_flags(loaded, command, problems)
     command.arguments += _speculative_flags(loaded, command, problems)
+    if engine.moe_backend != "auto":
+        command.arguments.append(["--moe-backend", engine.moe_backend])
     if given := engine.compilation_config.model_dump(exclude_defaults=True):
         command.arguments.append(["--compilation-config", json.dumps(given)])
     if problems:

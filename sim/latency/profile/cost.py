@@ -26,6 +26,7 @@ from sim.latency.precision import resolve_precision
 from sim.latency.profile.all_reduce import fused_limit_bytes
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
+from sim.latency.profile.expert_kernels import expert_backend
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
 from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
@@ -84,9 +85,11 @@ class ProfileCost:
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
         self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
-        fused_bytes = fused_limit_bytes(engine, found.device.compute_capability)
+        capability = found.device.compute_capability
+        fused_bytes = fused_limit_bytes(engine, capability)
+        backend = expert_backend(engine, capability, precision.weights)
         self.operators = ops = self.operators_type(
-            found.profile, found.device, model, precision, tp, pp, link, experts, fused_bytes
+            found.profile, found.device, model, precision, tp, pp, link, experts, backend, fused_bytes
         )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
         captured = engine.compilation_config.max_cudagraph_capture_size
