@@ -183,6 +183,26 @@ def _presets() -> tuple[GpuSpec, ...]:
 GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in _presets()}
 """Presets by name."""
 
+SCALED = frozenset({"a100-40gb-sxm"})
+ESTIMATED = frozenset({"rtx-4090"})
+"""Presets whose step times are measured ones of the same chip, scaled to their memory; and those without measured ones,
+whose step times are a roofline's. All others have a profile that comes with the program."""
+
+
+def standing(gpu: GpuSpec) -> str:
+    """What the step times of a preset stand on: ``measured``, ``scaled`` or ``estimate``."""
+    return "scaled" if gpu.name in SCALED else "estimate" if gpu.name in ESTIMATED else "measured"
+
+
+def best_known_first() -> list[GpuSpec]:
+    """Presets in the order in which to recommend them: measured ones, scaled ones, estimates."""
+    order = ("measured", "scaled", "estimate")
+    return sorted(GPUS.values(), key=lambda gpu: order.index(standing(gpu)))
+
+
+def _named(gpu: GpuSpec) -> str:
+    return gpu.name if standing(gpu) == "measured" else f"{gpu.name} ({standing(gpu)})"
+
 
 def load_gpu(gpu: str | GpuConfig) -> GpuSpec:
     """A GPU preset by name, or the GPU that a scenario describes.
@@ -195,11 +215,11 @@ def load_gpu(gpu: str | GpuConfig) -> GpuSpec:
     found = GPUS.get(gpu.lower())
     if found is not None:
         return found
-    meant = [preset.name for preset in GPUS.values() if _can_mean(gpu, preset)]
+    meant = [_named(preset) for preset in best_known_first() if _can_mean(gpu, preset)]
     if meant:
         raise InputError(f"engine.gpu: unknown GPU {gpu!r}; did you mean {' or '.join(meant)}?")
     section = "{name: ..., memory_gib: ..., memory_bandwidth_gb_s: ..., fp16_tflops: ...}"
-    hint = f"presets: {', '.join(GPUS)}; another goes in as a section: {section}"
+    hint = f"presets: {', '.join(map(_named, best_known_first()))}; another goes in as a section: {section}"
     raise InputError(f"engine.gpu: unknown GPU {gpu!r}; {hint}")
 
 

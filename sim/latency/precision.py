@@ -63,12 +63,15 @@ def parameter_bytes(num_parameters: int, dtype: str) -> float:
     return num_parameters * BYTES_PER_ELEMENT[dtype]
 
 
+def resolve_dtype(dtype: str, stored: str) -> str:
+    """The weights' format under ``engine.dtype`` of a checkpoint that is ``stored`` so; FP8 is as it has it."""
+    return stored if dtype == "auto" or (dtype == "fp8" and stored == "fp8_block") else dtype
+
+
 def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> Precision:
     """The number formats of ``model`` in ``engine`` on ``gpu``. A GPU without FP8 or INT8 multiplies in 16 bits
     and only reads less: the weights are widened on their way (as Marlin kernels do)."""
-    weights = model.dtype if engine.dtype == "auto" else engine.dtype
-    if weights == "fp8" and model.dtype == "fp8_block":
-        weights = model.dtype  # FP8 as the checkpoint has it
+    weights = resolve_dtype(engine.dtype, model.dtype)
     activations = weights if weights in FLOATS else "bfloat16"
     kv = (model.kv_dtype or activations) if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
     plain = gpu.fp32_flops if activations == "float32" else gpu.fp16_flops
@@ -97,11 +100,11 @@ def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> P
 
 
 def notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
-    """Which format the model's config says, where ``auto`` follows it or another one is taken in its place."""
+    """Which format the checkpoint has, where ``auto`` follows it or another one is taken in its place."""
     if dtype == "auto":
         source = model.dtype_source
-        return [f"engine.dtype auto: {model.dtype} (the model's config: {source})"] if source else []
+        return [f"engine.dtype auto: {model.dtype} (by {source})"] if source else []
     if model.dtype not in FLOATS and dtype != model.dtype and not (dtype == "fp8" and model.dtype == "fp8_block"):
-        told = f"the model's config says {model.dtype} ({model.dtype_source})"
+        told = f"the checkpoint is in {model.dtype} (by {model.dtype_source})"
         return [f"{told}; engine.dtype {dtype} is taken, auto would follow it"]
     return []
