@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
-from sim.latency.kv_groups import KvGroups, kv_groups
+from sim.latency.kv_pages import KvPool
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
 from sim.latency.memory_refusal import does_not_fit, no_room_for_one
-from sim.latency.memory_rules import TOKENS_FROM_CONCURRENCY, memory_rules
+from sim.latency.memory_rules import IN_FLIGHT_KEPT, TOKENS_FROM_CONCURRENCY, memory_rules
 from sim.latency.memory_terms import activation_bytes, graph_bytes, non_torch_bytes
 from sim.latency.memory_weights import weights_bytes
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
-from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
+from sim.latency.parallel import parallel_problems, pipeline_layers
 from sim.latency.pipelining import pipeline_depth
-from sim.latency.precision import resolve_precision
+from sim.latency.precision import Precision, resolve_precision
 from sim.latency.sliding_window import max_blocks_per_request
 from sim.latency.speculative_cost import draft_engine, load_draft_model
 
@@ -80,11 +80,17 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     blocks = stage.blocks(engine.block_size) if override is None else override
     window = kept_window(engine, model, draft)
     largest = _blocks_of_longest(engine, window)
-    of_longest = _shared_blocks_of_longest(engine, model, draft) or largest
-    if override is None and blocks - 1 < of_longest:
-        raise InputError(no_room_for_one(engine, model, gpu, stage, of_longest, window))
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
+    pool = _pool(engine, model, precision, draft)
+    in_flight = engine.max_num_batched_tokens * (pipeline_depth(engine) if rules.version >= IN_FLIGHT_KEPT else 1)
+    request_blocks = pool.request_blocks(engine.max_model_len, in_flight, has_prefix_cache=engine.enable_prefix_caching)
+    longest_bytes = request_blocks * stage.block_bytes
+    if len(pool.groups) == 1:
+        request_blocks, longest_bytes = largest, round(largest * stage.kv_per_token * engine.block_size)
+    of_pool = stage.pool_blocks if override is None else override
+    if override is None and (of_pool if len(pool.groups) > 1 else blocks) - 1 < request_blocks:
+        raise InputError(no_room_for_one(engine, model, gpu, stage, longest_bytes, window))
     memory = MemoryPlan(
         total_bytes=gpu.memory_bytes,
         requested_bytes=stage.requested,
@@ -95,13 +101,15 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         graph_bytes=stage.graphs,
         reserve_bytes=stage.reserve,
         available_kv_bytes=stage.free,
-        kv_bytes_per_token=stage.kv_per_token,
+        kv_bytes_per_token=round(stage.kv_per_token),
         block_size=engine.block_size,
         num_gpu_blocks=blocks,
         max_model_len=engine.max_model_len,
         sliding_window=window,
         max_blocks_per_request=largest,
-        blocks_of_longest=of_longest,
+        kv_groups=pool.groups,
+        pool_blocks=of_pool,
+        request_blocks=request_blocks,
         tokens_from_concurrency=rules.version >= TOKENS_FROM_CONCURRENCY,
         model_runner=rules.runner,
         vllm_version=engine.vllm_version,
@@ -136,20 +144,17 @@ def _blocks_of_longest(engine: EngineConfig, window: int | None) -> int:
     return max_blocks_per_request(window, in_flight, engine.max_model_len, engine.block_size)
 
 
-def _groups(model: ModelSpec, draft: ModelSpec | None) -> KvGroups:
-    """Groups of layers that share a block; a draft model's layers are put beside the target's, unpadded."""
-    windowed = model.num_window_layers if draft is None else 0
-    return kv_groups(model.num_layers - windowed, windowed)
-
-
-def _shared_blocks_of_longest(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> float | None:
-    """Of blocks that hold all layers: as many as a request of ``max_model_len`` takes where some layers keep a window
-    only. vLLM counts blocks of one group each; None where there is one group."""
-    groups = _groups(model, draft)
-    if groups.num_groups == 1:
-        return None
-    full, window = _blocks_of_longest(engine, None), _blocks_of_longest(engine, model.layer_window)
-    return (groups.num_full * full + groups.num_window * min(window, full)) / groups.num_groups
+def _pool(engine: EngineConfig, model: ModelSpec, precision: Precision, draft: ModelSpec | None) -> KvPool:
+    """Groups of layers that share a block; a draft model's layers are put beside the target's, all of which then keep
+    all KV."""
+    return KvPool.of(
+        model,
+        engine.tensor_parallel_size,
+        precision.kv_bytes,
+        precision.activation_bytes,
+        engine.block_size,
+        keeps_all=draft is not None,
+    )
 
 
 def _check_draft(engine: EngineConfig, model: ModelSpec, draft: ModelSpec) -> None:
@@ -174,8 +179,8 @@ def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) ->
     theirs = draft_engine(engine)
     precision, tp = resolve_precision(theirs, gpu, draft), engine.tensor_parallel_size
     weights = weights_bytes(draft, precision, tp, range(draft.num_layers), embed=True, head=True)
-    kv = 2 * kv_heads_per_gpu(draft.num_kv_heads, tp) * draft.head_size * precision.kv_bytes
-    return weights, draft.num_layers * kv, draft.num_layers
+    kv = sum(count * mixer.kept_bytes(tp, precision.kv_bytes) for mixer, count in draft.mixers)
+    return weights, kv, draft.num_layers
 
 
 def _missing_bytes(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> int | None:
@@ -192,8 +197,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
     tp, dp = engine.tensor_parallel_size, ExpertGroup.of(engine, model).dp
-    kv_per_layer = 2 * kv_heads_per_gpu(model.num_kv_heads, tp) * model.head_size * precision.kv_bytes
-    padded = _groups(model, draft).padded_layers / model.num_layers
+    pool = _pool(engine, model, precision, draft)
     sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
     stages: list[Stage] = []
     first = 0
@@ -201,12 +205,15 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
         layers = range(first, first + size)
         first += size
         head = index == len(sizes) - 1
-        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=head, dp=dp)
+        weights = weights_bytes(
+            model, precision, tp, layers, embed=index == 0, head=head, dp=dp, is_whole=engine.enable_expert_parallel
+        )
         stages.append(
             Stage(
                 weights=weights + draft_weights,
                 draft_weights=draft_weights,
-                kv_per_token=round(size * padded) * kv_per_layer + draft_kv,
+                kv_per_token=pool.bytes_per_token(layers) + draft_kv,
+                block_bytes=pool.block_bytes(layers) + draft_kv * engine.block_size,
                 activations=activation_bytes(engine, model, precision, rules, gpu, head=head),
                 non_torch=non_torch_bytes(engine, gpu, rules, dp),
                 graphs=graph_bytes(engine, rules, gpu, size + draft_layers),
@@ -215,7 +222,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
                 pool=engine.kv_cache_memory_bytes,
             )
         )
-    return min(stages, key=lambda stage: stage.free / stage.kv_per_token)
+    return min(stages, key=lambda stage: stage.free / stage.block_bytes)
 
 
 def _notes(

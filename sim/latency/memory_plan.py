@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.latency.gpus import GpuSpec
+from sim.latency.kv_pages import PageGroup
 from sim.latency.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -45,9 +46,12 @@ class MemoryPlan:
     """What lives outside PyTorch's pool: a part of ``reserve_bytes``."""
     draft_weights_bytes: int = 0
     """A draft model's part of ``weights_bytes``."""
-    blocks_of_longest: float = 0.0
-    """Blocks of all layers that a request of ``max_model_len`` would take in vLLM, where some layers keep a window
-    only; else ``max_blocks_per_request``."""
+    kv_groups: tuple[PageGroup, ...] = ()
+    """Layers that share a block table, as vLLM has them."""
+    pool_blocks: int = 0
+    """Blocks as vLLM counts them, each of one group; the null block included. With one group ``num_gpu_blocks``."""
+    request_blocks: int = 0
+    """Such blocks that a request of ``max_model_len`` takes, of all groups together."""
     tokens_from_concurrency: bool = True
     """Whether this version logs maximum concurrency times ``max_model_len`` as the size of the KV cache."""
     model_runner: int = 2
@@ -69,13 +73,17 @@ class MemoryPlan:
     def max_concurrency(self) -> float:
         """Requests of ``max_model_len`` that fit at once, as vLLM logs it (``get_max_concurrency_for_kv_cache_config``
         of ``v1/core/kv_cache_utils.py``): the null block counts."""
-        return self.num_gpu_blocks / (self.blocks_of_longest or self.max_blocks_per_request)
+        if len(self.kv_groups) > 1:
+            return self.pool_blocks / self.request_blocks
+        return self.num_gpu_blocks / self.max_blocks_per_request
 
     @property
     def logged_kv_tokens(self) -> int:
         """``GPU KV cache size`` in the log of this version: the null block counts."""
         if self.tokens_from_concurrency:
             return int(self.max_concurrency * self.max_model_len)
+        if len(self.kv_groups) > 1:
+            return self.pool_blocks // len(self.kv_groups) * min(group.block_size for group in self.kv_groups)
         return self.num_gpu_blocks * self.block_size
 
 
@@ -96,7 +104,10 @@ class Stage:
 
     weights: int
     draft_weights: int
-    kv_per_token: int
+    kv_per_token: float
+    """Bytes that one more token takes of the pool."""
+    block_bytes: int
+    """Of a block as vLLM has them, of the largest group's layers here."""
     activations: int
     non_torch: int
     graphs: int
@@ -117,11 +128,16 @@ class Stage:
 
     def blocks(self, block_size: int) -> int:
         """KV blocks that fit."""
-        return max(0, self.free) // (self.kv_per_token * block_size)
+        return int(max(0, self.free) // (self.kv_per_token * block_size))
+
+    @property
+    def pool_blocks(self) -> int:
+        """Blocks as vLLM has them that fit."""
+        return max(0, self.free) // self.block_bytes
 
     def missing_bytes(self, engine: EngineConfig) -> int:
         """How much more memory the smallest pool would need; 0 or less = it fits."""
-        least = MIN_BLOCKS * self.kv_per_token * engine.block_size
+        least = max(round(MIN_BLOCKS * self.kv_per_token * engine.block_size), MIN_BLOCKS * self.block_bytes)
         if self.pool is not None:
             return max(self.weights + self.reserve + self.pool - self.total, least - self.pool)
         return (1 if engine.num_gpu_blocks_override is not None else least) - self.free
