@@ -189,11 +189,13 @@ def _request_type(engine: EngineConfig, workload: RequestTable, settings: Schedu
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
-    """Whether some request grows beyond the sliding window. While none does, every decision is that of full
-    attention: nothing is behind the window, a prefix whose last window is cached is cached whole, and no request
-    needs as many blocks as admission is bounded by."""
+    """Whether a sliding window makes a difference: some request grows beyond it, or blocks are cached, of which vLLM
+    keeps only the ends of prompts. Else every decision is that of full attention: nothing is behind the window, and no
+    request needs as many blocks as admission is bounded by."""
     if settings.sliding_window is None:
         return False
+    if settings.enable_prefix_caching:
+        return True
     outputs = np.minimum(workload.output_tokens, workload.max_tokens)
     tokens = np.minimum(workload.input_tokens + outputs, settings.max_model_len)
     return bool((tokens > settings.sliding_window).any())

@@ -121,10 +121,11 @@ def _split_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
 
 
 def kept_window(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> int | None:
-    """The window that KV is kept for, or None where all of it is: no window or none that ``max_model_len`` exceeds,
-    memory reserved in one piece, or a draft model that shares the blocks and looks back on something else."""
+    """The window that KV is kept for, or None where all of it is: no window, memory reserved in one piece, or a draft
+    model that shares the blocks and looks back on something else. A window that ``max_model_len`` does not exceed is
+    one to vLLM all the same: it caches the ends of prompts only."""
     window = model.sliding_window
-    if window is None or engine.max_model_len <= window or engine.kv == "contiguous":
+    if window is None or engine.kv == "contiguous":
         return None
     return window if draft is None or draft.sliding_window == window else None
 
