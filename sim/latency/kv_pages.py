@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from sim.latency.attention_kinds import GroupedAttention, LatentAttention
+from sim.latency.kv_layout import Kind, KvGroup
 from sim.latency.model_spec import ModelSpec
 from sim.latency.state_layers import StateLayer
 
-Kind = Literal["full", "latent", "window", "chunk", "state"]
 LARGER_KIND_DECIDES = 1.5
 KERNEL_BLOCK_TOKENS, LATENT_BLOCK_TOKENS = 16, 128
 """Blocks beside states are multiples of it, and of this where attention is latent."""
@@ -38,6 +37,7 @@ class Page:
     block_size: int
     """Tokens of a block of that layer."""
     window: int | None = None
+    checkpoint_alignment: int | None = None
 
     @property
     def keeps_all(self) -> bool:
@@ -53,6 +53,8 @@ class PageGroup:
     block_size: int
     window: int | None
     layers: tuple[int, ...]
+    checkpoint_alignment: int | None = None
+    """Of Mamba-2: states can be written anywhere in a chunk."""
 
     def blocks_per_request(self, max_model_len: int, in_flight_tokens: int, *, has_prefix_cache: bool) -> int:
         """Most blocks that a request of ``max_model_len`` holds (``max_memory_usage_bytes`` of its spec)."""
@@ -78,7 +80,8 @@ def pages_of(model: ModelSpec, tp: int, kv_bytes: int, activation_bytes: int, bl
     for kind in model.layer_list:
         mixer = kind.mixer
         if isinstance(mixer, StateLayer):
-            pages.append(Page("state", mixer.state_bytes(tp, activation_bytes), block_size))
+            alignment = 1 if mixer.kind == "mamba2" else None
+            pages.append(Page("state", mixer.state_bytes(tp, activation_bytes), block_size, None, alignment))
         elif mixer is None or not mixer.kept_bytes(tp, kv_bytes):
             pages.append(None)
         else:
@@ -133,7 +136,7 @@ def page_groups(pages: Sequence[Page | None]) -> tuple[list[PageGroup], list[int
 
 def _group(kind: Kind, pages: dict[int, Page], layers: tuple[int, ...]) -> PageGroup:
     first = pages[layers[0]] if layers else Page(kind, 0, 1)
-    return PageGroup(first.kind, first.block_size, first.window, layers)
+    return PageGroup(first.kind, first.block_size, first.window, layers, first.checkpoint_alignment)
 
 
 def _as_large(page: Page, largest: int) -> Page:
@@ -141,6 +144,10 @@ def _as_large(page: Page, largest: int) -> Page:
     if page.kind != "state" and largest % page.num_bytes == 0:
         return replace(page, num_bytes=largest, block_size=page.block_size * (largest // page.num_bytes))
     return replace(page, num_bytes=largest)
+
+
+def _kept_whole(page: Page | None) -> Page | None:
+    return None if page is None or page.kind == "state" else replace(page, kind="full", window=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +169,11 @@ class KvPool:
         *,
         keeps_all: bool = False,
     ) -> KvPool:
-        """The pool of ``model`` on one of ``tp`` GPUs. ``keeps_all``: windows do not shorten what is kept."""
+        """The pool of ``model`` on one of ``tp`` GPUs. ``keeps_all``: a block holds all layers; windows do not shorten
+        what is kept, and states are left out."""
         pages = pages_of(model, tp, kv_bytes, activation_bytes, block_size)
         if keeps_all:
-            kinds = ("window", "chunk")
-            pages = [replace(page, kind="full", window=None) if page and page.kind in kinds else page for page in pages]
+            pages = [_kept_whole(page) for page in pages]
         groups, page_bytes = page_groups(pages)
         return cls(tuple(groups), tuple(page_bytes))
 
@@ -184,5 +191,15 @@ class KvPool:
         """Blocks that a request of ``max_model_len`` holds at most, of all groups."""
         return sum(
             group.blocks_per_request(max_model_len, in_flight_tokens, has_prefix_cache=has_prefix_cache)
+            for group in self.groups
+        )
+
+    @property
+    def kv_groups(self) -> tuple[KvGroup, ...]:
+        """The groups as an engine has them; empty where one block table is all there is."""
+        if len(self.groups) < 2:
+            return ()
+        return tuple(
+            KvGroup(group.kind, group.block_size, group.window, len(group.layers), group.checkpoint_alignment)
             for group in self.groups
         )

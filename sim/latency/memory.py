@@ -27,6 +27,7 @@ from sim.latency.pipelining import pipeline_depth
 from sim.latency.precision import Precision, resolve_precision
 from sim.latency.sliding_window import max_blocks_per_request
 from sim.latency.speculative_cost import draft_engine, load_draft_model
+from sim.latency.state_layers import StateLayer
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig, EngineSection
@@ -77,20 +78,18 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
             does_not_fit(engine, model, gpu, stage, draft, lambda other: _missing_bytes(other, model, gpu, draft))
         )
     override = engine.num_gpu_blocks_override
-    blocks = stage.blocks(engine.block_size) if override is None else override
-    window = kept_window(engine, model, draft)
-    largest = _blocks_of_longest(engine, window)
+    blocks = stage.blocks if override is None else override
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
-    pool = _pool(engine, model, precision, draft)
-    in_flight = engine.max_num_batched_tokens * (pipeline_depth(engine) if rules.version >= IN_FLIGHT_KEPT else 1)
-    request_blocks = pool.request_blocks(engine.max_model_len, in_flight, has_prefix_cache=engine.enable_prefix_caching)
-    longest_bytes = request_blocks * stage.block_bytes
-    if len(pool.groups) == 1:
-        request_blocks, longest_bytes = largest, round(largest * stage.kv_per_token * engine.block_size)
-    of_pool = stage.pool_blocks if override is None else override
-    if override is None and (of_pool if len(pool.groups) > 1 else blocks) - 1 < request_blocks:
-        raise InputError(no_room_for_one(engine, model, gpu, stage, longest_bytes, window))
+    pool, window = _pool(engine, model, precision, draft), kept_window(engine, model, draft)
+    largest = of_longest = _blocks_of_longest(engine, window)
+    if pool.kv_groups:
+        largest = request_blocks(engine, pool, engine.max_model_len, pipeline_depth(engine))
+        of_longest = largest
+        if rules.version < IN_FLIGHT_KEPT:
+            of_longest = request_blocks(engine, pool, engine.max_model_len, 1)
+    if override is None and blocks - 1 < of_longest:
+        raise InputError(no_room_for_one(engine, model, gpu, stage, of_longest, window))
     memory = MemoryPlan(
         total_bytes=gpu.memory_bytes,
         requested_bytes=stage.requested,
@@ -107,17 +106,16 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         max_model_len=engine.max_model_len,
         sliding_window=window,
         max_blocks_per_request=largest,
-        kv_groups=pool.groups,
-        pool_blocks=of_pool,
-        request_blocks=request_blocks,
+        kv_groups=pool.kv_groups,
+        blocks_of_longest=of_longest,
         tokens_from_concurrency=rules.version >= TOKENS_FROM_CONCURRENCY,
         model_runner=rules.runner,
         vllm_version=engine.vllm_version,
         notes=(
             *model.notes,
             *precision.notes,
-            *_notes(engine, model, stage, blocks, largest, window),
-            *_window_notes(engine, model, window),
+            *_notes(engine, model, stage, blocks, largest, window, bool(pool.kv_groups)),
+            *_window_notes(engine, model, window, draft),
         ),
     )
     return PlannedEngine(model, gpu, draft, memory)
@@ -129,10 +127,11 @@ def _split_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
 
 
 def kept_window(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> int | None:
-    """The window that KV is kept for, or None where all of it is: no window or none that ``max_model_len`` exceeds,
-    memory reserved in one piece, or a draft model that shares the blocks and looks back on something else."""
+    """The window that KV is kept for, or None where all of it is: no window, memory reserved in one piece, or a draft
+    model that shares the blocks and looks back on something else. A window that ``max_model_len`` does not exceed is
+    one to vLLM all the same: it caches the ends of prompts only."""
     window = model.sliding_window
-    if window is None or engine.max_model_len <= window or engine.kv == "contiguous":
+    if window is None or engine.kv == "contiguous":
         return None
     return window if draft is None or draft.sliding_window == window else None
 
@@ -144,17 +143,28 @@ def _blocks_of_longest(engine: EngineConfig, window: int | None) -> int:
     return max_blocks_per_request(window, in_flight, engine.max_model_len, engine.block_size)
 
 
+def keeps_all(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> bool:
+    """Whether a block holds all layers, and all KV is kept although layers differ: so it is here, unlike in vLLM,
+    beside a draft model, where memory is reserved in one piece, and where KV moves to host memory."""
+    return draft is not None or engine.kv == "contiguous" or engine.preemption == "swap"
+
+
 def _pool(engine: EngineConfig, model: ModelSpec, precision: Precision, draft: ModelSpec | None) -> KvPool:
-    """Groups of layers that share a block; a draft model's layers are put beside the target's, all of which then keep
-    all KV."""
+    """Groups of layers that share a block table."""
     return KvPool.of(
         model,
         engine.tensor_parallel_size,
         precision.kv_bytes,
         precision.activation_bytes,
         engine.block_size,
-        keeps_all=draft is not None,
+        keeps_all=keeps_all(engine, model, draft),
     )
+
+
+def request_blocks(engine: EngineConfig, pool: KvPool, tokens: int, batches_in_flight: int) -> int:
+    """Blocks of all groups that a request of so many tokens holds at most."""
+    in_flight = batches_in_flight * engine.max_num_batched_tokens
+    return pool.request_blocks(tokens, in_flight, has_prefix_cache=engine.enable_prefix_caching)
 
 
 def _check_draft(engine: EngineConfig, model: ModelSpec, draft: ModelSpec) -> None:
@@ -226,10 +236,12 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
 
 
 def _notes(
-    engine: EngineConfig, model: ModelSpec, stage: Stage, blocks: int, largest: int, window: int | None
+    engine: EngineConfig, model: ModelSpec, stage: Stage, blocks: int, largest: int, window: int | None, several: bool
 ) -> list[str]:
     notes: list[str] = []
     capacity = (blocks - 1) * engine.block_size
+    if several:
+        capacity = int((blocks - 1) * engine.max_model_len / largest)
     if blocks - 1 < largest:
         longest = f"max_model_len {engine.max_model_len}"
         if window is not None:
@@ -239,9 +251,9 @@ def _notes(
         notes.append(
             f"the KV cache holds {capacity} tokens, fewer than {longest}: longer requests are rejected (vLLM {theirs})"
         )
-    if blocks > max(stage.blocks(engine.block_size), MIN_BLOCKS):
+    if blocks > max(stage.blocks, MIN_BLOCKS):
         notes.append(
-            f"num_gpu_blocks_override {blocks} is more than the {stage.blocks(engine.block_size)} blocks that "
+            f"num_gpu_blocks_override {blocks} is more than the {stage.blocks} blocks that "
             f"{engine.gpu_name} has memory for"
         )
     if engine.kv_cache_memory_bytes is not None and "gpu_memory_utilization" in engine.model_fields_set:
@@ -259,8 +271,12 @@ def _notes(
     return notes
 
 
-def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None) -> list[str]:
+def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None, draft: ModelSpec | None) -> list[str]:
     """Where a model has a window and the KV behind it is kept all the same."""
+    has_states = any(isinstance(mixer, StateLayer) for mixer, _ in model.mixers)
+    if keeps_all(engine, model, draft) and (model.num_window_layers or has_states):
+        kept = f"a window of {model.layer_window} tokens: they keep all KV here" if model.num_window_layers else ""
+        return [f"{model.name} has layers with {kept or 'a state, which is left out of the KV cache here'}"]
     if model.sliding_window is None or window is not None or engine.max_model_len <= model.sliding_window:
         return []
     why = "kv: contiguous reserves all of it" if engine.kv == "contiguous" else "the draft model looks further back"
