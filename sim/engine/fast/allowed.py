@@ -21,14 +21,14 @@ from policies.checks import label
 from sim.engine import request
 from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
 from sim.engine.reference.batch import SchedulerSettings
-from sim.engine.variants import choice, drafts, lockstep, window
+from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "03a19c28258b6a4a7c12dd4d4702b303c25f0e132bcd508582f4da06e4b26566"
+FINGERPRINT = "a163efa3e67afa8a0156453eefe5a0a2e19de01399c0ca163408caa3811d97e8"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
     *(batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
-    *(choice, drafts, lockstep, window),
+    *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
 
@@ -47,6 +47,7 @@ SETTINGS = frozenset(
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
+    | {"kv_groups", "prefix_cache_retention_interval"}
 )
 """Settings that it is known not to follow."""
 
