@@ -88,7 +88,9 @@ QUANTIZATION: Mapping[str, str] = MappingProxyType(
 )
 OF_CHECKPOINTS = frozenset({"compressed-tensors", "fp8", "fbgemm_fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"})
 """Values of ``--quantization`` that name what a repository is stored in anyway."""
-MOE_BACKENDS: Mapping[str, str] = MappingProxyType({each: each for each in ("auto", "triton", "flashinfer_cutlass")})
+MOE_BACKENDS: Mapping[str, str] = MappingProxyType(
+    {each: each for each in ("auto", "triton", "flashinfer_cutlass", "marlin")}
+)
 PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
     {
         "requests": 1000,

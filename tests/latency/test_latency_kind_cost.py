@@ -16,6 +16,7 @@ from sim.latency.gpus import GPUS
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import MODELS, load_model
 from sim.latency.profile.cost import ProfileCost
+from sim.latency.profile.expert_kernels import padded_for_marlin
 from sim.latency.profile.kind_cost import KindCost, has_several_kinds
 from sim.latency.profile.library import find_profile
 from sim.latency.profile.mixer_times import BlockTimes, EstimatedTimes, GroupedTimes, StateTimes, block_of
@@ -191,3 +192,30 @@ def test_blocks_are_told_by_the_sizes_of_attention() -> None:
     assert (block_of(v3), block_of(v32)) == ("mla", "dsa")  # type: ignore[arg-type]
     grouped = gpt_oss().layers[0][0].mixer
     assert block_of(grouped) is None  # type: ignore[arg-type]
+
+
+def routed_us(cost: KindCost, tokens: float) -> float:
+    return float(cost.operators.routed_ns(np.array([tokens]))[0]) / 1e3
+
+
+def test_mxfp4_experts_by_the_kernel_that_runs() -> None:
+    """Two H100s and gpt-oss: Triton's kernel takes 2.17 ms for 8,192 tokens, Marlin's about twice as long, and less
+    than Triton's for a few. B200s multiply by MXFP8 activations at a third of the time where they are asked to."""
+    triton, marlin = (kind_cost(gpt_oss(), "h100-sxm", 2, moe_backend=name) for name in ("auto", "marlin"))
+    assert routed_us(triton, 8192.0) == pytest.approx(2174.0, rel=0.03)
+    assert 1.5 < routed_us(marlin, 8192.0) / routed_us(triton, 8192.0) < 2.5
+    assert routed_us(marlin, 4.0) < routed_us(triton, 4.0)
+    plain, small = (
+        kind_cost(gpt_oss(), "b200-sxm", 1, moe_backend=name) for name in ("auto", "flashinfer_trtllm_afp8")
+    )
+    assert routed_us(plain, 8192.0) > 3.0 * routed_us(small, 8192.0)
+    own = kind_cost(gpt_oss(), "l40s", 4)  # Marlin's own table has the shape there
+    (asked,) = [key for operator, key in own.operators.asked if operator == "moe"]
+    assert asked[0] == "mxfp4_marlin"
+    assert own.operators.asked["moe", asked] == asked
+
+
+def test_marlins_experts_are_padded() -> None:
+    assert padded_for_marlin(2880, 2880, 8) == (3072, 3072)
+    assert padded_for_marlin(2880, 2880, 1) == (2944, 3072)
+    assert padded_for_marlin(2048, 7168, 8) == (2048, 7168)
