@@ -36,6 +36,12 @@ class StepShape:
     """Speculative decoding: draft tokens of all decodes, verified in this step."""
     verify_attention_pairs: int = 0
     """Where drafts are verified: sum over decodes of (1 + drafts) * KV read, the query-key pairs; else 0."""
+    num_loras: int = 0
+    """LoRA adapters of the step's requests."""
+    num_lora_tokens: int = 0
+    """Tokens of ``num_tokens`` that go through an adapter too."""
+    lora_load_bytes: int = 0
+    """Adapters moved into slots on the GPU before this step."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +55,7 @@ class StepShape:
         self.num_decodes = self.decode_context_tokens = 0
         self.num_sampled = self.swap_bytes = 0
         self.num_draft_tokens = self.verify_attention_pairs = 0
+        self.num_loras = self.num_lora_tokens = self.lora_load_bytes = 0
 
 
 class StepCost(Protocol):

@@ -19,15 +19,26 @@ from typing import Any
 from policies.base import Feedback, Policy, declared
 from policies.checks import label
 from sim.engine import request
-from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
+from sim.engine.reference import (
+    adapters,
+    batch,
+    kv_cache,
+    recompute,
+    replica,
+    scheduler,
+    seats,
+    shares,
+    steering,
+    waiting,
+)
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "03a19c28258b6a4a7c12dd4d4702b303c25f0e132bcd508582f4da06e4b26566"
+FINGERPRINT = "1e3d9917a40ea5ee205a2883778a5f0ac60904d94219f5928f09318dce475029"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
-    *(batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
+    *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
     *(choice, drafts, lockstep, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
@@ -47,6 +58,7 @@ SETTINGS = frozenset(
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
+    | {"max_loras", "lora_bytes"}
 )
 """Settings that it is known not to follow."""
 
