@@ -15,6 +15,7 @@ from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.kv_groups import KvGroups, kv_groups
+from sim.latency.lora import lora_bytes
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
 from sim.latency.memory_refusal import does_not_fit, no_room_for_one
 from sim.latency.memory_rules import TOKENS_FROM_CONCURRENCY, memory_rules
@@ -90,6 +91,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         requested_bytes=stage.requested,
         weights_bytes=stage.weights,
         draft_weights_bytes=stage.draft_weights,
+        lora_bytes=stage.lora,
         activation_bytes=stage.activations,
         non_torch_bytes=stage.non_torch,
         graph_bytes=stage.graphs,
@@ -194,6 +196,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
     tp, dp = engine.tensor_parallel_size, ExpertGroup.of(engine, model).dp
     kv_per_layer = 2 * kv_heads_per_gpu(model.num_kv_heads, tp) * model.head_size * precision.kv_bytes
     padded = _groups(model, draft).padded_layers / model.num_layers
+    lora = engine.max_loras * lora_bytes(model, engine.max_lora_rank, tp) if engine.enable_lora else 0
     sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
     stages: list[Stage] = []
     first = 0
@@ -204,8 +207,9 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
         weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=head, dp=dp)
         stages.append(
             Stage(
-                weights=weights + draft_weights,
+                weights=weights + draft_weights + lora,
                 draft_weights=draft_weights,
+                lora=lora,
                 kv_per_token=round(size * padded) * kv_per_layer + draft_kv,
                 activations=activation_bytes(engine, model, precision, rules, gpu, head=head),
                 non_torch=non_torch_bytes(engine, gpu, rules, dp),

@@ -45,6 +45,8 @@ class MemoryPlan:
     """What lives outside PyTorch's pool: a part of ``reserve_bytes``."""
     draft_weights_bytes: int = 0
     """A draft model's part of ``weights_bytes``."""
+    lora_bytes: int = 0
+    """Slots of LoRA adapters, a part of ``weights_bytes``."""
     blocks_of_longest: float = 0.0
     """Blocks of all layers that a request of ``max_model_len`` would take in vLLM, where some layers keep a window
     only; else ``max_blocks_per_request``."""
@@ -96,6 +98,7 @@ class Stage:
 
     weights: int
     draft_weights: int
+    lora: int
     kv_per_token: int
     activations: int
     non_torch: int

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import InputError
 from sim.latency.hub_names import quantised_preset_of
 from sim.live.server_command import read_server_command
-from sim.live.vllm_args import PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+from sim.live.vllm_args import LORA_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_problem
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ VALUELESS = frozenset(
         *(
             "--disable-uvicorn-access-log",
             "--enable-lora",
+            "--no-enable-lora",
             "--enable-sleep-mode",
             "--headless",
             "--language-model-only",
@@ -207,7 +208,7 @@ def _shown(flag: str, value: str | None) -> str:
 
 def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
     """The settings that both sides have under one name."""
-    for key, flag in PLAIN_VALUES.items():
+    for key, flag in {**PLAIN_VALUES, **LORA_VALUES}.items():
         if flag in flags:
             value = flags.pop(flag)
             if key == "max_model_len" and value in FITTED_LENGTHS:
@@ -216,7 +217,7 @@ def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
             if value is None:
                 raise InputError(f"import-args: {flag} is without a value")
             found.engine[key] = value if key == "all2all_backend" else _number(flag, value)
-    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling"}.items():
+    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling", "enable_lora": "enable-lora"}.items():
         for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
             if flag in flags:
                 given = flags.pop(flag)

@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, lockstep, window
 
-FINGERPRINT = "1e3d9917a40ea5ee205a2883778a5f0ac60904d94219f5928f09318dce475029"
+FINGERPRINT = "c056e4c1eadb8d387aec43f312557a9d8d79c9a91351ec470c7f035a4c64d19a"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -58,7 +58,7 @@ SETTINGS = frozenset(
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
-    | {"max_loras", "lora_bytes"}
+    | {"max_loras", "max_cpu_loras", "lora_bytes"}
 )
 """Settings that it is known not to follow."""
 
@@ -79,6 +79,7 @@ ENGINE_KEYS = frozenset(
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
+    | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""

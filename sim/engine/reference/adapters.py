@@ -20,8 +20,10 @@ class Adapters:
         self.max_loras = settings.max_loras
         self._lora_bytes = settings.lora_bytes
         self._in_step: set[int] = set()
-        self._slots: OrderedDict[int, None] = OrderedDict()
-        """Adapters on the GPU, the one used longest ago first."""
+        self._slots = _RecentlyUsed(settings.max_loras)
+        """Adapters on the GPU."""
+        self._in_memory = _RecentlyUsed(settings.max_cpu_loras or settings.max_loras)
+        """Adapters in host memory."""
 
     def begin_step(self, scheduled: Iterable[Request]) -> None:
         """The running requests of a step are chosen: their adapters are in it."""
@@ -43,20 +45,32 @@ class Adapters:
         """Note in the batch what its adapters add, and put them into slots."""
         if not self.max_loras:
             return
-        shape, slots = batch.shape, self._slots
+        shape = batch.shape
         needed: dict[int, None] = {}
         for request, num_tokens in batch.scheduled.items():
             if request.lora != BASE_MODEL:
                 needed[request.lora] = None
                 shape.num_lora_tokens += num_tokens
         shape.num_loras = len(needed)
+        shape.num_lora_loads = self._slots.bring_in(needed)
+        shape.lora_load_bytes = shape.num_lora_loads * self._lora_bytes
+        shape.num_lora_reads = self._in_memory.bring_in(needed)
+
+
+class _RecentlyUsed:
+    """At most so many adapters, the one used longest ago first; those that a step needs never make room for others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[int, None] = OrderedDict()
+
+    def bring_in(self, needed: Iterable[int]) -> int:
+        """Use ``needed``; returns how many of them were not there."""
+        kept = self._kept
+        missing = [lora for lora in needed if lora not in kept]
         for lora in needed:
-            if lora in slots:
-                slots.move_to_end(lora)
-        for lora in needed:
-            if lora in slots:
-                continue
-            if len(slots) == self.max_loras:
-                slots.popitem(last=False)
-            slots[lora] = None
-            shape.lora_load_bytes += self._lora_bytes
+            kept[lora] = None
+            kept.move_to_end(lora)
+        while len(kept) > self._most:
+            kept.popitem(last=False)
+        return len(missing)
