@@ -78,6 +78,7 @@ __all__ = [
     "LatencyConfig",
     "Length",
     "LognormalLength",
+    "LoraConfig",
     "MeasureConfig",
     "NamedSpec",
     "NoiseConfig",
