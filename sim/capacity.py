@@ -116,7 +116,9 @@ def _at_once(mix: Mix, deployment: Deployment) -> int:
     per_request = float(np.average(own_tokens, weights=mix.output_tokens))
     if settings.contiguous_kv:
         per_request = float(settings.max_model_len)
-    fitting = int(settings.num_gpu_blocks * settings.block_size / per_request)
+    windows = [group.sliding_window for group in settings.kv_groups] or [settings.sliding_window]
+    kept = sum(min(per_request, window + settings.block_size) if window else per_request for window in windows)
+    fitting = int(settings.num_gpu_blocks * settings.block_size / kept)
     return max(1, min(settings.max_num_seqs, fitting)) * deployment.engine.data_parallel_size
 
 

@@ -143,6 +143,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
         static_batching=engine.batching == "static",
         num_swap_blocks=swap_bytes // block_bytes,
         sliding_window=memory.sliding_window,
+        kv_groups=memory.kv_groups,
         pipeline_parallel_size=engine.pipeline_parallel_size,
         num_speculative_tokens=drafts,
         num_lookahead_tokens=drafts if has_draft_model else 0,

@@ -347,7 +347,7 @@ def _sliding_window(config: _Config, layers: int, notes: list[str]) -> int | Non
     if num_full < layers:
         notes.append(
             f"layers with a sliding window of {window} tokens alternate with full ones: all are costed as full "
-            "attention and keep the KV of the whole context"
+            "attention"
         )
     return None
 

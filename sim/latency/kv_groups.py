@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sim.latency.attention_kinds import GroupedAttention
+from sim.latency.kv_layout import KvGroup
+from sim.latency.model_spec import ModelSpec
+
 LARGER_KIND_DECIDES = 1.5
 
 
@@ -38,3 +42,23 @@ def kv_groups(num_full: int, num_window: int) -> KvGroups:
     smaller, larger = sorted((num_full, num_window))
     each = larger if larger < LARGER_KIND_DECIDES * smaller else smaller
     return KvGroups(each, -(-num_full // each), -(-num_window // each))
+
+
+def groups_of(model: ModelSpec, block_size: int) -> tuple[KvGroup, ...]:
+    """The KV groups of a model that has layers with one window beside layers that keep all KV, of equal heads, as vLLM
+    puts them: the kind that comes first in the model first. Empty for any other model."""
+    mixers = [kind.mixer for kind in model.layer_list]
+    grouped = [mixer for mixer in mixers if isinstance(mixer, GroupedAttention) and mixer.chunk is None]
+    windows = [mixer.window for mixer in grouped]
+    if not model.is_plain or len(grouped) != len(mixers) or len(set(windows)) != 2 or None not in windows:
+        return ()
+    num_full = windows.count(None)
+    groups = kv_groups(num_full, len(windows) - num_full)
+    found: list[KvGroup] = []
+    for window in dict.fromkeys(windows):
+        num_groups = groups.num_full if window is None else groups.num_window
+        layers = range(windows.count(window))
+        for number in range(num_groups):
+            held = len(layers[number::num_groups])
+            found.append(KvGroup("full" if window is None else "window", block_size, window, held))
+    return tuple(found)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
-from sim.latency.kv_groups import KvGroups, kv_groups
+from sim.latency.kv_groups import KvGroups, groups_of, kv_groups
+from sim.latency.kv_layout import KvGroup
 from sim.latency.lora import lora_bytes
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
 from sim.latency.memory_refusal import does_not_fit, no_room_for_one
@@ -80,8 +81,11 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     override = engine.num_gpu_blocks_override
     blocks = stage.blocks(engine.block_size) if override is None else override
     window = kept_window(engine, model, draft)
-    largest = _blocks_of_longest(engine, window)
-    of_longest = _shared_blocks_of_longest(engine, model, draft) or largest
+    groups = kept_groups(engine, model, draft)
+    largest = sum(_blocks_of_longest(engine, each.sliding_window) for each in groups) or _blocks_of_longest(
+        engine, window
+    )
+    of_longest = largest if groups else _shared_blocks_of_longest(engine, model, draft) or largest
     if override is None and blocks - 1 < of_longest:
         raise InputError(no_room_for_one(engine, model, gpu, stage, of_longest, window))
     precision = resolve_precision(engine, gpu, model)
@@ -102,6 +106,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         num_gpu_blocks=blocks,
         max_model_len=engine.max_model_len,
         sliding_window=window,
+        kv_groups=groups,
         max_blocks_per_request=largest,
         blocks_of_longest=of_longest,
         tokens_from_concurrency=rules.version >= TOKENS_FROM_CONCURRENCY,
@@ -111,7 +116,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
             *model.notes,
             *precision.notes,
             *_notes(engine, model, stage, blocks, largest, window),
-            *_window_notes(engine, model, window),
+            *_window_notes(engine, model, window, groups),
         ),
     )
     return PlannedEngine(model, gpu, draft, memory)
@@ -123,12 +128,21 @@ def _split_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
 
 
 def kept_window(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> int | None:
-    """The window that KV is kept for, or None where all of it is: no window or none that ``max_model_len`` exceeds,
-    memory reserved in one piece, or a draft model that shares the blocks and looks back on something else."""
+    """The window that KV is kept for, or None where all of it is: no window, memory reserved in one piece, or a draft
+    model that shares the blocks and looks back on something else. A window that ``max_model_len`` does not exceed is
+    one to vLLM all the same: it caches the ends of prompts only."""
     window = model.sliding_window
-    if window is None or engine.max_model_len <= window or engine.kv == "contiguous":
+    if window is None or engine.kv == "contiguous":
         return None
     return window if draft is None or draft.sliding_window == window else None
+
+
+def kept_groups(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> tuple[KvGroup, ...]:
+    """The groups of layers that have blocks of their own; empty where a block holds all layers. That is so too, unlike
+    in vLLM, beside a draft model, where memory is reserved in one piece, and where KV moves to host memory."""
+    if draft is not None or engine.kv == "contiguous" or engine.preemption == "swap":
+        return ()
+    return groups_of(model, engine.block_size)
 
 
 def _blocks_of_longest(engine: EngineConfig, window: int | None) -> int:
@@ -197,6 +211,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
     kv_per_layer = 2 * kv_heads_per_gpu(model.num_kv_heads, tp) * model.head_size * precision.kv_bytes
     padded = _groups(model, draft).padded_layers / model.num_layers
     lora = engine.max_loras * lora_bytes(model, engine.max_lora_rank, tp) if engine.enable_lora else 0
+    num_groups = len(kept_groups(engine, model, draft)) or 1
     sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
     stages: list[Stage] = []
     first = 0
@@ -217,6 +232,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
                 requested=int(gpu.memory_bytes * engine.gpu_memory_utilization),
                 total=gpu.memory_bytes,
                 pool=engine.kv_cache_memory_bytes,
+                num_groups=num_groups,
             )
         )
     return min(stages, key=lambda stage: stage.free / stage.kv_per_token)
@@ -226,7 +242,7 @@ def _notes(
     engine: EngineConfig, model: ModelSpec, stage: Stage, blocks: int, largest: int, window: int | None
 ) -> list[str]:
     notes: list[str] = []
-    capacity = (blocks - 1) * engine.block_size
+    capacity = (blocks - 1) // stage.num_groups * engine.block_size
     if blocks - 1 < largest:
         longest = f"max_model_len {engine.max_model_len}"
         if window is not None:
@@ -256,8 +272,10 @@ def _notes(
     return notes
 
 
-def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None) -> list[str]:
+def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None, groups: tuple[KvGroup, ...]) -> list[str]:
     """Where a model has a window and the KV behind it is kept all the same."""
+    if model.num_window_layers and not groups:
+        return [f"{model.name} has layers with a window of {model.layer_window} tokens: they keep all KV here"]
     if model.sliding_window is None or window is not None or engine.max_model_len <= model.sliding_window:
         return []
     why = "kv: contiguous reserves all of it" if engine.kv == "contiguous" else "the draft model looks further back"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.latency.gpus import GpuSpec
+from sim.latency.kv_layout import KvGroup
 from sim.latency.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class MemoryPlan:
     max_model_len: int
     sliding_window: int | None = None
     """Tokens of KV that a request keeps, beside those being computed; None = all."""
+    kv_groups: tuple[KvGroup, ...] = ()
+    """Layers of several kinds: a block is then one of one group. Empty = a block holds all layers."""
     max_blocks_per_request: int = 0
     """Most blocks that a request of ``max_model_len`` holds at a time."""
     activation_bytes: int = 0
@@ -48,8 +51,8 @@ class MemoryPlan:
     lora_bytes: int = 0
     """Slots of LoRA adapters, a part of ``weights_bytes``."""
     blocks_of_longest: float = 0.0
-    """Blocks of all layers that a request of ``max_model_len`` would take in vLLM, where some layers keep a window
-    only; else ``max_blocks_per_request``."""
+    """Blocks that a request of ``max_model_len`` would take in vLLM, where some layers keep a window only and here keep
+    all; else ``max_blocks_per_request``."""
     tokens_from_concurrency: bool = True
     """Whether this version logs maximum concurrency times ``max_model_len`` as the size of the KV cache."""
     model_runner: int = 2
@@ -64,8 +67,13 @@ class MemoryPlan:
 
     @property
     def kv_capacity_tokens(self) -> int:
-        """Tokens that fit the usable blocks."""
-        return self.num_usable_blocks * self.block_size
+        """Tokens that fit the usable blocks: of several groups, those of requests of ``max_model_len``."""
+        return int(self.num_usable_blocks * self.tokens_per_block)
+
+    @property
+    def tokens_per_block(self) -> float:
+        """Tokens of requests of ``max_model_len`` for each block that they hold, where there are several groups."""
+        return self.max_model_len / self.blocks_of_longest if self.kv_groups else self.block_size
 
     @property
     def max_concurrency(self) -> float:
@@ -78,7 +86,7 @@ class MemoryPlan:
         """``GPU KV cache size`` in the log of this version: the null block counts."""
         if self.tokens_from_concurrency:
             return int(self.max_concurrency * self.max_model_len)
-        return self.num_gpu_blocks * self.block_size
+        return self.num_gpu_blocks // max(len(self.kv_groups), 1) * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,8 @@ class Stage:
     total: int
     pool: int | None
     """``kv_cache_memory_bytes``."""
+    num_groups: int = 1
+    """Groups of layers that take blocks of their own."""
 
     @property
     def reserve(self) -> int:
@@ -120,7 +130,7 @@ class Stage:
 
     def blocks(self, block_size: int) -> int:
         """KV blocks that fit."""
-        return max(0, self.free) // (self.kv_per_token * block_size)
+        return max(0, self.free) * self.num_groups // (self.kv_per_token * block_size)
 
     def missing_bytes(self, engine: EngineConfig) -> int:
         """How much more memory the smallest pool would need; 0 or less = it fits."""

@@ -54,6 +54,7 @@ def no_room_for_one(
 ) -> str:
     """What one request of ``max_model_len`` needs, ``of_longest`` blocks, what there is, and what would help."""
     block_bytes, blocks = stage.kv_per_token * engine.block_size, stage.blocks(engine.block_size) - 1
+    of_longest, blocks = of_longest / stage.num_groups, blocks // stage.num_groups  # blocks of all layers
     fitting = (blocks if window is None else blocks - 1) * engine.block_size  # a window begins anywhere in a block
     more = "gpu_memory_utilization" if stage.pool is None else "kv_cache_memory_bytes"
     return (

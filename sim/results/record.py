@@ -347,6 +347,11 @@ class RunRecord:
     num_gpu_blocks: list[int]
     """Usable KV blocks of each replica."""
     block_size: int
+    tokens_per_block: float
+    """Tokens that a block holds of a request of any kind: fewer than ``block_size`` where layers of several groups take
+    blocks of their own."""
+    num_kv_groups: int
+    """Block tables of a request."""
     replica_models: list[str]
     gpus_per_replica: list[int]
     latency: dict[str, object]

@@ -13,6 +13,7 @@ from policies.priority import Priority
 from sim.engine.reference.batch import Batch, SchedulerSettings
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Content, Request, State
+from sim.latency.kv_layout import KvGroup
 
 
 def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
@@ -32,6 +33,11 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
         async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
         max_loras=settings.max_loras,
+        kv_groups=tuple(
+            KvGroup(each.kind, each.block_size, each.window, checkpoint_alignment=each.checkpoint_alignment)
+            for each in settings.kv_groups
+        ),
+        prefix_cache_retention_interval=settings.prefix_cache_retention_interval,
     )
 
 

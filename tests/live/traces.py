@@ -10,6 +10,17 @@ Policy = Literal["fcfs", "priority"]
 
 
 @dataclass(frozen=True, slots=True)
+class CaseGroup:
+    """Layers with a block table of their own."""
+
+    kind: Literal["full", "latent", "window", "chunk", "state"]
+    block_size: int
+    window: int | None = None
+    """Tokens of a window or of a chunk."""
+    checkpoint_alignment: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CaseSettings:
     """What a scheduler is built from. Names are vLLM's."""
 
@@ -35,6 +46,9 @@ class CaseSettings:
     """Tokens that all layers look back on; None = full attention."""
     max_loras: int = 0
     """LoRA adapters that a step may hold; 0 = none are served."""
+    kv_groups: tuple[CaseGroup, ...] = ()
+    """Layers of several kinds; empty = one group, as ``sliding_window`` says."""
+    prefix_cache_retention_interval: int | None = 0
     has_salts: bool = False
     """Each tenant's requests have a cache salt of their own."""
 

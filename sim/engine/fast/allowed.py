@@ -32,14 +32,14 @@ from sim.engine.reference import (
     waiting,
 )
 from sim.engine.reference.batch import SchedulerSettings
-from sim.engine.variants import choice, drafts, lockstep, window
+from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "c056e4c1eadb8d387aec43f312557a9d8d79c9a91351ec470c7f035a4c64d19a"
+FINGERPRINT = "658ce237fa1af81cabadb2b5ed651dc00847e0532aebf6babfb8b2ade47b7f57"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
     *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
-    *(choice, drafts, lockstep, window),
+    *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
 
@@ -59,6 +59,7 @@ REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
     | {"max_loras", "max_cpu_loras", "lora_bytes"}
+    | {"kv_groups", "prefix_cache_retention_interval"}
 )
 """Settings that it is known not to follow."""
 

@@ -10,6 +10,7 @@ from policies.base import PROMPT_TOKENS_PER_OUTPUT_TOKEN
 from sim.engine.reference.shares import StepShares
 from sim.engine.request import Request
 from sim.latency.base import StepShape
+from sim.latency.kv_layout import KvGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class SchedulerSettings:
     """Slots that a draft model needs beyond the scheduled tokens (``VllmConfig.num_lookahead_tokens``)."""
     sliding_window: int | None = None
     """Tokens that every layer's attention looks back on, where KV is kept for no more; None = all is kept."""
+    kv_groups: tuple[KvGroup, ...] = ()
+    """Layers of several kinds, each with a block table of its own; empty = one kind, as ``sliding_window`` says."""
+    prefix_cache_retention_interval: int | None = 0
+    """Behind a window, and of states, blocks are put into the prefix cache at the end of a prompt and where a shared
+    prefix ends; more than 0 = once in so many tokens too; None = wherever a prefix could end."""
     pipeline_parallel_size: int = 1
     draft_slots: int = 0
     """Tokens of the step's budget that a draft model needs for each request
