@@ -152,7 +152,7 @@ class _Run:
         self.outcome = Outcome()
         self._session, self._target, self._record, self._progress = session, target, record, progress
         self._rows = plan(table)
-        self._child_of = {parent: row for row, parent in enumerate(table.parent.tolist()) if parent != NO_PARENT}
+        self._children = table.children()
         concurrency = table.closed_loop_concurrency
         self._next_released = len(table) if concurrency is None else min(concurrency, len(table))
         self._until_ns = table.release_until_ns
@@ -243,7 +243,7 @@ class _Run:
 
     def _release(self, ended: Observation) -> None:
         """Start those that waited for the end of this one, or for its seat."""
-        rows = [self._child_of[ended.row]] if ended.row in self._child_of else []
+        rows = [*self._children.get(ended.row, ())]
         if self._next_released < len(self._rows):
             rows.append(self._next_released)
             self._next_released += 1

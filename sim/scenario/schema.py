@@ -153,16 +153,27 @@ class LoraConfig(Strict):
 
 
 class TraceConfig(Strict):
-    """A recorded workload, plain or gzip."""
+    """A recorded workload, plain or gzip. What is read of each format: ``docs/traces.md``."""
 
     path: Text
     """The file; looked for beside the scenario file, then in the current directory."""
-    format: Literal["azure", "mooncake", "generic", "vllm_bench"]
-    """Azure LLM inference CSV, Mooncake JSONL, this project's CSV or JSONL, ``vllm bench serve`` result JSON."""
+    format: Literal["azure", "burstgpt", "mooncake", "servegen", "generic", "vllm_bench"]
+    """Azure LLM inference CSV, BurstGPT CSV, Mooncake JSONL, ServeGen's requests, this project's CSV or JSONL,
+    ``vllm bench serve`` result JSON."""
+    columns: dict[str, Text] | None = None
+    """Names of the file's own columns or keys, as ``{input_tokens: prompt_len}``: on the left ``arrival_s``,
+    ``input_tokens``, ``output_tokens`` or another column that the format may have, on the right the file's name."""
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    """What arrivals (and Mooncake's ``delay``) are counted in; null = ms for ``mooncake``, else s."""
+    block_size: PositiveInt | None = None
+    """``mooncake``: tokens that each of the ``hash_ids`` stands for; null = 512."""
+    turns: Literal["whole", "added"] | None = None
+    """``mooncake`` rows of one ``session_id``: whether ``input_length`` is the ``whole`` prompt (Mooncake, Dynamo) or
+    what a turn has ``added`` to the conversation (AIPerf, Dynamo's mooncake-delta); null = whole."""
     rate_scale: PositiveFloat = 1.0
     """2 replays the trace twice as fast."""
     limit: PositiveInt | None = None
-    """Only the first so many requests; null = all."""
+    """Only the first so many rows; null = all."""
 
 
 class SloConfig(Strict):

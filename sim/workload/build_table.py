@@ -14,7 +14,7 @@ from sim.workload.arrivals import arrival_times
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
 from sim.workload.sharing import with_isolated_tenants, with_outputs, with_own_contents
 from sim.workload.table import NO_GROUP, NO_PARENT, ClassInfo, IntColumn, RequestTable
-from sim.workload.traces import segments_of
+from sim.workload.trace_table import segments_of
 from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
 
 
@@ -115,10 +115,10 @@ def _close_loop(table: RequestTable, plan: Plan) -> None:
 
 
 def _limited(rows: Rows, requests: int | None, duration_s: float | None) -> Rows:
-    """The first rows of a trace, before ``duration_s``."""
+    """The first rows of a trace; of conversations those that open before ``duration_s``."""
     count = len(rows.arrival_ns)
     if duration_s is not None:
-        count = int(np.searchsorted(rows.arrival_ns, round(duration_s * NS_PER_S), side="left"))
+        count = int(np.searchsorted(rows.root_ns, round(duration_s * NS_PER_S), side="left"))
     count = count if requests is None else min(count, requests)
     return rows if count == len(rows.arrival_ns) else _take(rows, np.arange(count))
 

@@ -11,7 +11,7 @@ from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
 from sim.workload.table import NO_GROUP, IntColumn, RequestTable
-from sim.workload.traces import segments_of
+from sim.workload.trace_table import segments_of
 from sim.workload.traffic_plan import ClassPlan, Plan
 
 

@@ -78,6 +78,13 @@ class RequestTable:
         """The number of each row's prompt."""
         return np.arange(len(self)) if self.prompt is None else self.prompt
 
+    def children(self) -> dict[int, list[int]]:
+        """The rows that wait for the end of a row, by that row."""
+        found: dict[int, list[int]] = {}
+        for row in np.flatnonzero(self.parent != NO_PARENT).tolist():
+            found.setdefault(int(self.parent[row]), []).append(row)
+        return found
+
     def request_id(self, row: int) -> str:
         """The id of a row, as written in every output."""
         return str(row) if self.request_ids is None else self.request_ids[row]
