@@ -170,7 +170,7 @@ class Operators:
         return self.router_and_shared_s(tokens, self.routed_s(tokens))
 
     def router_and_shared_s(self, tokens: Floats, seconds: Floats | float = 0.0) -> Floats:
-        """What of a layer's experts every rank computes for its own tokens, added to ``seconds``."""
+        """The part of a layer's experts that every rank computes for its own tokens, added to ``seconds``."""
         model, precision = self.model, self.precision
         router = self._gemm_s(
             tokens,

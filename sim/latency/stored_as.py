@@ -16,7 +16,7 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 
 def stored_format(root: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    """The weights' format in this project's words, where the config says so, and what of it could not be used.
+    """The weights' format in this project's words, where the config says so, and the part of it that could not be used.
 
     ``root``: the whole config; ``text``: its text decoder, which is the same unless the model has others beside it.
     """

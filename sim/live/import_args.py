@@ -106,7 +106,7 @@ TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dty
 
 @dataclass(slots=True)
 class Imported:
-    """A scenario, and what of the command line is not in it."""
+    """A scenario, and the parts of the command line that are not in it."""
 
     engine: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
