@@ -34,6 +34,7 @@ class GpuSpec:
     """FP16 and BF16, which run at one rate on all of these."""
     fp8_flops: float | None
     int8_flops: float | None
+    fp4_flops: float | None = None
     nvlink_bandwidth: float | None
     """Per direction; None = GPUs talk over PCIe."""
     pcie_bandwidth: float
@@ -114,6 +115,7 @@ def _presets() -> tuple[GpuSpec, ...]:
             fp16_flops=2250e12,
             fp8_flops=4500e12,
             int8_flops=4500e12,
+            fp4_flops=9000e12,
             nvlink_bandwidth=900e9,
             pcie_bandwidth=64e9,  # HGX B200 hosts are PCIe 5.0
             num_sms=148,
@@ -148,6 +150,7 @@ def _presets() -> tuple[GpuSpec, ...]:
             fp16_flops=503.8e12,
             fp8_flops=1007.6e12,
             int8_flops=1007.6e12,
+            fp4_flops=2015.2e12,
             nvlink_bandwidth=None,
             pcie_bandwidth=64e9,
             num_sms=188,

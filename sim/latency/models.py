@@ -12,6 +12,7 @@ from pathlib import Path
 from sim.errors import InputError
 from sim.latency.hub_names import LIKELY, positions_of, preset_of, quantised_preset_of, quantised_words
 from sim.latency.model_spec import ModelSpec
+from sim.latency.uniform import uniform_model
 from sim.scenario.messages import spelled_alike
 
 _ARCHITECTURES = {
@@ -40,7 +41,7 @@ def _dense(
     bias: bool = False,
     qk_norm: bool = False,
 ) -> ModelSpec:
-    return ModelSpec(
+    return uniform_model(
         name=name,
         architecture=next(known for prefix, known in _ARCHITECTURES.items() if name.startswith(prefix)),
         num_layers=layers,
@@ -83,7 +84,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         _dense("mistral-7b", 32, 4096, 32, 8, 14336, 32000, 32768, window=4096),  # v0.1, the one with a window
         _dense("mistral-7b-v0.3", 32, 4096, 32, 8, 14336, 32768, 32768),
         _dense("mistral-nemo-12b", 40, 5120, 32, 8, 14336, 131072, 131072),
-        ModelSpec(
+        uniform_model(
             name="qwen3-30b-a3b",
             architecture="Qwen3MoeForCausalLM",
             num_layers=48,
@@ -99,7 +100,7 @@ def _presets() -> tuple[ModelSpec, ...]:
             moe_intermediate_size=768,
             qk_norm=True,
         ),
-        ModelSpec(
+        uniform_model(
             name="minimax-m2.5",
             architecture="MiniMaxM2ForCausalLM",
             num_layers=62,
@@ -119,7 +120,7 @@ def _presets() -> tuple[ModelSpec, ...]:
             dtype="fp8_block",
             dtype_source="quantization_config of MiniMaxAI/MiniMax-M2.5",
         ),
-        ModelSpec(
+        uniform_model(
             name="llama-4-scout-17b-16e",
             architecture="Llama4ForConditionalGeneration",
             num_layers=48,
@@ -145,7 +146,7 @@ def _presets() -> tuple[ModelSpec, ...]:
 
 
 def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positions: int) -> ModelSpec:
-    return ModelSpec(
+    return uniform_model(
         name=name,
         architecture="MixtralForCausalLM",
         num_layers=layers,

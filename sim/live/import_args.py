@@ -35,8 +35,6 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "-q": "--quantization",
     }
 )
-MEMORY_SHARE = 0.92
-"""vLLM 0.32.0's default of ``gpu_memory_utilization`` (``vllm/config/cache.py``); a scenario's is 0.9."""
 NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)", re.ASCII)
 COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
 VALUELESS = frozenset(
@@ -106,7 +104,7 @@ PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
 )
 FITTED_LENGTHS = ("auto", "-1")
 """Values of ``--max-model-len`` that have vLLM take the longest which fits the memory that it finds."""
-TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype")
+TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype", "gpu_memory_utilization")
 """Settings that many command lines leave to vLLM, and that decide much."""
 
 
@@ -127,7 +125,9 @@ class Imported:
     def comments(self, engine: EngineConfig) -> list[str]:
         """What a reader has to know of it; ``engine`` is what it comes to, defaults filled in."""
         lines = ["the workload is a placeholder: a command line says nothing of the traffic"]
-        if absent := [f"{key} {getattr(engine, key)}" for key in TOLD_DEFAULTS if key not in self.engine]:
+        without = {"gpu_memory_utilization"} if engine.kv_cache_memory_bytes is not None else set[str]()
+        told = self.engine.keys() | without
+        if absent := [f"{key} {getattr(engine, key)}" for key in TOLD_DEFAULTS if key not in told]:
             lines.append(f"not in the command line, so that vLLM's defaults count: {', '.join(absent)}")
         lines += [f"left out: {each}" for each in self.left_out]
         if self.no_matter:
@@ -159,8 +159,6 @@ def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
     if (speculative := flags.pop("--speculative-config", None)) is not None:
         _take_speculative(str(speculative), found)
     _take_compilation(flags, found)
-    if not found.engine.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}:
-        found.engine["gpu_memory_utilization"] = MEMORY_SHARE
     for flag, value in flags.items():
         if flag in NO_MATTER:
             found.no_matter.append(flag)

@@ -201,8 +201,9 @@ def _repository(name: str) -> str | None:
 def _dtype_flags(
     loaded: LoadedScenario, model: str | None, command: ServeCommand, problems: list[Problem]
 ) -> Iterator[list[str]]:
+    from sim.latency.formats import FLOATS
     from sim.latency.models import load_model
-    from sim.latency.precision import FLOATS, resolve_dtype
+    from sim.latency.precision import resolve_dtype
 
     engine = loaded.scenario.engine
     if any("holds no weights" in note for note in command.notes):

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sim
-from sim.latency.engine_defaults import FORMER, batch_defaults, notes_on_changed_defaults, resolve_engine
+from sim.latency.engine_defaults import (
+    FORMER,
+    batch_defaults,
+    memory_share,
+    notes_on_changed_defaults,
+    resolve_engine,
+)
 from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS
 from sim.run import load
@@ -93,13 +99,44 @@ def test_given_values_stay_and_defaults_start(
     if budget is None:
         assert engine.max_num_batched_tokens <= engine.max_num_seqs * engine.max_model_len
         assert chunked or engine.max_num_batched_tokens >= engine.max_model_len
-    new = [key for key, value in given_.items() if value is None and getattr(engine, key) != FORMER[key]]
+    new = [key for key in FORMER if given_.get(key) is None and getattr(engine, key) != FORMER[key]]
     assert notes == []
-    felt = notes_on_changed_defaults(engine, longest=10**9, most_running=10**9, most_tokens=10**9)
+    felt = notes_on_changed_defaults(engine, longest=10**9, most_running=10**9, most_tokens=10**9, share_used=1.0)
     assert len(felt) == bool(new)
     assert all(f"{key} {getattr(engine, key)} (was {FORMER[key]})" in felt[0] for key in new)
-    assert notes_on_changed_defaults(engine, longest=1, most_running=0, most_tokens=0) == []
+    assert notes_on_changed_defaults(engine, longest=1, most_running=0, most_tokens=0, share_used=0.0) == []
     assert resolve_engine(engine) == (engine, [])
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("0.9.0", 0.9), ("0.19.1", 0.9), ("0.20.0", 0.92), ("0.32.0", 0.92), ("0.32", 0.92)]
+)
+def test_the_share_of_memory_by_version(version: str, expected: float) -> None:
+    assert memory_share(version) == expected
+    engine, _ = resolved(vllm_version=version)
+    assert engine.gpu_memory_utilization == expected
+    notes = notes_on_changed_defaults(engine, longest=0, most_running=0, most_tokens=0, share_used=0.91)
+    assert any("gpu_memory_utilization 0.92" in note for note in notes) == (expected == 0.92)
+    assert resolved(vllm_version=version, gpu_memory_utilization=0.7)[0].gpu_memory_utilization == 0.7
+
+
+@pytest.mark.parametrize(
+    ("given_", "is_noted"),
+    [
+        ({}, True),
+        ({"max_num_seqs": 8}, False),
+        ({"gpu_memory_utilization": 0.92}, False),
+        ({"num_gpu_blocks_override": 50000}, False),
+        ({"kv_cache_memory_bytes": 1 << 35}, False),
+    ],
+)
+def test_a_share_is_noted_where_the_cache_is_fuller_than_the_former_one(given_: dict[str, Any], is_noted: bool) -> None:
+    sizes_ = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    workload = {"requests": 300, "arrival": {"process": "closed_loop", "concurrency": 256}}
+    workload |= {"input_tokens": {"dist": "fixed", "value": 1000}, "output_tokens": {"dist": "fixed", "value": 3000}}
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", **sizes_, **given_}
+    notes = sim.simulate({"name": "x", "workload": workload, "engine": engine}).summary["run"]["notes"]
+    assert any("gpu_memory_utilization 0.92 (was 0.9)" in note for note in notes) is is_noted
 
 
 def test_keys_left_out_and_null_are_not_taken_for_a_choice() -> None:
@@ -128,7 +165,12 @@ def test_the_checkpoints_format(dtype: str, given_: dict[str, Any], expected: st
     config = json.loads(tiny.read_text(encoding="utf-8")) | {"torch_dtype": dtype}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     engine, notes = resolved(
-        model=str(tmp_path), max_model_len=4096, max_num_seqs=256, max_num_batched_tokens=2048, **given_
+        model=str(tmp_path),
+        max_model_len=4096,
+        max_num_seqs=256,
+        max_num_batched_tokens=2048,
+        gpu_memory_utilization=0.9,
+        **given_,
     )
     assert engine.dtype == expected
     assert [note.startswith(f"engine.dtype auto: {dtype}") for note in notes] == [True] * noted
@@ -181,10 +223,16 @@ def test_a_run_repeats_what_was_taken() -> None:
         "a small run does not feel them"
     )
     text = resolved_yaml(load(document).scenario)
-    for line in ("max_model_len: 131072", "max_num_seqs: 1024", "max_num_batched_tokens: 8192", "dtype: bfloat16"):
+    for line in (
+        "max_model_len: 131072",
+        "max_num_seqs: 1024",
+        "max_num_batched_tokens: 8192",
+        "dtype: bfloat16",
+        "utilization: 0.92",
+    ):
         assert line in text
     setup = results.summary["run"]["setup"]
-    assert {key: setup[key] for key in FORMER} == {
+    assert {key: setup[key] for key in FORMER if key in setup} == {
         "max_model_len": 131072,
         "max_num_seqs": 1024,
         "max_num_batched_tokens": 8192,

@@ -73,7 +73,7 @@ def simrun(*argv: str) -> int:
     ],
 )
 def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
-    assert engine(f"{SERVE} {flags}") == {"gpu_memory_utilization": 0.92, **expected}
+    assert engine(f"{SERVE} {flags}") == expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
 def test_forms_of_the_command(command: str) -> None:
     found = import_command(command, "h200-sxm")
     told = {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
-    assert found.engine == {**told, "gpu_memory_utilization": 0.92}
+    assert found.engine == told
 
 
 RUN = "sudo docker run --runtime nvidia --gpus all -v ~/.cache:/root/.cache -e HF_TOKEN=s3cret -p 8000:8000 --ipc=host"
@@ -112,7 +112,7 @@ RUN = "sudo docker run --runtime nvidia --gpus all -v ~/.cache:/root/.cache -e H
 )
 def test_a_container_is_read_as_what_runs_in_it(command: str, version: str | None, left_out: list[str]) -> None:
     found = import_command(f"{RUN} {command} --max-num-seqs 64", "h200-sxm")
-    told = {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64, "gpu_memory_utilization": 0.92}
+    told = {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
     assert found.engine == {**told, **({} if version is None else {"vllm_version": version})}
     assert found.left_out == [f"the image's version {each!r}: vLLM 0.32.0 is simulated" for each in left_out]
     assert "s3cret" not in str(found)
@@ -205,11 +205,14 @@ def test_what_a_command_leaves_out_is_filled_in_alike_on_both_sides(given: str, 
     there = loaded.scenario.engine
     command = serve_command(loaded)
     flags = dict(group for group in command.arguments if len(group) == 2)
-    for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+    assert "gpu_memory_utilization" not in found.engine
+    assert there.gpu_memory_utilization == 0.92
+    for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"):
         assert flags[f"--{key.replace('_', '-')}"] == str(getattr(there, key))
     assert flags["--dtype"] == there.dtype == "bfloat16"
     again = import_command(command.shell(), gpu)
-    assert {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype"} <= set(again.engine)
+    told = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype", "gpu_memory_utilization"}
+    assert told <= set(again.engine)
     assert load(again.document()).scenario.engine.model_dump() == there.model_dump()
 
 
@@ -250,7 +253,8 @@ def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixt
         assert f"# left out: {each}\n" in out
     assert "# of no matter here: --api-key\n" in out
     assert "s3cret" not in out + err
-    told = "max_model_len 131072, max_num_seqs 1024, max_num_batched_tokens 8192, dtype bfloat16"
+    told = "max_model_len 131072, max_num_seqs 1024, max_num_batched_tokens 8192, dtype bfloat16, "
+    told += "gpu_memory_utilization 0.92"
     assert f"# not in the command line, so that vLLM's defaults count: {told}\n" in out
     (tmp_path / "s.yaml").write_text(out)
     assert load(tmp_path / "s.yaml").scenario.engine.model == "meta-llama/Llama-3.1-8B-Instruct"
