@@ -120,7 +120,7 @@ FITTED = """
 HONEST = (
     *FOUND,
     LEFT,
-    """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
+    """**Settings that were not recorded.** What is assumed about clients and engines is said at each set. A wrong
     assumption shows in TTFT first, as how many prompts share a step, in TPOT hardly. Qwen3-32B with 8 to 32
     clients is an example: TTFT at TP 2 is predicted up to 40 % too long with 1,024 tokens in, up to 25 % too
     short with 4,096, while TPOT of the same runs is within 3 %.""",

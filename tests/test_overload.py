@@ -11,6 +11,7 @@ import pytest
 import sim
 from sim.results.results import Results
 from sim.results.terminal import print_summary
+from sim.results.wording import overload_sentence
 from sim.run import load, run
 
 A100 = {"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm", "max_model_len": 8192}
@@ -162,3 +163,14 @@ def test_the_stated_capacity_is_what_a_long_backlog_is_served_at(model: str, gpu
     begin, end = int(0.3 * len(finished_s)), int(0.85 * len(finished_s))
     served = (end - begin) / (finished_s[end] - finished_s[begin])
     assert found.summary["load"]["capacity"] == pytest.approx(served, rel=0.04)
+
+
+def test_no_more_is_said_to_have_been_served_than_could_be() -> None:
+    """Requests of one length that wait together start together, which the estimate's spread ones do not."""
+    lengths = {"input_tokens": {"dist": "fixed", "value": 100}, "output_tokens": {"dist": "fixed", "value": 10}}
+    workload = {"requests": 4000, "arrival": {"process": "poisson", "rate": 400}, **lengths}
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_num_seqs": 16}
+    load_ = sim.simulate({"name": "x", "workload": workload, "engine": engine}).summary["load"]
+    assert load_["served_rate"] > load_["capacity"]
+    assert "could be" not in (overload_sentence(load_) or "could be")
+    assert "could be" in (overload_sentence({**load_, "served_rate": load_["capacity"] - 1}) or "")

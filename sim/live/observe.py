@@ -139,7 +139,7 @@ async def replay(
 
 
 class _Run:
-    """One replay: who is to be sent when, who is under way, who has ended."""
+    """One replay: which requests are to be sent when, are under way, have ended."""
 
     def __init__(
         self,

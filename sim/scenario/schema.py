@@ -236,7 +236,7 @@ class TrafficFields(Strict):
     sessions: SessionsConfig | None = None
     """Multi-turn conversations."""
     tenant: Text = "default"
-    """Who sends the requests: the line they are reported under and the one fair shares are counted by."""
+    """The sender of the requests: the line they are reported under and the one fair shares are counted by."""
     tier: Text | None = None
     """Service tier, for ``tiered``; null = the tenant's name."""
     priority: Int = 0
@@ -366,7 +366,7 @@ class Scenario(Strict):
     workload: WorkloadConfig
     """The traffic."""
     cluster: ClusterConfig = ClusterConfig()
-    """How many engines, and who chooses between them."""
+    """How many engines, and the router that chooses between them."""
     engine: EngineSection
     """One replica."""
     latency: LatencyConfig = LatencyConfig()

@@ -92,8 +92,8 @@ def test_a_message_takes_no_longer_than_a_larger_one() -> None:
     }
     spiked = profile.model_copy(update={"operators": operators})
     ops = cost_of(spiked, engine(compilation_config=DO_NOT_FUSE)).operators
-    assert ops.rising_ns("all_reduce", np.array([float(1 << 18)]))[0] == pytest.approx(17e3)
-    assert ops.rising_ns("all_reduce", np.array([float(1 << 10)]))[0] == pytest.approx(5e3)
+    assert ops.settled_ns("all_reduce", np.array([float(1 << 18)]))[0] == pytest.approx(17e3)
+    assert ops.settled_ns("all_reduce", np.array([float(1 << 10)]))[0] == pytest.approx(5e3)
 
 
 def cost_of(profile: Profile, config: EngineConfig) -> ProfileCost:
@@ -128,7 +128,7 @@ def test_a_norm_over_all_heads_is_one_more_small_all_reduce() -> None:
     narrow.operators.model = reshaped(narrow.operators.model, has_wide_qk_norm=False)
     eight = np.array([8.0])
     more = wide.token_terms_ns(eight)["elementwise"] - narrow.token_terms_ns(eight)["elementwise"]
-    squares = wide.operators.rising_ns("all_reduce", np.array([8 * 2 * 4.0]))[0]
+    squares = wide.operators.settled_ns("all_reduce", np.array([8 * 2 * 4.0]))[0]
     assert more[0] == pytest.approx(62 * (squares + 3000), rel=1e-6)
     assert wide.breakdown(shape)["elementwise"] > 0
 

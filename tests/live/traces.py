@@ -109,7 +109,7 @@ class Case:
 
 
 MAX_RECORDS = 3000
-"""A replay is cut here. Where everybody ties, vLLM's priority mode can preempt in a circle for ever."""
+"""A replay is cut here. Where all tie, vLLM's priority mode can preempt in a circle for ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ def _own(policy: Policy) -> dict[str, Any]:
 
 
 def _changed(policy: Policy) -> Iterator[str]:
-    """What of ``Policy`` is not as it was, and not on the list."""
+    """Which methods of ``Policy`` are not as they were, and not on the list."""
     base, kind, own = vars(Policy), type(policy), _own(policy)
     methods = _methods()
     for name in base:

@@ -185,7 +185,7 @@ class ProfiledOperators:
         return self.router_and_shared_ns(tokens, self.routed_ns(tokens))
 
     def router_and_shared_ns(self, tokens: Floats, routed: Floats | float = 0.0) -> Floats:
-        """What of a layer's experts every rank computes for its own tokens, added to ``routed``."""
+        """The part of a layer's experts that every rank computes for its own tokens, added to ``routed``."""
         model = self.model
         shared = model.shared_expert_intermediate_size
         total = routed + self.router_ns(tokens) + self.small_kernels_ns(tokens, ROUTER_KERNELS)
@@ -220,8 +220,8 @@ class ProfiledOperators:
             return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
         model = self.model
         measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
-        rising = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
-        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
+        least = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
+        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, least), 0.0)
 
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
         model = self.model
@@ -280,22 +280,22 @@ class ProfiledOperators:
         if self.tp == 1:
             return np.zeros_like(tokens)
         payload = self._hidden_bytes(tokens)
-        times = self.rising_ns("all_reduce", payload)
+        times = self.settled_ns("all_reduce", payload)
         fused = self.is_fused(tokens)
         if fused.any():
             self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
             times = np.where(fused, self.predictor.times_ns("all_reduce", ("trtllm", self.tp), payload), times)
         return np.where(tokens > 0, times, 0.0)
 
-    def rising_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
+    def settled_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
         """As ``collective_ns``, no more than the time of any larger message: where a table says so, that is its noise,
         or a kernel that the next size is not left to."""
         if self.link is not None:
             return self.collective_ns(operator, payload, num_gpus)
         sizes = distinct(np.concatenate([payload, MESSAGE_BYTES]))
         times = np.minimum.accumulate(self.collective_ns(operator, sizes, num_gpus)[::-1])[::-1]
-        rising: Floats = times[np.searchsorted(sizes, payload)]
-        return rising
+        least: Floats = times[np.searchsorted(sizes, payload)]
+        return least
 
     def hidden_gather_ns(self, tokens: Floats) -> Floats:
         """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
