@@ -22,12 +22,14 @@ from sim.latency.precision import Precision
 from sim.latency.profile.expert_routing import table_imbalance
 from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
+from sim.latency.profile.gemm_kernels import LAST_BELOW, few_rows_ns, is_dispatched, many_rows_ns
 from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.speed_of_light import LAUNCH_NS, peak_flops
 from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
 
 NEAR_DTYPES = {
     "float16": ("bfloat16",),
@@ -53,6 +55,10 @@ ELEMENTWISE_START_NS = 1000.0
 """Of their time beyond ``LAUNCH_NS``: the smallest take 2-3 us in published traces."""
 MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
 """Where collectives are measured."""
+QUANTISING_LAYER = "FP8ScaledMMLinearKernel"
+"""In the name of what was timed: vLLM's layer, which quantises its inputs first."""
+LEAST_LINEAR = 0.5
+"""Of its time with quantising, that a linear layer takes without."""
 SAMPLER_NS = 50_000.0
 """The sampler's dozen small kernels, where it was not measured."""
 SAMPLER_BYTES_PER_LOGIT = 24.0
@@ -100,6 +106,10 @@ class ProfiledOperators:
     """The GPUs that hold the experts of an MoE model."""
     fused_bytes: int = 0
     """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
+    has_wide_gemm: bool = True
+    """Whether the engine has the FP8 kernel for 8,192 rows and more."""
+    quantises_apart: bool = False
+    """Whether 8 bits are made of 16 by kernels of their own, as by an eager engine."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
     asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
@@ -143,8 +153,11 @@ class ProfiledOperators:
 
     # -- matrices ---------------------------------------------------------------------------------
 
-    def linear_ns(self, tokens: Floats, n: int, k: int, dtype: str | None = None) -> Floats:
-        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens.
+    def linear_ns(
+        self, tokens: Floats, n: int, k: int, dtype: str | None = None, *, is_ready: bool | Booleans = False
+    ) -> Floats:
+        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens. ``is_ready``: the kernel
+        before has left the inputs in the number format of the weights.
 
         No more than the time of any larger number of tokens: where a table says so, it is its noise, or a choice of
         kernel that differs from release to release.
@@ -156,16 +169,45 @@ class ProfiledOperators:
         if times is None:
             raise self._lacks("gemm")
         padded = np.minimum.accumulate(times[::-1])[::-1]
-        return np.where(tokens > 0, padded[np.searchsorted(sizes, some)], 0.0)
+        if self.has_dispatch(str(key[0])):
+            padded = few_rows_ns(sizes, times, padded)
+            if sizes[-1] > LAST_BELOW:
+                last = self.predictor.time_ns("gemm", self.asked["gemm", key] or key, LAST_BELOW)
+                padded = many_rows_ns(sizes, padded, last, k, has_wide=self.has_wide_gemm)
+        charged = padded[np.searchsorted(sizes, some)]
+        if self.has_quantising_timed(str(key[0])):
+            ready = np.maximum(charged - self.quantising_ns(k, some), LEAST_LINEAR * charged)
+            charged = np.where(is_ready, ready, charged)
+        return np.where(tokens > 0, charged, 0.0)
+
+    def is_normed_ready(self, tokens: Floats) -> Booleans:
+        """Where a norm leaves 8 bits: as compiled with its neighbour, or in one kernel with the all-reduce."""
+        return self.is_fused(tokens) | (not self.quantises_apart)
+
+    def quantising_ns(self, width: int, tokens: Floats) -> Floats:
+        """A kernel of its own that makes 8 bits of 16."""
+        return self.kernel_ns("quantise", width, tokens, self.precision.activation_bytes + 1.0)
+
+    def has_quantising_timed(self, dtype: str) -> bool:
+        """Whether times of linear layers are with making 8 bits of their inputs: the table's of vLLM's FP8 layers are
+        (4.8 us where the matrix is next to nothing, 2.6 us in 16 bits; aiconfigurator takes both kernels off again for
+        inputs that come in 8 bits)."""
+        return dtype == "fp8" and QUANTISING_LAYER in self.profile.operators["gemm"].kernel
+
+    def has_dispatch(self, dtype: str) -> bool:
+        """Whether matrices of that number format have a kernel for each range of rows, of which a later one may be
+        faster."""
+        return is_dispatched(dtype, self.device.compute_capability)
 
     def attention_projections_ns(self, tokens: Floats) -> Floats:
         """QKV and output projection of one layer."""
         model = self.model
         qkv, out = (self.heads + 2 * self.kv_heads) * model.head_size, self.heads * model.head_size
         kind = model.kinds[0][0]
-        return self.linear_ns(tokens, qkv, model.hidden_size, self.precision.format_of(kind, "qkv")) + self.linear_ns(
-            tokens, model.hidden_size, out, self.precision.format_of(kind, "out")
-        )
+        ready = self.is_normed_ready(tokens)
+        return self.linear_ns(
+            tokens, qkv, model.hidden_size, self.precision.format_of(kind, "qkv"), is_ready=ready
+        ) + self.linear_ns(tokens, model.hidden_size, out, self.precision.format_of(kind, "out"))
 
     def mlp_ns(self, tokens: Floats, width: int, part: str = "up") -> Floats:
         """Gate and up, and down, of an MLP ``width`` wide over all GPUs; ``part``: whose number format they have."""
@@ -174,7 +216,9 @@ class ProfiledOperators:
         stored = next((self.precision.format_of(kind, part) for kind, _ in self.model.kinds if kind.mlp), None)
         if part == "shared":
             stored = self.precision.format_of(self._moe_kind, part)
-        return self.linear_ns(tokens, ups * share, hidden, stored) + self.linear_ns(tokens, hidden, share, stored)
+        return self.linear_ns(
+            tokens, ups * share, hidden, stored, is_ready=self.is_normed_ready(tokens)
+        ) + self.linear_ns(tokens, hidden, share, stored, is_ready=not self.quantises_apart)
 
     @property
     def _moe_kind(self) -> LayerKind:
