@@ -48,6 +48,7 @@ SAME_MEANING = {
 """Names that several files may have, and what they mean wherever they stand."""
 CALIBRATION_USES = (
     *("sim.latency.profile", "sim.latency.base", "sim.latency.gpus", "sim.latency.models", "sim.latency.model_spec"),
+    "sim.latency.uniform",
     "sim.errors",
 )
 """All that ``gpu_calibrate`` may import of ``sim``: the profile file and its reading, facts of GPUs and models."""

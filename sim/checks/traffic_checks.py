@@ -33,6 +33,7 @@ def traffic_notes(engine: EngineConfig, table: RequestTable) -> list[str]:
         *_sharing_notes(engine, table),
         *_isolation_notes(engine, table),
         *_closed_loop_notes(table),
+        *_cap_notes(table),
     ]
 
 
@@ -115,6 +116,17 @@ def _closed_loop_notes(table: RequestTable) -> list[str]:
     return [
         f"closed loop: with {clients:,} clients for {len(table):,} requests nobody sends a second one; "
         "this is a burst (raise `requests` or lower `concurrency`)"
+    ]
+
+
+def _cap_notes(table: RequestTable) -> list[str]:
+    if table.sender is None:
+        return []
+    sent = [int((table.sender == place).sum()) for place in range(len(table.sender_caps))]
+    return [
+        f"max_concurrency: {cap:,} bounds nothing: its sender has {count:,} requests in all"
+        for cap, count in zip(table.sender_caps, sent, strict=True)
+        if count <= cap
     ]
 
 

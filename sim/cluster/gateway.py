@@ -20,6 +20,7 @@ from sim.engine.reference.replica import attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
+from sim.workload.senders import Senders
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, IntColumn, RequestTable
 
 ROWS_AT_ONCE = 4096
@@ -95,13 +96,18 @@ class Gateway:
         }
         concurrency = workload.closed_loop_concurrency
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
-        self.acts_on_ends = concurrency is not None or bool(self._child_of)
+        self.senders: Senders | None = None
+        """Those that have a bound on what they have under way."""
+        if workload.sender is not None:
+            self.senders = Senders(workload.sender, workload.sender_caps)
+        self.acts_on_ends = concurrency is not None or bool(self._child_of) or self.senders is not None
         """Whether the end of a request makes another one arrive."""
         self.is_acted_on = False
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
         self._num_coming = 1
-        """Requests that will be sent after their think time, and 1 while some arrive by themselves."""
+        """Requests that will be sent after their think time or wait at their sender, and 1 while some arrive by
+        themselves."""
         self._is_dealt_out = False
         self._counted: CountedReplicas | None = None
         self._chosen = (-1, 0)
@@ -128,6 +134,8 @@ class Gateway:
         if self._next_released < len(self.workload):
             row, self._next_released = self._next_released, self._next_released + 1
             self._release(row, request.row)
+        if self.senders is not None and self.senders.has_cap(request.row):
+            self._free_seat(request.row)
         if self.num_ended % PROGRESS_EVERY == 0:
             self._look_up(max(self.env.now, request.last_token_ns))
 
@@ -229,7 +237,7 @@ class Gateway:
                 arrival_ns = fields[1]
                 if arrival_ns > env.now:
                     yield At(env, arrival_ns - env.now, Turn.ARRIVAL)
-                self._arrive(fields)
+                self._come_due(fields)
         self._num_coming -= 1
 
     def _rows(self, rows: IntColumn) -> Iterator[tuple[int, ...]]:
@@ -256,7 +264,25 @@ class Gateway:
 
     def _arrive_after_thought(self, row: int) -> None:
         self._num_coming -= 1
-        self._arrive(next(self._rows(np.array([row]))))
+        self._come_due(next(self._rows(np.array([row]))))
+
+    def _come_due(self, fields: tuple[int, ...]) -> None:
+        """Send a request, now or when its sender has a seat for it."""
+        if self.senders is None or self.senders.take_seat(fields[0], self.env.now):
+            self._arrive(fields)
+        else:
+            self._num_coming += 1
+
+    def _free_seat(self, ended: int) -> None:
+        """Give the seat of the row ``ended`` to the next one, when its client has heard of the end, which is now."""
+        heard = At(self.env, self._client_ns(ended), Turn.ARRIVAL + 1 + ended)
+        heard.callbacks.append(lambda _: self._take_over(ended))
+
+    def _take_over(self, ended: int) -> None:
+        following = None if self.senders is None else self.senders.give_seat_back(ended, self.env.now)
+        if following is not None:
+            self._num_coming -= 1
+            self._arrive(next(self._rows(np.array([following]))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)

@@ -341,10 +341,13 @@ def _reasons_of_cancelled(requests: dict[str, IntColumn], workload: RequestTable
 
 
 def _notes(gateway: Gateway) -> list[str]:
-    """Say what the reader should know of requests that were never sent."""
-    if not gateway.num_unsent:
-        return []
-    return [f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"]
+    """Say what the reader should know of requests that were sent late or never."""
+    notes = [] if gateway.senders is None else gateway.senders.notes()
+    if gateway.num_unsent:
+        notes.append(
+            f"{gateway.num_unsent:,} turns of conversations were not sent, because their clients had left before them"
+        )
+    return notes
 
 
 def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cpu_s: float) -> RunRecord:

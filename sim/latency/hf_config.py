@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, Problem
+from sim.latency.attention_kinds import GroupedAttention
 from sim.latency.context_length import context_lengths
+from sim.latency.layer_kinds import LayerKind
 from sim.latency.model_spec import ModelSpec
 from sim.latency.stored_as import stored_format
+from sim.latency.uniform import uniform_model
 from sim.latency.vision_tower import vision_spec
 
 MLA = "multi-head latent attention (MLA) keeps one compressed vector per token instead of keys and values"
@@ -224,13 +228,12 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
     else:
         experts, per_token, width, shared, dense_layers = _moe(config, layers, intermediate)
     window = _sliding_window(config, layers, notes)
-    num_windowed = 0 if window is not None else _num_window_layers(values, layers)
     longest, served = context_lengths(values)
     is_tied = config.flag("tie_word_embeddings", model_type in TIED_BY_DEFAULT)
     has_bias = config.flag("attention_bias", model_type in QKV_BIAS)
     if config.problems:
         raise InputError(config.problems)
-    return ModelSpec(
+    spec = uniform_model(
         name=_name(values, path),
         num_layers=layers,
         hidden_size=hidden,
@@ -254,10 +257,20 @@ def _to_spec(config: _Config, path: Path, notes: list[str]) -> ModelSpec:
         qk_norm=model_type in ("qwen3", "qwen3_moe", "minimax_m2"),
         has_wide_qk_norm=model_type == "minimax_m2",
         has_float32_router=model_type == "minimax_m2",
-        num_window_layers=num_windowed,
-        layer_window=values["sliding_window"] if num_windowed else 0,
         notes=tuple(notes),
     )
+    is_windowed = [False] * layers if window is not None else _window_layers(values, layers)
+    return _with_windows(spec, is_windowed, values["sliding_window"]) if any(is_windowed) else spec
+
+
+def _with_windows(spec: ModelSpec, is_windowed: list[bool], window: int) -> ModelSpec:
+    """Give some layers a window."""
+    kinds: list[LayerKind] = []
+    for kind, has_window in zip(spec.layer_list, is_windowed, strict=True):
+        if has_window and isinstance(kind.mixer, GroupedAttention):
+            kind = replace(kind, mixer=replace(kind.mixer, window=window))
+        kinds.append(kind)
+    return replace(spec, layers=tuple((kind, len(list(run))) for kind, run in groupby(kinds)))
 
 
 def _check_names(config: _Config) -> None:
@@ -339,16 +352,16 @@ def _sliding_window(config: _Config, layers: int, notes: list[str]) -> int | Non
     return None
 
 
-def _num_window_layers(values: Mapping[str, Any], layers: int) -> int:
-    """Layers with a window beside full ones, as far as the config or the model type says which."""
-    window = values.get("sliding_window")
+def _window_layers(values: Mapping[str, Any], layers: int) -> list[bool]:
+    """Which layers have a window beside full ones, as far as the config or the model type says."""
+    window, none = values.get("sliding_window"), [False] * layers
     if not isinstance(window, int) or window <= 0 or values.get("use_sliding_window", not _is_qwen2(values)) is False:
-        return 0
+        return none
     layer_types = values.get("layer_types")
     if isinstance(layer_types, list):
-        return sum(kind == "sliding_attention" for kind in layer_types)
+        return [kind == "sliding_attention" for kind in layer_types] if len(layer_types) == layers else none
     every = values.get("sliding_window_pattern", FULL_EVERY.get(str(values.get("model_type", ""))))
-    return layers - layers // every if isinstance(every, int) and every > 1 else 0
+    return [(layer + 1) % every > 0 for layer in range(layers)] if isinstance(every, int) and every > 1 else none
 
 
 def _is_qwen2(values: Mapping[str, Any]) -> bool:

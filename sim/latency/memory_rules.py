@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.latency.formats import FLOATS
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
-from sim.latency.precision import FLOATS
 from sim.scenario.vllm_version import Version, version_of
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sim.live.client import Clock, Target, clock, request_body, send
 from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
+from sim.workload.senders import Senders
 from sim.workload.table import NO_DEADLINE, NO_HINT, NO_PARENT, RequestTable
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class _Run:
         concurrency = table.closed_loop_concurrency
         self._next_released = len(table) if concurrency is None else min(concurrency, len(table))
         self._until_ns = table.release_until_ns
+        self._senders = None if table.sender is None else Senders(table.sender, table.sender_caps)
         roots = [row for row in self._rows[: self._next_released] if table.parent[row.row] == NO_PARENT]
         self._queue = sorted(roots, key=lambda seen: (seen.due_ns, seen.row))
         self._bodies: dict[int, bytes] = {}
@@ -203,9 +205,11 @@ class _Run:
             await asyncio.sleep(left_ns / 1e9)
 
     def _start(self, seen: Observation, due_ns: int) -> None:
+        """Send a request, now or when its sender has a seat for it, which is when it is due then."""
         self._check()
         seen.due_ns = due_ns
-        self._spawn(self._one(seen))
+        if self._senders is None or self._senders.take_seat(seen.row, due_ns):
+            self._spawn(self._one(seen))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -236,7 +240,7 @@ class _Run:
         self._release(seen)
 
     def _release(self, ended: Observation) -> None:
-        """Start those that waited for the end of this one."""
+        """Start those that waited for the end of this one, or for its seat."""
         rows = [self._child_of[ended.row]] if ended.row in self._child_of else []
         if self._next_released < len(self._rows):
             rows.append(self._next_released)
@@ -246,6 +250,12 @@ class _Run:
             due_ns = self._now() + seen.due_ns
             if self._until_ns is None or due_ns < self._until_ns:
                 self._spawn(self._later(seen, due_ns))
+        if self._senders is not None and self._senders.has_cap(ended.row):
+            now_ns = self._now()
+            following = self._senders.give_seat_back(ended.row, now_ns)
+            if following is not None:
+                self._rows[following].due_ns = now_ns
+                self._spawn(self._one(self._rows[following]))
 
     async def _later(self, seen: Observation, due_ns: int) -> None:
         while (left_ns := due_ns - self._now()) > 0:

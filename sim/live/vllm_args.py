@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError, Problem
-from sim.latency.hub_names import REPOSITORIES, preset_of
+from sim.latency.hub_names import REPOSITORIES, preset_of, quantised_preset_of
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 
 if TYPE_CHECKING:
@@ -196,18 +196,28 @@ def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, pro
 def _repository(name: str) -> str | None:
     """The repository that a scenario names, as it is written there; its preset's where the owner is left out."""
     preset = preset_of(name)
-    return name if preset is not None and "/" in name else REPOSITORIES.get(preset or "")
+    if "/" in name:
+        return name if preset is not None or quantised_preset_of(name) is not None else None
+    return REPOSITORIES.get(preset or "")
 
 
 def _dtype_flags(
     loaded: LoadedScenario, model: str | None, command: ServeCommand, problems: list[Problem]
 ) -> Iterator[list[str]]:
+    from sim.latency.formats import FLOATS
+    from sim.latency.models import load_model
+    from sim.latency.precision import resolve_dtype
+
     engine = loaded.scenario.engine
     if any("holds no weights" in note for note in command.notes):
         yield ["--load-format", "dummy"]
-    is_float = engine.dtype in ("float32", "float16", "bfloat16")
+    is_float = engine.dtype in FLOATS
     yield ["--dtype", engine.dtype if is_float else "auto"]
-    if engine.dtype in ONLINE_QUANTIZATION and model is None:
+    stored = load_model(engine.model, loaded.base_dir).dtype
+    is_own = model is None and stored not in FLOATS and resolve_dtype(engine.dtype, stored) == stored
+    if is_own:
+        command.notes.append(f"the checkpoint is in {stored}: vLLM reads that from it")
+    elif engine.dtype in ONLINE_QUANTIZATION and model is None:
         yield ["--quantization", ONLINE_QUANTIZATION[engine.dtype]]
         command.notes.append(f"dtype {engine.dtype}: vLLM quantises a 16-bit checkpoint as it loads it")
     elif engine.dtype in (*ONLINE_QUANTIZATION, "int4") and model is not None:
@@ -219,10 +229,8 @@ def _dtype_flags(
                 "vLLM makes no int4 weights (AWQ, GPTQ) from a 16-bit checkpoint; name a quantised one by --model",
             )
         )
-    from sim.latency.models import load_model
-
-    stored = load_model(engine.model, loaded.base_dir).dtype if engine.dtype == "auto" else engine.dtype
-    activations = stored if stored in ("float32", "float16", "bfloat16") else "bfloat16"
+    weights = stored if engine.dtype == "auto" else engine.dtype
+    activations = weights if weights in FLOATS else "bfloat16"
     kv = engine.kv_cache_dtype
     if kv not in KV_DTYPES and kv != activations:
         problems.append(

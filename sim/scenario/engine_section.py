@@ -128,9 +128,8 @@ class EngineSection(Strict):
     """KV cache; ``auto`` = the activations' type."""
     block_size: PositiveInt = 16
     """Tokens per KV block; a multiple of 16 on NVIDIA GPUs."""
-    gpu_memory_utilization: Fraction = 0.9
-    """Share of the GPU's memory for weights, activations and KV cache together. vLLM's own default was 0.9 for long
-    and is 0.92 in 0.32.0."""
+    gpu_memory_utilization: Fraction | None = None
+    """Share of the GPU's memory for weights, activations and KV cache together; null = 0.92, 0.9 before 0.20."""
     kv_cache_memory_bytes: Bytes | None = None
     """KV cache per GPU in bytes, in place of what ``gpu_memory_utilization`` leaves; null = that."""
     num_gpu_blocks_override: Annotated[int, Field(strict=True, ge=2, le=LARGEST), Whole] | None = None
@@ -195,6 +194,7 @@ class EngineSection(Strict):
 class EngineConfig(EngineSection):
     """One replica, with what the section leaves to its model and GPU filled in (``sim.latency.engine_defaults``)."""
 
+    gpu_memory_utilization: Fraction
     max_model_len: PositiveInt
     max_num_seqs: PositiveInt
     max_num_batched_tokens: PositiveInt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
 from sim.workload.sharing import with_isolated_tenants, with_outputs
-from sim.workload.table import NO_PARENT, ClassInfo, IntColumn, RequestTable
+from sim.workload.table import NO_GROUP, NO_PARENT, ClassInfo, IntColumn, RequestTable
 from sim.workload.traces import segments_of
 from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
 
@@ -50,7 +51,7 @@ def build_workload(
     limit = config.requests
     if limit is None and len(parts) == 1 and plan.arrivals:
         limit = plan.arrivals[0].requests
-    table = merge(parts, limit)
+    table = merge(parts, limit, [entry.max_concurrency for entry in plan.arrivals])
     table.notes[:0] = plan.notes
     table = with_outputs(table, plan, seed)
     if isolates_tenants:
@@ -149,20 +150,25 @@ def _take(rows: Rows, order: IntColumn) -> Rows:
     )
 
 
-def merge(parts: list[list[Rows]], limit: int | None) -> RequestTable:
+def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None] = ()) -> RequestTable:
     """One table of all classes, by (first arrival of the conversation, process, arrival, turn), cut to ``limit`` rows.
 
-    ``parts`` holds, for each arrival process or trace, the rows of its classes.
+    ``parts`` holds, for each arrival process or trace, the rows of its classes; ``caps`` the ``max_concurrency`` of the
+    first of them.
     """
     flat = [rows for group in parts for rows in group]
+    process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
     if len(flat) == 1:
         rows = flat[0]
         if limit is not None and len(rows.arrival_ns) > limit:
             rows = _take(rows, np.arange(limit))
     else:
         rows = _concatenate(flat)
-        process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
-        rows = _take(rows, np.lexsort((rows.root_index, process, rows.root_ns))[:limit])
+        order = np.lexsort((rows.root_index, process, rows.root_ns))[:limit]
+        rows, process = _take(rows, order), process[order]
+    given = [cap for cap in caps if cap is not None]
+    places = iter(range(len(given)))
+    sender_of = [NO_GROUP if cap is None else next(places) for cap in caps] + [NO_GROUP] * (len(parts) - len(caps))
     return RequestTable(
         arrival_ns=rows.arrival_ns,
         input_tokens=rows.input_tokens,
@@ -179,6 +185,8 @@ def merge(parts: list[list[Rows]], limit: int | None) -> RequestTable:
         segment_end_tokens=rows.segment_end_tokens,
         classes=rows.classes,
         request_ids=rows.request_ids,
+        sender=np.array(sender_of, dtype=np.int64)[process[: len(rows.arrival_ns)]] if given else None,
+        sender_caps=tuple(given),
         notes=list(dict.fromkeys(rows.notes)),
     )
 

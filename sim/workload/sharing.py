@@ -69,6 +69,7 @@ def _repeated(table: RequestTable, prompt: IntColumn, counts: IntColumn) -> Requ
         segment_offsets=_offsets(np.diff(table.segment_offsets)[prompt]),
         segment_content_id=table.segment_content_id[segments],
         segment_end_tokens=table.segment_end_tokens[segments],
+        sender=None if table.sender is None else table.sender[prompt],
         prompt=prompt,
     )
 

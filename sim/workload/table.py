@@ -57,6 +57,10 @@ class RequestTable:
     release_until_ns: int | None = None
     """Closed loop with a duration: nothing is released at or after this instant; rows left over then
     were never part of the run. None = every row is released."""
+    sender: IntColumn | None = None
+    """Position in ``sender_caps`` of what sends a row; NO_GROUP = sent when it is due. None = all of them are."""
+    sender_caps: tuple[int, ...] = ()
+    """Requests that each sender has under way at most; one that is due beyond that waits until another has ended."""
     prompt: IntColumn | None = None
     """Number of the prompt that a row is an output of: rows of one prompt follow each other. None = one row each."""
     notes: list[str] = field(default_factory=list)

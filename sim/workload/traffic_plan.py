@@ -67,6 +67,11 @@ class ArrivalPlan:
     duration_s: float | None
     members: list[ClassPlan]
 
+    @property
+    def max_concurrency(self) -> int | None:
+        """Requests that its sender may have under way; None = no bound, or a closed loop's own."""
+        return None if isinstance(self.arrival, ClosedLoopArrival) else self.arrival.max_concurrency
+
 
 @dataclass(slots=True)
 class Plan:
@@ -268,4 +273,7 @@ def _check_outputs(plan: Plan, problems: list[Problem]) -> None:
                 problems.append(Problem(f"{member.where}.n: {message}"))
             if isinstance(arrivals.arrival, ClosedLoopArrival):
                 message = "a closed loop sends one request after one end; use an open arrival process such as poisson"
+                problems.append(Problem(f"{member.where}.n: {message}"))
+            if arrivals.max_concurrency is not None:
+                message = "outputs of a prompt are sent as one request and end one by one; drop `n` or max_concurrency"
                 problems.append(Problem(f"{member.where}.n: {message}"))

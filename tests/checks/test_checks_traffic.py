@@ -18,7 +18,12 @@ DATA: dict[str, Any] = {
         "input_tokens": {"dist": "fixed", "value": 40},
         "output_tokens": {"dist": "fixed", "value": 3},
     },
-    "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "async_scheduling": False},
+    "engine": {
+        "model": "llama-2-7b",
+        "gpu": "a100-80gb-sxm",
+        "gpu_memory_utilization": 0.9,
+        "async_scheduling": False,
+    },
     "latency": {"kind": "constant", "step_s": 0.01},
 }
 PREFIX = "workload.prefix={groups: 2, tokens: 32}"

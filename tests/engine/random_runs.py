@@ -397,9 +397,21 @@ def variants(rng: Random, name: str) -> Document:
     return scenario(rng, classes(rng, workload), engine, latencies(rng), sorted(ROUTERS))
 
 
+def capped(rng: Random, name: str) -> Document:
+    """Any other one whose clients have a few requests under way at most, and hear of ends a little late or at once."""
+    make = rng.choice([usual, usual, bounds, tight, evicting, shared, windows, ranks, drafts, variants])
+    found = make(rng, name)
+    for each in (found["workload"], *found["workload"].get("classes", ())):
+        if "arrival" in each and each["arrival"]["process"] != "closed_loop" and each.get("n", 1) == 1:
+            each["arrival"] = {**each["arrival"], "max_concurrency": rng.choice([1, 2, 3, 5, 8, 13])}
+    if chance(rng, 0.5):
+        found["latency"] = {**found["latency"], "client_overhead_ms": rng.choice([1.0, 10.0, 20.0])}
+    return found
+
+
 Family = Callable[[Random, str], Document]
 FAMILIES: dict[str, Family] = {
-    each.__name__: each for each in (usual, bounds, tight, evicting, shared, windows, ranks, drafts, variants)
+    each.__name__: each for each in (usual, bounds, tight, evicting, shared, windows, ranks, drafts, variants, capped)
 }
 
 

@@ -18,6 +18,7 @@ from sim.engine.request import State
 from sim.engine.variants.drafts_fast import FastDrafts
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.engine.variants.window_fast import WindowReplica
+from sim.workload.senders import Senders
 
 After = Callable[[Counter[str], Any, tuple[Any, ...], Any, Any], None]
 """Takes the counts, the object, the arguments, what the method returned and what ``before`` saw."""
@@ -221,6 +222,8 @@ class Shortcuts:
         self._count(FastGroup, "crash", "crash of a group")
         self._count(FastDrafts, "_look_ahead", "future of drafts")
         self._count(FastDrafts, "_forget", "row of sums forgotten")
+        self._wrap(Senders, "take_seat", self._after_take_seat)
+        self._wrap(Senders, "give_seat_back", self._after_give_seat_back)
         real = simulate._simulate
 
         def counted(*args: Any, **more: Any) -> Any:
@@ -231,6 +234,12 @@ class Shortcuts:
                 raise
 
         self._patch.setattr(simulate, "_simulate", counted)
+
+    def _after_take_seat(self, counts: Counter[str], it: Any, args: Any, is_taken: bool, _: Any) -> None:
+        counts["held at its client"] += not is_taken
+
+    def _after_give_seat_back(self, counts: Counter[str], it: Any, args: Any, following: int | None, _: Any) -> None:
+        counts["sent after an end"] += following is not None
 
     def _after_lookup(self, counts: Counter[str], kv: Any, args: Any, hits: Any, _: Any) -> None:
         counts["hit"] += hits.num_blocks > 0

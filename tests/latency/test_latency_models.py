@@ -273,7 +273,6 @@ def test_unknown_names_get_a_suggestion(name: str, suggestion: str) -> None:
     ("name", "family"),
     [
         ("llama-3.1-9b", "llama-3.1-8b, llama-3.1-70b, llama-3.1-405b"),
-        ("Qwen/Qwen3-8B-FP8", "qwen3-8b"),  # what is stored there is not known
         ("qwen3-4b", "qwen3-8b, qwen3-14b, qwen3-32b, qwen3-30b-a3b"),
         ("Qwen/Qwen3-15B", "qwen3-8b, qwen3-14b, qwen3-32b, qwen3-30b-a3b"),
         ("codellama-7b", "codellama-34b"),

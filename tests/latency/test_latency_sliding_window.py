@@ -17,11 +17,12 @@ from sim.latency.memory import plan_memory
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import MODELS
 from sim.latency.roofline import RooflineCost
+from sim.latency.uniform import reshaped
 from sim.latency.work import WorkModel
 from sim.scenario.schema import EngineConfig
 
 WINDOWED = MODELS["mistral-7b"]
-FULL = replace(WINDOWED, name="full", sliding_window=None)
+FULL = replace(reshaped(WINDOWED, sliding_window=None), name="full")
 
 
 def engine(**given: Any) -> EngineConfig:

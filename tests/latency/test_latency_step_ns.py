@@ -90,7 +90,7 @@ def tabulated_ns(cost: TabulatedCost, shape: StepShape) -> int:
         cost._prefill_pairs.ns(seen.prefill_attention_pairs), cost._prefill_context.ns(seen.prefill_context_tokens)
     )
     decode = max(
-        cost._decode_context.ns(seen.decode_context_tokens), cost._prefill_pairs.ns(2 * seen.verify_attention_pairs)
+        cost._first.context.ns(seen.decode_context_tokens), cost._prefill_pairs.ns(2 * seen.verify_attention_pairs)
     )
     fixed = cost.tokens_ns(shape.num_tokens) + cost._sampled.ns(shape.num_sampled)
     return fixed + prefill + decode + cost._swap.ns(shape.swap_bytes)

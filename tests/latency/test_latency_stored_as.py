@@ -90,7 +90,7 @@ def test_plain_formats(tmp_path: Path, config: dict[str, Any], dtype: str, sourc
     assert (model.dtype, model.dtype_source) == (dtype, source)
     engine = engine_config(model=str(tmp_path), gpu="h100-sxm", dtype="auto")
     notes = plan_memory(engine).notes
-    assert (f"engine.dtype auto: {dtype} (the model's config: {source})" in notes) == bool(source)
+    assert (f"engine.dtype auto: {dtype} (by {source})" in notes) == bool(source)
     assert resolve_precision(engine, load_gpu("h100-sxm"), model).weights == dtype
 
 
@@ -128,7 +128,7 @@ def test_auto_is_charged_and_kept_as_what_it_is(tmp_path: Path) -> None:
     assert plans[0].num_gpu_blocks == plans[1].num_gpu_blocks
     assert costs[0] == costs[1] < costs[2]
     told = (
-        "the model's config says int4 (quantization_config awq); engine.dtype bfloat16 is taken, auto would follow it"
+        "the checkpoint is in int4 (by quantization_config awq); engine.dtype bfloat16 is taken, auto would follow it"
     )
     assert [told in plan.notes for plan in plans] == [False, False, True]
 

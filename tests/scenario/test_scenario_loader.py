@@ -29,6 +29,7 @@ engine:
   model: llama-2-7b
   gpu: a100-80gb-sxm
   policy: hybrid
+  gpu_memory_utilization: 0.9
 """
 DATA: dict[str, Any] = {
     "name": "x",
