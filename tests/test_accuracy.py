@@ -19,12 +19,21 @@ from benchmarks.accuracy_experiment import Experiment, Section, Sets
 from benchmarks.accuracy_fit import LITE_FITTED
 from benchmarks.accuracy_front import front_page, kind_rows, missed_lines
 from benchmarks.accuracy_host import fit, training
-from benchmarks.accuracy_inferencex import AS_STARTED, GROUPS, RECIPES, ROWS, configuration, distinct, training_half
+from benchmarks.accuracy_inferencex import (
+    AS_STARTED,
+    GROUPS,
+    RECIPES,
+    ROWS,
+    configuration,
+    distinct,
+    scenario_of,
+    training_half,
+)
 from benchmarks.accuracy_known import known_misses, write_known
 from benchmarks.accuracy_open_loop import LITE, LITE_0151, POISSON, QWEN_0230
 from benchmarks.accuracy_operators import OperatorScore, ProfileScore, operator_scores
 from benchmarks.accuracy_page import experiment_table, run_table, score_table, tables_page
-from benchmarks.accuracy_recipes import Recipe, engine_settings, read_recipe
+from benchmarks.accuracy_recipes import ALWAYS_EXPERT_PARALLEL, Recipe, engine_settings, read_recipe
 from benchmarks.accuracy_runs import Outcome, predict, predict_all
 from benchmarks.accuracy_scores import BARS, MARGIN, Bar, score, scores, slices
 from benchmarks.accuracy_sets import (
@@ -218,6 +227,20 @@ def test_recipes_become_engine_settings() -> None:
     assert moe.unsaid == ("fused all-reduce", "streams every 20 tokens")
     decodes = read_recipe({**RECIPE_LLAMA, "config_yaml": "compilation-config: '$FUSION_FLAG'"})
     assert decodes.graphs == "FULL_DECODE_ONLY"
+
+
+def test_some_scripts_spread_experts_whatever_the_label_says() -> None:
+    """``-ge 1`` where the others have ``-gt 1``; the halves were drawn by the labels."""
+    commit, file = next(each for each in sorted(ALWAYS_EXPERT_PARALLEL) if "b200" in each[1])
+    env = ["VLLM_USE_FLASHINFER_MOE_FP8=0", "VLLM_MOE_USE_DEEP_GEMM=0"]
+    spread = read_recipe({**RECIPE_MOE, "commit": commit, "file": file, "env": env})
+    plain = read_recipe(RECIPE_MOE)
+    engines = [scenario_of(MOE_ROW, each)["engine"] for each in (spread, plain)]
+    assert [each.get("enable_expert_parallel", False) for each in engines] == [True, False]
+    assert [each.get("moe_backend", "auto") for each in engines] == ["triton", "auto"]
+    assert " EP," in scenario_of(MOE_ROW, spread)["name"]
+    assert not configuration(MOE_ROW, spread).is_expert_parallel
+    assert configuration(MOE_ROW, spread).key == configuration(MOE_ROW, read_recipe({**RECIPE_MOE, "env": []})).key
 
 
 def test_repeated_rows_are_dropped_and_others_labels_understood(data: Path) -> None:

@@ -26,6 +26,7 @@ from sim.latency.precision import resolve_precision
 from sim.latency.profile.all_reduce import fused_limit_bytes, quantises_apart
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
+from sim.latency.profile.expert_kernels import expert_backend
 from sim.latency.profile.gemm_kernels import has_wide_kernel
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
@@ -85,7 +86,9 @@ class ProfileCost:
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
         self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
-        fused_bytes = fused_limit_bytes(engine, found.device.compute_capability)
+        capability = found.device.compute_capability
+        fused_bytes = fused_limit_bytes(engine, capability)
+        backend = expert_backend(engine, capability, precision.weights)
         self.operators = ops = ProfiledOperators(
             found.profile,
             found.device,
@@ -95,6 +98,7 @@ class ProfileCost:
             pp,
             link,
             experts,
+            backend,
             fused_bytes,
             has_wide_kernel(engine),
             quantises_apart(engine),

@@ -19,6 +19,7 @@ from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import launched_operators
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
+from sim.latency.profile.expert_kernels import OPERATORS
 from sim.latency.profile.expert_routing import table_imbalance
 from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
@@ -104,6 +105,8 @@ class ProfiledOperators:
     """What replaces the measured collectives, where the machine's GPUs are linked another way."""
     experts: ExpertGroup = ALONE
     """The GPUs that hold the experts of an MoE model."""
+    expert_backend: str | None = None
+    """Kernel of the routed experts, where it is another than the profile's table has (``expert_kernels``)."""
     fused_bytes: int = 0
     """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
     has_wide_gemm: bool = True
@@ -270,12 +273,26 @@ class ProfiledOperators:
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
         model = self.model
         shape = (model.hidden_size, model.moe_intermediate_size, model.num_experts, model.experts_per_token)
-        key = (self.precision.format_of(self._moe_kind, "experts"), *shape, *self.experts.split)
+        stored = self.precision.format_of(self._moe_kind, "experts")
+        key = (stored, *shape, *self.experts.split)
+        operator = self._expert_operator(key)
+        if operator != "moe":
+            self.asked[operator, key] = key
+            return self.predictor.times_ns(operator, key, np.maximum(tokens, 1.0))
         routed = self._times("moe", key, (0,), np.maximum(tokens, 1.0))
         if routed is None:
             self.stand_ins["moe"] = "two linear layers over the rows of the experts that are touched"
             routed = self._experts_as_linear_ns(tokens)
         return routed
+
+    def _expert_operator(self, key: Key) -> str:
+        """Which curves of experts to follow: those of the kernel that runs, where they are as near as the table's."""
+        operator = OPERATORS.get(self.expert_backend or "")
+        basis = None if operator is None else self.predictor.basis(operator, key)
+        if operator is None or basis is None:
+            return "moe"
+        of_table = self.predictor.basis("moe", key)
+        return operator if of_table is None or basis <= of_table else "moe"
 
     def _experts_as_linear_ns(self, tokens: Floats) -> Floats:
         model, (tp, ep) = self.model, self.experts.split

@@ -144,6 +144,8 @@ _BOUNDS: dict[str, Callable[[Device, Fields, Floats], Floats]] = {
     "prefill_attention": _prefill_attention,
     "mixed_attention": _mixed_attention,
     "moe": _moe,
+    "moe_triton": _moe,
+    "moe_cutlass": _moe,
     "all_reduce": _collective(lambda gpus: 2.0 * (gpus - 1.0) / gpus),
     "all_gather": _collective(lambda gpus: (gpus - 1.0) / gpus),
     "reduce_scatter": _collective(lambda gpus: (gpus - 1.0) / gpus),
