@@ -69,6 +69,7 @@ def simrun(*argv: str) -> int:
             {"compilation_config": {"max_cudagraph_capture_size": 1000, "pass_config": {"fuse_allreduce_rms": True}}},
         ),
         ("--gpu-memory-utilization .95", {"gpu_memory_utilization": 0.95}),
+        ("--enable-lora --max-loras 4 --max-lora-rank 32", {"enable_lora": True, "max_loras": 4, "max_lora_rank": 32}),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )
@@ -244,10 +245,10 @@ def test_keys_of_compilation_that_are_not_modelled_are_left_out_as_they_were_spe
 
 
 def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --enable-lora"
+    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --lora-modules sql=/a"
     assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm") == 0
     out, err = capsys.readouterr()
-    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--enable-lora"]
+    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--lora-modules sql=/a"]
     assert sorted(err.splitlines()) == sorted(f"simrun: note: left out: {each}" for each in left_out)
     for each in left_out:
         assert f"# left out: {each}\n" in out
