@@ -157,13 +157,14 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
     first of them.
     """
     flat = [rows for group in parts for rows in group]
-    process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
     if len(flat) == 1:
         rows = flat[0]
         if limit is not None and len(rows.arrival_ns) > limit:
             rows = _take(rows, np.arange(limit))
+        process = np.zeros(len(rows.arrival_ns), dtype=np.int8)
     else:
         rows = _concatenate(flat)
+        process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
         order = np.lexsort((rows.root_index, process, rows.root_ns))[:limit]
         rows, process = _take(rows, order), process[order]
     given = [cap for cap in caps if cap is not None]
@@ -185,7 +186,7 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
         segment_end_tokens=rows.segment_end_tokens,
         classes=rows.classes,
         request_ids=rows.request_ids,
-        sender=np.array(sender_of, dtype=np.int64)[process[: len(rows.arrival_ns)]] if given else None,
+        sender=np.array(sender_of, dtype=np.int64)[process] if given else None,
         sender_caps=tuple(given),
         notes=list(dict.fromkeys(rows.notes)),
     )
