@@ -1,4 +1,4 @@
-"""Engine settings of an InferenceX recipe: the flags of its ``vllm serve``, and what of them a scenario cannot say."""
+"""Engine settings of an InferenceX recipe: the flags of its ``vllm serve``, and those that a scenario cannot say."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dic
         if "ISL" in flags.get("max-num-batched-tokens", "")
         else int(flags.get("max-num-batched-tokens", "8192")),
         "max_model_len": _context(flags, isl, osl),
-        "gpu_memory_utilization": float(flags.get("gpu-memory-utilization", "0.9")),
         "enable_prefix_caching": "no-enable-prefix-caching" not in flags,
         "async_scheduling": True,
     }
+    if "gpu-memory-utilization" in flags:
+        settings["gpu_memory_utilization"] = float(flags["gpu-memory-utilization"])
     compilation: dict[str, Any] = {}
     if recipe.has_fused_all_reduce:
         compilation["pass_config"] = {"fuse_allreduce_rms": True}

@@ -365,7 +365,7 @@ class Gateway:
             prefix_key = f"content-{segments[0][0]}"
         elif in_session:
             prefix_key = f"session-{session}"
-        return self.request_type(
+        made = self.request_type(
             row=row,
             request_id=request_id,
             order=row if table.request_ids is None else request_id,
@@ -386,6 +386,9 @@ class Gateway:
             session=str(session) if in_session else None,
             prefix_key=prefix_key,
         )
+        if table.lora is not None:
+            made.lora = int(table.lora[row])
+        return made
 
     def _client_ns(self, row: int) -> int:
         """Between the client of ``row`` and the engine, there and back: so much sooner an engine must be done for its

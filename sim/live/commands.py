@@ -64,9 +64,10 @@ def vllm_args_command(
 @click.option("--model", metavar="NAME", help="A preset or a config.json instead of the command's model.")
 @json_option
 def import_args_command(command: str, gpu: str, model: str | None, as_json: bool) -> int:
-    """Print the scenario of a `vllm serve` command line.
+    """Print the scenario of a command line that starts vLLM's server.
 
-    What it leaves out of the command is in the scenario's first lines, and said.
+    `vllm serve`, `python -m vllm.entrypoints.openai.api_server` or `docker run
+    ... vllm/vllm-openai`. What it leaves out of the command is in the scenario's first lines, and said.
     """
     import json
 

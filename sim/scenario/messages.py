@@ -77,8 +77,10 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def nearest_of(word: str, known: Iterable[str]) -> str | None:
-    """The name in ``known`` that ``word`` was most likely meant to be."""
-    names = {name.lower(): name for name in known}
+    """The name in ``known`` that ``word`` was most likely meant to be: none with another number in it (``p96`` is no
+    ``p99``)."""
+    numbers = _NUMBER.findall(word)
+    names = {name.lower(): name for name in known if not numbers or _NUMBER.findall(name) == numbers}
     plain = word.lower().replace("-", "_") if word.lower() not in names else word.lower()
     matches = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
     matches = matches or difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)

@@ -78,6 +78,7 @@ __all__ = [
     "LatencyConfig",
     "Length",
     "LognormalLength",
+    "LoraConfig",
     "MeasureConfig",
     "NamedSpec",
     "NoiseConfig",
@@ -117,6 +118,10 @@ def _count_or_length(value: Any) -> str:
 # --- workload --------------------------------------------------------------------------------
 
 
+def _name_or_many(value: Any) -> str:
+    return "name" if isinstance(value, str) else "section"
+
+
 class PrefixConfig(Strict):
     """Each request opens with one of ``groups`` shared prompts of ``tokens`` tokens (counted in its input)."""
 
@@ -136,6 +141,15 @@ class SessionsConfig(Strict):
     """Requests per conversation: a number, or a distribution as for ``input_tokens``."""
     think_time_s: NonNegativeFloat = 0.0
     """Seconds between the end of a turn and the next one."""
+
+
+class LoraConfig(Strict):
+    """Several LoRA adapters, of which each request (each conversation) has one drawn by chance."""
+
+    adapters: PositiveInt
+    """How many there are."""
+    skew: NonNegativeFloat = 0.0
+    """How uneven their use is: the n-th most used has a weight of 1 / n ** skew; 0 = all alike."""
 
 
 class TraceConfig(Strict):
@@ -222,7 +236,7 @@ class TrafficFields(Strict):
     sessions: SessionsConfig | None = None
     """Multi-turn conversations."""
     tenant: Text = "default"
-    """Who sends the requests: the line they are reported under and the one fair shares are counted by."""
+    """The sender of the requests: the line they are reported under and the one fair shares are counted by."""
     tier: Text | None = None
     """Service tier, for ``tiered``; null = the tenant's name."""
     priority: Int = 0
@@ -233,6 +247,12 @@ class TrafficFields(Strict):
     """How long a client waits from its request's arrival for the last token; then it leaves: the request is cancelled
     and its blocks are free. It sends no further turns of that conversation; a client of a closed loop goes on with its
     next request. null = it waits for ever."""
+    lora: (
+        Annotated[Annotated[Text, Tag("name")] | Annotated[LoraConfig, Tag("section")], Discriminator(_name_or_many)]
+        | None
+    ) = None
+    """The LoRA adapter of these requests, by name, or several of them: ``{adapters: 20, skew: 1}``. Needs
+    ``engine.enable_lora``. null = the model itself."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 
@@ -346,7 +366,7 @@ class Scenario(Strict):
     workload: WorkloadConfig
     """The traffic."""
     cluster: ClusterConfig = ClusterConfig()
-    """How many engines, and who chooses between them."""
+    """How many engines, and the router that chooses between them."""
     engine: EngineSection
     """One replica."""
     latency: LatencyConfig = LatencyConfig()

@@ -12,7 +12,7 @@ from sim.scenario.schema import ClosedLoopArrival, WorkloadConfig
 from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
-from sim.workload.sharing import with_isolated_tenants, with_outputs
+from sim.workload.sharing import with_isolated_tenants, with_outputs, with_own_contents
 from sim.workload.table import NO_GROUP, NO_PARENT, ClassInfo, IntColumn, RequestTable
 from sim.workload.trace_table import segments_of
 from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
@@ -53,7 +53,10 @@ def build_workload(
         limit = plan.arrivals[0].requests
     table = merge(parts, limit, [entry.max_concurrency for entry in plan.arrivals])
     table.notes[:0] = plan.notes
+    table.loras = tuple(numbering.loras)
     table = with_outputs(table, plan, seed)
+    if table.lora is not None:
+        table = with_own_contents(table, table.lora)
     if isolates_tenants:
         table = with_isolated_tenants(table)
     _close_loop(table, plan)
@@ -142,6 +145,7 @@ def _take(rows: Rows, order: IntColumn) -> Rows:
         deadline_ns=rows.deadline_ns[order],
         expected_output_tokens=rows.expected_output_tokens[order],
         session=rows.session[order],
+        lora=rows.lora[order],
         segment_count=rows.segment_count[order],
         segment_content_id=rows.segment_content_id[segments],
         segment_end_tokens=rows.segment_end_tokens[segments],
@@ -181,6 +185,7 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
         deadline_ns=rows.deadline_ns,
         expected_output_tokens=rows.expected_output_tokens,
         session=rows.session,
+        lora=rows.lora if np.any(rows.lora) else None,
         segment_offsets=np.concatenate(([0], np.cumsum(rows.segment_count))).astype(np.int64),
         segment_content_id=rows.segment_content_id,
         segment_end_tokens=rows.segment_end_tokens,
@@ -221,6 +226,7 @@ def _concatenate(flat: list[Rows]) -> Rows:
         deadline_ns=joined("deadline_ns"),
         expected_output_tokens=joined("expected_output_tokens"),
         session=joined("session"),
+        lora=joined("lora"),
         segment_count=joined("segment_count"),
         segment_content_id=joined("segment_content_id"),
         segment_end_tokens=joined("segment_end_tokens"),

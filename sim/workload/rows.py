@@ -12,7 +12,7 @@ from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
 from sim.workload.presets import draw_preset_lengths
-from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, IntColumn
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, IntColumn
 from sim.workload.trace_classes import trace_classes
 from sim.workload.trace_fields import NOT_GIVEN
 from sim.workload.traces import read_trace
@@ -28,6 +28,8 @@ class Numbering:
     next_content: int = 0
     next_session: int = 0
     owners: dict[str, int] = field(default_factory=dict)
+    loras: dict[str, int] = field(default_factory=dict)
+    """Number of each LoRA adapter by name."""
 
     def content(self, count: int, owner: str | None = None) -> int:
         """First of ``count`` new content ids; the same again for the same owner."""
@@ -38,6 +40,10 @@ class Numbering:
         if owner is not None:
             self.owners[owner] = first
         return first
+
+    def lora(self, name: str) -> int:
+        """The number of the adapter of that name, from 1 on."""
+        return self.loras.setdefault(name, len(self.loras) + 1)
 
     def sessions(self, count: int) -> int:
         """First of ``count`` new conversation numbers."""
@@ -66,6 +72,7 @@ class Rows:
     deadline_ns: IntColumn
     expected_output_tokens: IntColumn
     session: IntColumn
+    lora: IntColumn
     segment_count: IntColumn
     segment_content_id: IntColumn
     segment_end_tokens: IntColumn
@@ -126,6 +133,7 @@ def generated_rows(
         deadline_ns=_deadlines(plan, n),
         expected_output_tokens=np.full(n, NO_HINT, dtype=np.int64),
         session=session,
+        lora=_draw_loras(plan, seed, turns.conversation, numbering),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),
@@ -135,6 +143,22 @@ def generated_rows(
         # A conversation opens with its prefix once; where the first prompt is shorter, the rest is not in it.
         _add_prefix(rows, plan, seed, turns.conversation, turns.first_input, numbering)
     return rows
+
+
+def _draw_loras(plan: ClassPlan, seed: int, conversation: IntColumn, numbering: Numbering) -> IntColumn:
+    """The adapter of each row: one name for all, or one of several for each conversation."""
+    if plan.lora is None:
+        return np.full(len(conversation), NO_LORA, dtype=np.int64)
+    if isinstance(plan.lora, str):
+        return np.full(len(conversation), numbering.lora(plan.lora), dtype=np.int64)
+    numbers = np.array([numbering.lora(f"{plan.name}/{k + 1}") for k in range(plan.lora.adapters)], dtype=np.int64)
+    weights = 1.0 / np.arange(1, len(numbers) + 1) ** plan.lora.skew
+    cumulative = np.cumsum(weights)
+    count = int(conversation[-1]) + 1 if len(conversation) else 0
+    draws = rng(seed, "lora", plan.name).random(count) * cumulative[-1]
+    chosen = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(numbers) - 1)
+    drawn: IntColumn = numbers[chosen[conversation]]
+    return drawn
 
 
 def _deadlines(plan: ClassPlan, n: int) -> IntColumn:
@@ -261,6 +285,7 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
         deadline_ns=deadline_ns,
         expected_output_tokens=none if trace.expected_output_tokens is None else trace.expected_output_tokens,
         session=session,
+        lora=_draw_loras(plan, seed, np.arange(n), numbering),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),

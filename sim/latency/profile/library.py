@@ -52,7 +52,7 @@ def find_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) -
         known = ", ".join(builtin_names()) or "none"
         raise InputError(
             f"latency.kind: there is no built-in profile for {gpu.name} (there is: {known}); measure one with "
-            "`gpu-calibrate run --out PROFILE.json` and name it in `latency.profile`, or use `kind: roofline`"
+            "`gpu-calibrate run --out PROFILE.json` and name it in `latency.profile`, or estimate by `kind: roofline`"
         )
     # Only here, so that a scenario can be checked without numpy.
     from sim.latency.profile.file import load_profile, read_document

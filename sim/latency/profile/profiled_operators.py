@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sim.errors import InputError
 from sim.latency.experts import ALONE, ExpertGroup
+from sim.latency.layer_kinds import LayerKind
 from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import launched_operators
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
@@ -35,6 +36,14 @@ NEAR_DTYPES = {
     "fp8_block": ("fp8", "bfloat16"),
     "int8": ("fp8", "bfloat16"),
     "int4": ("bfloat16",),
+    "int4_g32": ("int4", "bfloat16"),
+    "bnb_4bit": ("int4", "bfloat16"),
+    "mxfp4": ("int4", "bfloat16"),
+    "nvfp4": ("fp8_block", "fp8", "int4", "bfloat16"),
+    "nvfp4_weights": ("mxfp4", "int4", "bfloat16"),
+    "mxfp8": ("fp8_block", "fp8", "bfloat16"),
+    "fp8_weights": ("int8", "bfloat16"),
+    "int8_weights": ("int4", "bfloat16"),
 }
 """Whose curves stand in for a number format that was not measured, nearest first."""
 
@@ -152,27 +161,35 @@ class ProfiledOperators:
     def attention_projections_ns(self, tokens: Floats) -> Floats:
         """QKV and output projection of one layer."""
         model = self.model
-        qkv = (self.heads + 2 * self.kv_heads) * model.head_size
-        return self.linear_ns(tokens, qkv, model.hidden_size) + self.linear_ns(
-            tokens, model.hidden_size, self.heads * model.head_size
+        qkv, out = (self.heads + 2 * self.kv_heads) * model.head_size, self.heads * model.head_size
+        kind = model.kinds[0][0]
+        return self.linear_ns(tokens, qkv, model.hidden_size, self.precision.format_of(kind, "qkv")) + self.linear_ns(
+            tokens, model.hidden_size, out, self.precision.format_of(kind, "out")
         )
 
-    def mlp_ns(self, tokens: Floats, width: int) -> Floats:
-        """Gate and up, and down, of an MLP ``width`` wide over all GPUs."""
+    def mlp_ns(self, tokens: Floats, width: int, part: str = "up") -> Floats:
+        """Gate and up, and down, of an MLP ``width`` wide over all GPUs; ``part``: whose number format they have."""
         hidden, share = self.model.hidden_size, width // self.tp
         ups = self.model.mlp_matrices - 1
-        return self.linear_ns(tokens, ups * share, hidden) + self.linear_ns(tokens, hidden, share)
+        stored = next((self.precision.format_of(kind, part) for kind, _ in self.model.kinds if kind.mlp), None)
+        if part == "shared":
+            stored = self.precision.format_of(self._moe_kind, part)
+        return self.linear_ns(tokens, ups * share, hidden, stored) + self.linear_ns(tokens, hidden, share, stored)
+
+    @property
+    def _moe_kind(self) -> LayerKind:
+        return next(kind for kind, _ in self.model.kinds if kind.experts is not None)
 
     def experts_ns(self, tokens: Floats) -> Floats:
         """Router, routed and shared experts of one layer."""
         return self.router_and_shared_ns(tokens, self.routed_ns(tokens))
 
     def router_and_shared_ns(self, tokens: Floats, routed: Floats | float = 0.0) -> Floats:
-        """What of a layer's experts every rank computes for its own tokens, added to ``routed``."""
+        """The part of a layer's experts that every rank computes for its own tokens, added to ``routed``."""
         model = self.model
         shared = model.shared_expert_intermediate_size
         total = routed + self.router_ns(tokens) + self.small_kernels_ns(tokens, ROUTER_KERNELS)
-        return total + self.mlp_ns(tokens, shared) if shared else total
+        return total + self.mlp_ns(tokens, shared, "shared") if shared else total
 
     def router_ns(self, tokens: Floats) -> Floats:
         """The matrix that chooses experts, in 16 bits, or in 32 on the ordinary cores where the model wants that."""
@@ -203,13 +220,13 @@ class ProfiledOperators:
             return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
         model = self.model
         measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
-        rising = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
-        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
+        least = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
+        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, least), 0.0)
 
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
         model = self.model
         shape = (model.hidden_size, model.moe_intermediate_size, model.num_experts, model.experts_per_token)
-        key = (self.precision.weights, *shape, *self.experts.split)
+        key = (self.precision.format_of(self._moe_kind, "experts"), *shape, *self.experts.split)
         routed = self._times("moe", key, (0,), np.maximum(tokens, 1.0))
         if routed is None:
             self.stand_ins["moe"] = "two linear layers over the rows of the experts that are touched"
@@ -221,8 +238,9 @@ class ProfiledOperators:
         local, width = model.num_experts / ep, model.moe_intermediate_size // tp
         touched = local * (1.0 - (1.0 - model.experts_per_token / model.num_experts) ** np.maximum(tokens, 1.0))
         rows = np.maximum(tokens, 1.0) * model.experts_per_token / ep / touched
-        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size)
-        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width)
+        stored = self.precision.format_of(self._moe_kind, "experts")
+        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size, stored)
+        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width, stored)
         return touched * (up + down - 2.0 * LAUNCH_NS) + 2.0 * LAUNCH_NS
 
     # -- element-wise -----------------------------------------------------------------------------
@@ -262,22 +280,22 @@ class ProfiledOperators:
         if self.tp == 1:
             return np.zeros_like(tokens)
         payload = self._hidden_bytes(tokens)
-        times = self.rising_ns("all_reduce", payload)
+        times = self.settled_ns("all_reduce", payload)
         fused = self.is_fused(tokens)
         if fused.any():
             self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
             times = np.where(fused, self.predictor.times_ns("all_reduce", ("trtllm", self.tp), payload), times)
         return np.where(tokens > 0, times, 0.0)
 
-    def rising_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
+    def settled_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
         """As ``collective_ns``, no more than the time of any larger message: where a table says so, that is its noise,
         or a kernel that the next size is not left to."""
         if self.link is not None:
             return self.collective_ns(operator, payload, num_gpus)
         sizes = distinct(np.concatenate([payload, MESSAGE_BYTES]))
         times = np.minimum.accumulate(self.collective_ns(operator, sizes, num_gpus)[::-1])[::-1]
-        rising: Floats = times[np.searchsorted(sizes, payload)]
-        return rising
+        least: Floats = times[np.searchsorted(sizes, payload)]
+        return least
 
     def hidden_gather_ns(self, tokens: Floats) -> Floats:
         """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
