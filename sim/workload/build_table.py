@@ -25,6 +25,7 @@ def build_workload(
     max_model_len: int | None = None,
     *,
     isolates_tenants: bool = False,
+    serves_loras: bool = False,
 ) -> RequestTable:
     """All requests of a run, in the order of their arrival.
 
@@ -35,7 +36,7 @@ def build_workload(
 
     ``base_dir`` is the scenario's folder, which trace paths are relative to. With ``max_model_len``,
     conversations end before the turn whose prompt would no longer fit. ``isolates_tenants``: requests
-    of different tenants have no content in common.
+    of different tenants have no content in common. ``serves_loras``: adapters that a trace names count.
 
     Raises InputError for contradictory or missing settings and unusable traces.
     """
@@ -46,7 +47,7 @@ def build_workload(
         parts.append(_arrival_rows(arrivals, seed, numbering, max_model_len))
     only_class = config.classes is None
     for member in plan.traces:
-        rows = trace_rows(member, seed, base_dir, numbering, only_class)
+        rows = trace_rows(member, seed, base_dir, numbering, only_class, serves_loras)
         parts.append([_limited(rows, member.requests, member.duration_s)])
     limit = config.requests
     if limit is None and len(parts) == 1 and plan.arrivals:
