@@ -390,3 +390,14 @@ def test_other_formats_take_these_columns_too(tmp_path: Path) -> None:
         .replace(",30\n", ",30,b\n")
     )
     assert [info.name for info in table_of(tmp_path, text, "azure").classes] == ["a", "b"]
+
+
+def test_one_fault_of_many_lines_is_one_message(tmp_path: Path) -> None:
+    row = {"timestamp": 1, "input_length": 5}
+    told = refused(tmp_path, lines(*[row] * 500), "mooncake").splitlines()
+    assert len(told) == 1
+    assert told[0].startswith(f"{tmp_path}/t:1: missing key 'output_length' of format mooncake; found timestamp, input")
+    assert told[0].endswith("(499 more lines likewise)")
+    told = refused(tmp_path, BURSTGPT, "mooncake").splitlines()
+    said = "format mooncake is a JSON object per line, and this is none; give another workload.trace.format"
+    assert told == [f"{tmp_path}/t:1: {said} (3 more lines likewise)"]
