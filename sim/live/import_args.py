@@ -94,6 +94,7 @@ VALUED = (
     *("--speculative-config", COMPILATION, f"--{CAPTURE}"),
 )
 """Flags that are read and say nothing without a value."""
+MOE_BACKENDS: Mapping[str, str] = MappingProxyType({each: each for each in ("auto", "triton", "flashinfer_cutlass")})
 OF_CHECKPOINTS = frozenset({"compressed-tensors", "fp8", "fbgemm_fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"})
 """Values of ``--quantization`` that name what a repository is stored in anyway."""
 PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
@@ -248,6 +249,7 @@ def _take_dtypes(flags: dict[str, str | None], found: Imported) -> None:
     _take_named(flags, found, "--dtype", DTYPES, "dtype")
     _take_named(flags, found, "--quantization", QUANTIZATION, "dtype")
     _take_named(flags, found, "--kv-cache-dtype", KV_DTYPES, "kv_cache_dtype")
+    _take_named(flags, found, "--moe-backend", MOE_BACKENDS, "moe_backend")
 
 
 def _take_named(flags: dict[str, str | None], found: Imported, flag: str, known: Mapping[str, str], key: str) -> None:

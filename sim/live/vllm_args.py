@@ -62,7 +62,7 @@ LORA_VALUES: Mapping[str, str] = MappingProxyType(
 """Settings beside ``--enable-lora``."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
-    | {"enable_lora", *LORA_VALUES}
+    | {"moe_backend", "enable_lora", *LORA_VALUES}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
@@ -147,6 +147,8 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += _policy_flags(loaded, command, problems)
     command.arguments += _speculative_flags(loaded, command, problems)
     command.arguments += _lora_flags(engine)
+    if engine.moe_backend != "auto":
+        command.arguments.append(["--moe-backend", engine.moe_backend])
     if given := engine.compilation_config.model_dump(exclude_defaults=True):
         command.arguments.append(["--compilation-config", json.dumps(given)])
     if problems:

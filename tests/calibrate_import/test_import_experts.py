@@ -50,6 +50,34 @@ def test_many_experts_stay_as_they_were_drawn() -> None:
     assert notes == ("moe: routing power_law_1.01; 1 rows of other distributions left out",)
 
 
+def test_drawn_tokens_touch_no_more_of_many_experts_than_tokens_by_themselves() -> None:
+    """Eight tokens that choose 8 of 256 touch 57 experts at most in the mean, where a draw laid out 64."""
+    even = rows("balanced", {4: 0.064, 8: 0.128, 16: 0.256}, num_experts=256, chosen=8)
+    found, notes = routed(table(rows("power_law_1.01", {8: 0.128}, num_experts=256, chosen=8), even))
+    touched = 256 * (1 - (1 - 8 / 256) ** 8)
+    assert found["latency"].tolist() == pytest.approx([0.064 * touched / 32], rel=1e-6)
+    assert "moe: 1 drawn rows at the time of as many experts as tokens touch by themselves" in notes
+
+
+def test_of_whole_experts_the_busiest_gpu_counts() -> None:
+    """Of 57 experts that 8 tokens touch, the busiest of 8 GPUs has more than an eighth, and no more than all it has."""
+    even = [
+        {**each, "moe_tp_size": 1, "moe_ep_size": 8}
+        for each in rows("balanced", {4: 0.004, 8: 0.008, 16: 0.016, 32: 0.032}, num_experts=256, chosen=8)
+    ]
+    drawn = [{**each, "distribution": "power_law_1.01", "latency": 1.0} for each in even if each["num_tokens"] == 8]
+    found, _ = routed(table(drawn, even))
+    (latency,) = found["latency"].tolist()
+    assert 57 / 8 * 0.001 < latency < 12 * 0.001
+
+
+def test_many_rows_for_each_expert_stay_as_they_were_drawn() -> None:
+    """From two rows an expert on time is arithmetic's, which an uneven draw lengthens rightly."""
+    even = rows("balanced", {64: 0.2, 128: 0.3}, num_experts=256, chosen=8)
+    found, _ = routed(table(rows("power_law_1.01", {128: 0.5}, num_experts=256, chosen=8), even))
+    assert found["latency"].tolist() == [0.5]
+
+
 def test_few_experts_without_even_rows_stay_as_they_were_drawn() -> None:
     found, _ = routed(table(rows("power_law_1.01", {8: 0.3}), rows("power_law_1.2", {8: 0.2})))
     assert found["latency"].tolist() == [0.3]

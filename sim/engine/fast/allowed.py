@@ -74,7 +74,7 @@ ENGINE_KEYS = frozenset(
         "enable_expert_parallel",
     }
     | {"all2all_backend", "dtype", "kv_cache_dtype", "block_size", "gpu_memory_utilization", "num_gpu_blocks_override"}
-    | {"kv_cache_memory_bytes"}
+    | {"kv_cache_memory_bytes", "moe_backend"}
     | {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill"}
     | {"max_prefill_tokens_per_step", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"}
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
