@@ -101,7 +101,7 @@ class Trace:
 
 COLUMNS = (
     *("arrival_ns", "input_tokens", "output_tokens", "parent", "priority", "tenant", "tier", "class_", "deadline_ns"),
-    *("session", "expected_output_tokens"),
+    *("session", "expected_output_tokens", "lora"),
 )
 """Columns of a ``Trace`` with a value per row."""
 
