@@ -21,7 +21,7 @@ from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
 from benchmarks.accuracy_fit import add_fitted
 from benchmarks.accuracy_inferencex import LLAMA_VERSION, RECIPES, ROWS, add_inferencex
 from benchmarks.accuracy_open_loop import LITE, POISSON, add_lite, add_poisson
-from benchmarks.accuracy_single import SINGLE_SOURCES, WORKLOADS, add_single
+from benchmarks.accuracy_single import OWNERS_LINK, SINGLE_SOURCES, WORKLOADS, add_single
 from sim.seeds import rng
 
 FIXED = "e2e/aiconfigurator_vllm_h100_fixed_concurrency.csv"
@@ -46,10 +46,6 @@ RTX_QWEN_LINK = f"{RTX_QWEN}, link as its owners state"
 
 MINIMAX_VERSION, QWEN_VERSION, RTX_VERSION = "0.18.0", "0.12.0", "0.19.0"
 """Engines that were measured."""
-
-OWNERS_LINK = {"link_bandwidth_gb_s": 16.0, "link_latency_us": 20.0}
-"""Between the two RTX PRO 6000: ``link_bw`` and ``link_latency`` in LLMServingSim's own configuration of this run
-(``bench/examples/configs/Qwen3-32B.json`` when the run was published)."""
 
 
 def read_sets(data: Path) -> Sets:

@@ -11,13 +11,12 @@ from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_sets import (
     LLAMA,
     MINIMAX,
-    OWNERS_LINK,
     QWEN,
     RTX_LLAMA,
     RTX_QWEN,
     RTX_QWEN_LINK,
 )
-from benchmarks.accuracy_single import SINGLE
+from benchmarks.accuracy_single import OWNERS_LINK, SINGLE
 
 WIDTH = 140
 
@@ -103,7 +102,8 @@ ABOUT: dict[str, str] = {
     SINGLE: """
         Runs that their authors published one at a time, under the settings that they state: an issue of
         ai-dynamo/aiconfigurator (1148: Qwen3-8B, vLLM 0.18), one of vllm-project/vllm (20469: AWQ, eager, 0.9.1), and
-        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar.""",
+        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar. The two ranks stood in the machine of
+        Qwen3-32B at TP 2, on the same day, and are predicted with the same stated link too.""",
 }
 
 FITTED = """
@@ -123,7 +123,7 @@ FITTED = """
 HONEST = (
     *FOUND,
     LEFT,
-    """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
+    """**Settings that were not recorded.** What is assumed about clients and engines is said at each set. A wrong
     assumption shows in TTFT first, as how many prompts share a step, in TPOT hardly. Qwen3-32B with 8 to 32
     clients is an example: TTFT at TP 2 is predicted up to 40 % too long with 1,024 tokens in, up to 25 % too
     short with 4,096, while TPOT of the same runs is within 3 %.""",

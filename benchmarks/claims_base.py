@@ -80,7 +80,13 @@ def backlog(requests: int, input_tokens: int | Section, output_tokens: int | Sec
 
 
 SIZES: Mapping[str, Any] = MappingProxyType(
-    {"dtype": "bfloat16", "max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    {
+        "dtype": "bfloat16",
+        "gpu_memory_utilization": 0.9,
+        "max_model_len": 4096,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 2048,
+    }
 )
 """Of every engine here unless a claim says otherwise, whatever vLLM would pick for its GPU."""
 

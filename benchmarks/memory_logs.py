@@ -19,6 +19,9 @@ PLANNER = "[llm-d-planner](https://github.com/llm-d-incubation/llm-d-planner/tre
 SERVINGSIM = "[LLMServingSim](https://github.com/casys-kaist/LLMServingSim/tree/main/bench)"
 NOTES = "public notes, address not known: `GPU KV cache size: {} tokens`"
 OPTIMISATION_DOC = "[vllm#48322](https://github.com/vllm-project/vllm/pull/48322)"
+STATED = 0.9
+"""What a source says of ``gpu_memory_utilization`` where the version's own default is another; starts that say nothing
+are of versions before 0.20, whose default this was."""
 COLD = "probably the first start with these settings, which compiles and leaves less"
 
 
@@ -177,21 +180,38 @@ START_LOGS = (
     StartLog(
         name="Qwen2.5-14B, H100",
         version="0.21.0",
-        engine={**H100, "model": "qwen2.5-14b", "max_model_len": 4096, "max_num_seqs": 256},
+        engine={
+            **H100,
+            "model": "qwen2.5-14b",
+            "max_model_len": 4096,
+            "max_num_seqs": 256,
+            "gpu_memory_utilization": STATED,
+        },
         source="[server-sim](https://github.com/llm-inferno/server-sim/tree/main/docs/example-runs/qwen2.5-14b-h100)",
         tokens=226_240,
     ),
     StartLog(
         name="Qwen3-8B, RTX 4090",
         version="0.24.0",
-        engine={"gpu": RTX_4090, "model": "qwen3-8b", "max_model_len": 16384},
+        engine={
+            "gpu": RTX_4090,
+            "model": "qwen3-8b",
+            "max_model_len": 16384,
+            "gpu_memory_utilization": STATED,
+        },
         source=f"{OPTIMISATION_DOC}; of July 2026, version by its date",
         tokens=40_464,
     ),
     StartLog(
         name="Qwen3-8B, RTX 4090, 8,192 tokens",
         version="0.24.0",
-        engine={"gpu": RTX_4090, "model": "qwen3-8b", "max_model_len": 16384, "max_num_batched_tokens": 8192},
+        engine={
+            "gpu": RTX_4090,
+            "model": "qwen3-8b",
+            "max_model_len": 16384,
+            "max_num_batched_tokens": 8192,
+            "gpu_memory_utilization": STATED,
+        },
         source=f"{OPTIMISATION_DOC}; of July 2026, version by its date",
         tokens=36_720,
         gave="hidden states under the V2 runner",

@@ -183,6 +183,13 @@ def _slo_verdict(results: Results) -> int:
             "that were not served",
             err=True,
         )
+    if results.summary["load"]["step_times"] == "estimated":
+        off = results.summary["error"]["value"]
+        click.echo(
+            f"simrun: note: the verdict goes by estimated step times, off by about {off:.0%}; a measured profile or "
+            "`simrun fit` makes it firmer",
+            err=True,
+        )
     misses = results.misses
     for each in misses:
         click.echo(f"simrun: SLO missed: {each}", err=True)
@@ -262,16 +269,16 @@ def models_command() -> int:
 @standard_output()
 def gpus_command() -> int:
     """List GPU presets."""
-    from sim.latency.gpus import GIB, GPUS
+    from sim.latency.gpus import GIB, best_known_first, standing
 
-    click.echo(f"{'gpu':<18}{'memory':>10}{'bandwidth':>12}{'16-bit':>14}{'FP8':>14}{'price*':>11}")
-    for spec in GPUS.values():
-        fp8 = "-" if spec.fp8_flops is None else f"{spec.fp8_flops / 1e12:,.0f} TFLOP/s"
+    click.echo(f"{'gpu':<15}{'memory':>10}{'bandwidth':>12}{'16-bit*':>9}{'FP8*':>7}{'price**':>11}  step times")
+    for spec in best_known_first():
+        fp8 = "-" if spec.fp8_flops is None else f"{spec.fp8_flops / 1e12:,.0f}"
         click.echo(
-            f"{spec.name:<18}{spec.memory_bytes / GIB:>6.1f} GiB{spec.memory_bandwidth / 1e9:>7,.0f} GB/s"
-            f"{spec.fp16_flops / 1e12:>6,.0f} TFLOP/s{fp8:>14}{spec.usd_per_hour:>7.2f} $/h"
+            f"{spec.name:<15}{spec.memory_bytes / GIB:>6.1f} GiB{spec.memory_bandwidth / 1e9:>7,.0f} GB/s"
+            f"{spec.fp16_flops / 1e12:>9,.0f}{fp8:>7}{spec.usd_per_hour:>7.2f} $/h  {standing(spec)}"
         )
-    click.echo("* a round example of on-demand list prices, not a quote")
+    click.echo("* dense TFLOP/s. ** a round example of on-demand list prices, not a quote")
     return EXIT_DONE
 
 

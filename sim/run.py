@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from sim.cluster.deployment import Deployment
     from sim.results.context import Price, RunContext
+    from sim.results.record import RunRecord
     from sim.results.results import Results
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import ResolvedScenario, Scenario
@@ -46,7 +47,27 @@ def run(
         deployment = resolve_deployment(scenario.engine, scenario.latency, loaded.base_dir, planned)
     record = simulate_cluster(loaded, decisions=decisions, progress=progress, workload=workload, deployment=deployment)
     record.notes += traffic_notes(scenario.engine, record.workload)
+    record.notes += _notes_on_defaults(deployment, record)
     return Results(record, _context(loaded, deployment, time.perf_counter() - started_s))
+
+
+def _notes_on_defaults(deployment: Deployment, record: RunRecord) -> list[str]:
+    from sim.latency.engine_defaults import notes_on_changed_defaults
+
+    steps, workload = record.steps, record.workload
+    tokens = steps["num_prefill_tokens"] + steps["num_decodes"] + steps.get("num_draft_tokens", 0)
+    memory, pool = deployment.planned.memory, deployment.settings.num_gpu_blocks
+    share = 0.0
+    if deployment.engine.num_gpu_blocks_override is None and deployment.engine.kv_cache_memory_bytes is None:
+        unused = int(steps["free_blocks"].min(initial=pool)) * memory.block_size * memory.kv_bytes_per_token
+        share = (memory.requested_bytes - unused) / memory.total_bytes
+    return notes_on_changed_defaults(
+        deployment.engine,
+        longest=int((workload.input_tokens + workload.output_tokens).max(initial=0)),
+        most_running=int(steps["num_running"].max(initial=0)),
+        most_tokens=int(tokens.max(initial=0)),
+        share_used=share,
+    )
 
 
 def load(

@@ -10,6 +10,7 @@ from sim.scenario.schema import EngineConfig
 
 SIZES: dict[str, Any] = {
     "dtype": "bfloat16",
+    "gpu_memory_utilization": 0.9,
     "max_model_len": 4096,
     "max_num_seqs": 256,
     "max_num_batched_tokens": 2048,
@@ -19,7 +20,9 @@ SIZES: dict[str, Any] = {
 
 def engine_config(**settings: Any) -> EngineConfig:
     """An engine as it is once a scenario is loaded."""
-    return EngineConfig(**{**SIZES, **settings})
+    engine = EngineConfig(**{**SIZES, **settings})
+    engine.model_fields_set.difference_update(SIZES.keys() - settings.keys())
+    return engine
 
 
 def any_block(engine: Mapping[str, Any]) -> dict[str, Any]:

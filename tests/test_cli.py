@@ -31,6 +31,7 @@ workload:
 engine:
   model: llama-2-7b
   gpu: a100-80gb-sxm
+  gpu_memory_utilization: 0.9
 slo: {ttft_p95_ms: 100000}
 """
 FILES = {

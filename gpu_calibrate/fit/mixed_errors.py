@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ from sim.latency.base import StepShape
 from sim.latency.gpus import GPUS
 from sim.latency.models import MODELS
 from sim.latency.profile.file import Error, Profile
+from sim.latency.uniform import reshaped
 
 ENGINE_VERSION = "0.32.0"
 """Of the engine whose charges are compared; one GPU's layers cost the same in every version."""
@@ -75,7 +75,7 @@ def step_errors(profile: Profile, mixed: Mapping[str, Any]) -> list[tuple[int, f
 
     def cost(name: str, num_layers: int, shape: Any) -> int:
         if (name, num_layers) not in costs:
-            model = replace(MODELS[name], num_layers=num_layers)
+            model = reshaped(MODELS[name], num_layers=num_layers)
             costs[name, num_layers] = ProfileCost(found, model, gpu, engine, without=REPLAYED)
         return costs[name, num_layers].gpu_ns(shape)
 

@@ -20,6 +20,7 @@ from sim.engine.reference.replica import attempt_row
 from sim.engine.request import NEVER, Content, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
+from sim.workload.senders import Senders
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, IntColumn, RequestTable
 
 ROWS_AT_ONCE = 4096
@@ -90,18 +91,21 @@ class Gateway:
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
         self._own_ids: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
         """What a conversation's own tokens are called, by the shared prompt that they follow."""
-        self._child_of = {
-            int(parent): row for row, parent in enumerate(workload.parent.tolist()) if parent != NO_PARENT
-        }
+        self._children = workload.children()
         concurrency = workload.closed_loop_concurrency
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
-        self.acts_on_ends = concurrency is not None or bool(self._child_of)
+        self.senders: Senders | None = None
+        """Those that have a bound on what they have under way."""
+        if workload.sender is not None:
+            self.senders = Senders(workload.sender, workload.sender_caps)
+        self.acts_on_ends = concurrency is not None or bool(self._children) or self.senders is not None
         """Whether the end of a request makes another one arrive."""
         self.is_acted_on = False
         """Whether anything but arrivals comes from outside."""
         self.request_type: type[Request] = Request
         self._num_coming = 1
-        """Requests that will be sent after their think time, and 1 while some arrive by themselves."""
+        """Requests that will be sent after their think time or wait at their sender, and 1 while some arrive by
+        themselves."""
         self._is_dealt_out = False
         self._counted: CountedReplicas | None = None
         self._chosen = (-1, 0)
@@ -119,8 +123,7 @@ class Gateway:
         A client that has left sends no further turns of its conversation; one of a closed loop goes on with the next.
         """
         self.num_ended += 1
-        child = self._child_of.get(request.row)
-        if child is not None:
+        for child in self._children.get(request.row, ()):
             if status is Status.CANCELLED:
                 self._abandon(child)
             else:
@@ -128,6 +131,8 @@ class Gateway:
         if self._next_released < len(self.workload):
             row, self._next_released = self._next_released, self._next_released + 1
             self._release(row, request.row)
+        if self.senders is not None and self.senders.has_cap(request.row):
+            self._free_seat(request.row)
         if self.num_ended % PROGRESS_EVERY == 0:
             self._look_up(max(self.env.now, request.last_token_ns))
 
@@ -148,10 +153,10 @@ class Gateway:
 
     def _abandon(self, row: int) -> None:
         """Leave out ``row`` and the turns after it: they are never sent."""
-        turn: int | None = row
-        while turn is not None:
+        left = [row]
+        while left:
             self.num_unsent += 1
-            turn = self._child_of.get(turn)
+            left += self._children.get(left.pop(), ())
 
     # --- what happens to replicas and their requests -----------------------------------------
 
@@ -229,7 +234,7 @@ class Gateway:
                 arrival_ns = fields[1]
                 if arrival_ns > env.now:
                     yield At(env, arrival_ns - env.now, Turn.ARRIVAL)
-                self._arrive(fields)
+                self._come_due(fields)
         self._num_coming -= 1
 
     def _rows(self, rows: IntColumn) -> Iterator[tuple[int, ...]]:
@@ -256,7 +261,25 @@ class Gateway:
 
     def _arrive_after_thought(self, row: int) -> None:
         self._num_coming -= 1
-        self._arrive(next(self._rows(np.array([row]))))
+        self._come_due(next(self._rows(np.array([row]))))
+
+    def _come_due(self, fields: tuple[int, ...]) -> None:
+        """Send a request, now or when its sender has a seat for it."""
+        if self.senders is None or self.senders.take_seat(fields[0], self.env.now):
+            self._arrive(fields)
+        else:
+            self._num_coming += 1
+
+    def _free_seat(self, ended: int) -> None:
+        """Give the seat of the row ``ended`` to the next one, when its client has heard of the end, which is now."""
+        heard = At(self.env, self._client_ns(ended), Turn.ARRIVAL + 1 + ended)
+        heard.callbacks.append(lambda _: self._take_over(ended))
+
+    def _take_over(self, ended: int) -> None:
+        following = None if self.senders is None else self.senders.give_seat_back(ended, self.env.now)
+        if following is not None:
+            self._num_coming -= 1
+            self._arrive(next(self._rows(np.array([following]))))
 
     def _arrive(self, fields: tuple[int, ...]) -> None:
         request = self._make_request(fields, self.env.now)
@@ -342,7 +365,7 @@ class Gateway:
             prefix_key = f"content-{segments[0][0]}"
         elif in_session:
             prefix_key = f"session-{session}"
-        return self.request_type(
+        made = self.request_type(
             row=row,
             request_id=request_id,
             order=row if table.request_ids is None else request_id,
@@ -363,6 +386,9 @@ class Gateway:
             session=str(session) if in_session else None,
             prefix_key=prefix_key,
         )
+        if table.lora is not None:
+            made.lora = int(table.lora[row])
+        return made
 
     def _client_ns(self, row: int) -> int:
         """Between the client of ``row`` and the engine, there and back: so much sooner an engine must be done for its

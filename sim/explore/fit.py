@@ -19,8 +19,10 @@ from sim.checks.all_checks import check_all
 from sim.errors import InputError, Problem
 from sim.explore.fit_case import Case, Floats
 from sim.explore.fit_noise import WORTH, try_values
-from sim.explore.fit_parameters import Parameter, choose_late, choose_parameters, rounded
+from sim.explore.fit_parameters import Parameter, choose_late, choose_parameters, fits_spells, rounded
 from sim.explore.fit_result import Fit
+from sim.explore.fit_spells import PARAMETERS as SPELL_PARAMETERS
+from sim.explore.fit_spells import Spells, find_spells
 from sim.explore.fit_traffic import misfit_problems, traffic_problems
 from sim.explore.measured_run import RATES, MeasuredRun, read_runs
 from sim.latency.build import build_step_cost
@@ -54,6 +56,7 @@ SILENT = 1.0
 UNRESOLVED, IN_DIRECTION = 8.0, 0.3
 """A direction that the figures narrow to no less than a third of its spread is not told apart; its parameters are those
 that move figures along it by at least this part of what the one that moves them most does."""
+STATED = "Spells of slow steps are as the scenario states them."
 SCIPY = "simrun fit needs scipy: pip install 'simrun-llm[fit]'"
 
 
@@ -80,7 +83,12 @@ def fit(
     figures = {key for case in cases for key in case.run.figures}
     late = choose_late(first.engine, first.latency, figures)
     solver = _Solver(
-        cases, choose_parameters(engines, first.latency, cost), late, Fitted(kind, cases[0].planned.gpu.name), progress
+        cases,
+        choose_parameters(engines, first.latency, cost),
+        late,
+        Fitted(kind, cases[0].planned.gpu.name),
+        progress,
+        fits_spells=fits_spells(case.loaded.scenario.latency for case in cases),
     )
     return solver.fit()
 
@@ -162,10 +170,14 @@ class _Solver:
         late: Parameter | None,
         nothing: Fitted,
         progress: Progress | None,
+        *,
+        fits_spells: bool,
     ) -> None:
         self.cases = cases
         self.active = list(parameters)
         self.parameters = [*parameters, *([] if late is None else [late])]
+        self.fits_spells = fits_spells
+        self.spells = Spells(STATED)
         self.late = late
         self.noise: dict[str, float] = {}
         """How late the late ones are, where it is fitted, and half of its interval in spreads."""
@@ -197,30 +209,40 @@ class _Solver:
         widths = {each.name: 1.96 * float(one) for each, one in zip(self.active, deviations, strict=True)}
         if self.late is not None and not self.noise:
             silent.append(self.late.name)
-        widths |= self.noise_widths
+        widths |= self.noise_widths | self.spells.widths
+        if self.spells.values:
+            self.parameters += SPELL_PARAMETERS
+        together = _together([each.name for each in self.active], information)
         return Fit(
             fitted=replace(fitted, values=rounded(fitted.values), fitted_on=_engines(self.cases)),
             cases=self.cases,
             parameters=self.parameters,
             widths=widths,
             silent=silent,
-            together=_together([each.name for each in self.active], information),
+            together=together + ([self.spells.together] if self.spells.together else []),
+            spells=self.spells.told,
             before=with_defaults,
             after=after,
             left_out=self._left_out(found) if len(self.cases) > 1 else None,
             notes=_notes(self.cases, fitted),
         )
 
-    def fitted(self, places: Floats) -> Fitted:
-        """The parameters at ``places``."""
+    def fitted(self, places: Floats, spells: Spells | None = None) -> Fitted:
+        """The parameters at ``places``, with ``spells`` in place of those that were found."""
         values = {each.name: each.value(place) for each, place in zip(self.active, places.tolist(), strict=True)}
-        return replace(self.nothing, values=values | self.noise)
+        return replace(self.nothing, values=values | self.noise | (spells or self.spells).values)
 
     def _solve_all(self, cases: list[Case], start: Floats, rounds: int) -> Floats:
-        """All parameters, and how late late requests are if that is worth it. Then they have bent the others, which are
-        fitted without what late requests make, and in the end with all figures."""
-        self.noise, self.noise_widths = {}, {}
+        """All parameters, spells of slow steps if there are some, and how late late requests are if that is worth it.
+        Then they have bent the others, which are fitted without what late requests make, and in the end with all
+        figures."""
+        self.noise, self.noise_widths, self.spells = {}, {}, Spells(STATED)
         found = self._solve(cases, start, rounds)
+        if self.fits_spells:
+            at, without = found, self.spells
+            self.spells = find_spells(cases, lambda values: self.fitted(at, replace(without, values=dict(values))))
+            if self.spells.values:
+                found = self._solve(cases, found, rounds)
         if self.late is None or not self._try_late(cases, found, self.late):
             return found
         self.noise, self._uses_late = {}, False
@@ -254,12 +276,12 @@ class _Solver:
         return places
 
     def _left_out(self, found: Floats) -> list[dict[str, float]]:
-        errors, kept = [], (self.noise, self.noise_widths)
+        errors, kept = [], (self.noise, self.noise_widths, self.spells)
         for index, case in enumerate(self.cases):
             others = self.cases[:index] + self.cases[index + 1 :]
             places = self._solve_all(others, found, MOST_ROUNDS_WITHOUT)
             errors.append(case.errors_percent(self.fitted(places)))
-        self.noise, self.noise_widths = kept
+        self.noise, self.noise_widths, self.spells = kept
         return errors
 
     def _solve(self, cases: list[Case], start: Floats, rounds: int) -> Floats:

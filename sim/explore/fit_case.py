@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 LATE_FIGURES = ("p95_ttft_ms", "p99_ttft_ms")
+ASKED = ("duration", "completed", "total_input_tokens", "total_output_tokens")
+PROMPT_GAPS = "share of gaps with prompts in them"
+ITL_MEDIANS = ("p50_itl_ms", "median_itl_ms")
 
 
 @dataclass(slots=True)
@@ -41,10 +45,23 @@ class Case:
             scenario = self.loaded.scenario
             base_dir = self.loaded.base_dir
             deployment = resolve_deployment(scenario.engine, scenario.latency, base_dir, self.planned, fitted=fitted)
-            summary = run(self.loaded, workload=self.workload, deployment=deployment).summary
-            wanted = (*self.run.figures, "duration", "completed", "total_input_tokens", "total_output_tokens")
-            self.known[place] = {key: summary[key] for key in wanted}
+            results = run(self.loaded, workload=self.workload, deployment=deployment)
+            self.known[place] = {key: results.summary[key] for key in (*self.run.figures, *ASKED)}
+            self.known[place][PROMPT_GAPS] = _prompt_gap_share(results.record.steps)
         return self.known[place]
+
+    def prompt_gap_share(self, fitted: Fitted) -> float:
+        """The share of gaps between tokens in which prompts were computed: 3 % where three steps of a hundred have
+        some and all steps are of one size."""
+        return float(self.predict(fitted)[PROMPT_GAPS])
+
+    def itl_over_median(self, key: str, fitted: Fitted) -> float:
+        """How much longer ``p99_itl_ms`` over the median was measured than it is predicted, as a logarithm."""
+        seen, predicted = self.run.figures, self.predict(fitted)
+        median = next(each for each in ITL_MEDIANS if each in seen)
+        if not predicted[key] or not predicted[median]:
+            return 0.0
+        return float(np.log(seen[key] / seen[median]) - np.log(predicted[key] / predicted[median]))
 
     @property
     def late(self) -> npt.NDArray[np.bool_]:
@@ -66,3 +83,8 @@ class Case:
             for key, seen in self.run.figures.items()
             if predicted[key] is not None
         }
+
+
+def _prompt_gap_share(steps: Mapping[str, npt.NDArray[np.int64]]) -> float:
+    gaps = steps["num_decodes"] * steps["num_steps"]
+    return float(gaps[steps["num_prefills"] > 0].sum() / max(int(gaps.sum()), 1))

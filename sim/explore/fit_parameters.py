@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,6 +111,11 @@ def choose_late(engine: EngineConfig, latency: LatencyConfig, figures: Set[str])
         return None
     late = noise_of(engine.gpu, latency).client
     return _time("late_ms", 0.0 if late is None else late.mean_ns / 1e6, LATE_SPREAD_MS)
+
+
+def fits_spells(latencies: Iterable[LatencyConfig]) -> bool:
+    """Whether spells of slow steps are looked for: where no scenario states them itself."""
+    return not any(isinstance(each.noise, str) or (each.noise is not None and each.noise.step) for each in latencies)
 
 
 def _host_ns(cost: StepCost, name: str) -> int:

@@ -30,7 +30,7 @@ def fit_text(fit: Fit, written: str | None) -> str:
 
 
 def _together_lines(fit: Fit) -> list[str]:
-    lines = [""] if fit.silent or fit.together else []
+    lines = ["", *_wrapped("", fit.spells)]
     if fit.silent:
         lines += _wrapped("", f"The figures say nothing of {', '.join(fit.silent)}: default kept.")
     for group in fit.together:

@@ -44,6 +44,8 @@ class Fit:
     after: list[dict[str, float]]
     left_out: list[dict[str, float]] | None
     """The same of each run under a fit to the others; None for a single run."""
+    spells: str
+    """What was found of spells of slow steps, as a sentence."""
     notes: list[str]
 
     @property
@@ -80,6 +82,7 @@ def _document(fit: Fit) -> dict[str, Any]:
         "about_parameters": {each.name: _about(fit, each) for each in fit.parameters},
         "says_nothing_of": fit.silent,
         "cannot_tell_apart": fit.together,
+        "spells": fit.spells,
         "errors_percent": {
             "without_fit": mean_errors(fit.before),
             "with_fit": mean_errors(fit.after),

@@ -13,24 +13,27 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from sim.latency.formats import FLOATS
 from sim.latency.gpus import GIB, GpuSpec, load_gpu
-from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
-from sim.latency.precision import FLOATS, notes_on_checkpoint
+from sim.latency.precision import notes_on_checkpoint
 from sim.scenario.schema import EngineConfig
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineSection
 
-FORMER: Mapping[str, int] = MappingProxyType(
-    {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+FORMER: Mapping[str, float] = MappingProxyType(
+    {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.9}
 )
 """Keys that are null until they are filled in, and what the format took for them in its earlier versions."""
 FORMER_DTYPE = "bfloat16"
 LARGEST_GPU_BYTES = 160 * GIB
 LARGE_GPU_BYTES = 70 * GIB
 SINCE_LARGEST = (0, 28, 0)
+SINCE_MORE_MEMORY = (0, 20, 0)
+"""From here on CUDA graphs are taken from the share that ``gpu_memory_utilization`` grants, and its default is larger
+(vllm-project/vllm pull request 38284: 0.9 in 0.19.1, 0.92 in 0.20.0)."""
 
 
 def batch_defaults(gpu: GpuSpec, vllm_version: str = DEFAULT_VERSION) -> tuple[int, int]:
@@ -41,8 +44,13 @@ def batch_defaults(gpu: GpuSpec, vllm_version: str = DEFAULT_VERSION) -> tuple[i
     return (8192, 1024) if is_large else (2048, 256)
 
 
+def memory_share(vllm_version: str = DEFAULT_VERSION) -> float:
+    """Give vLLM's default of ``gpu_memory_utilization`` (``vllm/config/cache.py``)."""
+    return 0.92 if version_of(vllm_version) >= SINCE_MORE_MEMORY else 0.9
+
+
 def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple[EngineConfig, list[str]]:
-    """Fill in what ``engine`` leaves out, and say in notes what was taken and why.
+    """Fill in what ``engine`` leaves out, and note which number format a checkpoint's config says.
 
     ``dtype: auto`` becomes the format of a 16- or 32-bit checkpoint; it stays where the checkpoint is quantised, in a
     format of its own. Raises InputError for an unknown model or GPU.
@@ -63,7 +71,9 @@ def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple
         num_seqs = min(num_seqs, budget)
     filled: dict[str, Any] = {key: getattr(engine, key) for key in type(engine).model_fields}
     filled |= {"max_model_len": length, "max_num_seqs": num_seqs, "max_num_batched_tokens": budget}
-    notes = _notes(engine, filled, model, gpu)
+    if engine.gpu_memory_utilization is None:
+        filled["gpu_memory_utilization"] = memory_share(engine.vllm_version)
+    notes: list[str] = []
     if engine.dtype == "auto" and model.dtype in FLOATS:
         filled["dtype"] = model.dtype
         if "dtype" in engine.model_fields_set or model.dtype != FORMER_DTYPE:
@@ -72,16 +82,29 @@ def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple
     return EngineConfig.model_construct(_fields_set=written, **filled), notes
 
 
-def _notes(engine: EngineSection, filled: dict[str, Any], model: ModelSpec, gpu: GpuSpec) -> list[str]:
-    """Which values were taken for keys that are left out, where they are others than in earlier versions."""
-    changed = [key for key in FORMER if getattr(engine, key) is None and filled[key] != FORMER[key]]
+def notes_on_changed_defaults(
+    engine: EngineConfig, *, longest: int, most_running: int, most_tokens: int, share_used: float
+) -> list[str]:
+    """Say in one line which defaults a run felt that earlier versions of the format did not take.
+
+    ``longest``: prompt plus output of its longest request. ``most_running``: requests that ran at once.
+    ``most_tokens``: those of its largest step. ``share_used``: of the GPU's memory, with its KV cache at its fullest.
+    A run of at most 256 requests at once is the same with 256 seats and with 1,024.
+    """
+    felt = {
+        "max_model_len": longest,
+        "max_num_seqs": most_running,
+        "max_num_batched_tokens": most_tokens,
+        "gpu_memory_utilization": share_used,
+    }
+    changed = [key for key in FORMER if key not in engine.model_fields_set and _matters(engine, key, felt[key])]
     if not changed:
         return []
-    sources = []
-    if "max_model_len" in changed:
-        sources.append(f"max_model_len {filled['max_model_len']} (the longest context of {model.name})")
-    if batch := " and ".join(f"{key} {filled[key]}" for key in changed if key != "max_model_len"):
-        server = f"vLLM {engine.vllm_version}'s API server on {gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB"
-        sources.append(f"{batch} (as {server})")
-    former = ", ".join(str(FORMER[key]) for key in changed)
-    return [f"not given, so vLLM's default: {', '.join(sources)}; earlier versions of simrun took {former}"]
+    told = ", ".join(f"{key} {getattr(engine, key)} (was {FORMER[key]})" for key in changed)
+    return [f"vLLM's defaults, where earlier versions of simrun had others, change this run: {told}"]
+
+
+def _matters(engine: EngineConfig, key: str, felt: float) -> bool:
+    """Whether a run that reached ``felt`` would have met the smaller of today's default and the former one."""
+    now, former = getattr(engine, key), FORMER[key]
+    return felt > former if now > former else now < former and felt >= now

@@ -56,10 +56,16 @@ PARAMETERS: dict[str, Limits] = {
     "token_us": Limits(0.0, 1e9, frozenset({"constant"})),
     "client_ms": Limits(0.0, 1e5, _ANY),
     "late_ms": Limits(0.0, 1e5, _ANY),
+    "spell_share": Limits(0.0, 0.9, _ANY),
+    "spell_factor": Limits(1.0, 1e3, _ANY),
+    "spell_s": Limits(0.001, 1e5, _ANY),
 }
-"""``host_``: of engines that do not schedule ahead, whose host time all shows. ``exposed_``: what of the host's time
+"""``host_``: of engines that do not schedule ahead, whose host time all shows. ``exposed_``: host time that
 shows although the engine schedules ahead. ``client_ms``: between client and engine, there and back. ``late_ms``: how
-late those few requests are that are late at all (``latency.noise``)."""
+late those few requests are that are late at all (``latency.noise``). ``spell_``: the share of the time that spells of
+slow steps take, what they multiply steps by, how long one lasts; all three or none."""
+
+SPELL_NAMES = frozenset(name for name in PARAMETERS if name.startswith("spell_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,8 @@ def _read(document: Any) -> tuple[list[str], Fitted | None]:
         told = []
     for name, value in values.items():
         problems += _value_problems(str(name), value, str(kind))
+    if 0 < len(SPELL_NAMES & values.keys()) < len(SPELL_NAMES):
+        problems.append(f"`parameters`: {', '.join(sorted(SPELL_NAMES))} go together, and some are missing")
     if problems:
         return problems, None
     numbers = {name: float(value) for name, value in values.items()}

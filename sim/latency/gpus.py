@@ -34,6 +34,7 @@ class GpuSpec:
     """FP16 and BF16, which run at one rate on all of these."""
     fp8_flops: float | None
     int8_flops: float | None
+    fp4_flops: float | None = None
     nvlink_bandwidth: float | None
     """Per direction; None = GPUs talk over PCIe."""
     pcie_bandwidth: float
@@ -114,6 +115,7 @@ def _presets() -> tuple[GpuSpec, ...]:
             fp16_flops=2250e12,
             fp8_flops=4500e12,
             int8_flops=4500e12,
+            fp4_flops=9000e12,
             nvlink_bandwidth=900e9,
             pcie_bandwidth=64e9,  # HGX B200 hosts are PCIe 5.0
             num_sms=148,
@@ -148,6 +150,7 @@ def _presets() -> tuple[GpuSpec, ...]:
             fp16_flops=503.8e12,
             fp8_flops=1007.6e12,
             int8_flops=1007.6e12,
+            fp4_flops=2015.2e12,
             nvlink_bandwidth=None,
             pcie_bandwidth=64e9,
             num_sms=188,
@@ -180,6 +183,26 @@ def _presets() -> tuple[GpuSpec, ...]:
 GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in _presets()}
 """Presets by name."""
 
+SCALED = frozenset({"a100-40gb-sxm"})
+ESTIMATED = frozenset({"rtx-4090"})
+"""Presets whose step times are measured ones of the same chip, scaled to their memory; and those without measured ones,
+whose step times are a roofline's. All others have a profile that comes with the program."""
+
+
+def standing(gpu: GpuSpec) -> str:
+    """What the step times of a preset stand on: ``measured``, ``scaled`` or ``estimate``."""
+    return "scaled" if gpu.name in SCALED else "estimate" if gpu.name in ESTIMATED else "measured"
+
+
+def best_known_first() -> list[GpuSpec]:
+    """Presets in the order in which to recommend them: measured ones, scaled ones, estimates."""
+    order = ("measured", "scaled", "estimate")
+    return sorted(GPUS.values(), key=lambda gpu: order.index(standing(gpu)))
+
+
+def _named(gpu: GpuSpec) -> str:
+    return gpu.name if standing(gpu) == "measured" else f"{gpu.name} ({standing(gpu)})"
+
 
 def load_gpu(gpu: str | GpuConfig) -> GpuSpec:
     """A GPU preset by name, or the GPU that a scenario describes.
@@ -192,11 +215,11 @@ def load_gpu(gpu: str | GpuConfig) -> GpuSpec:
     found = GPUS.get(gpu.lower())
     if found is not None:
         return found
-    meant = [preset.name for preset in GPUS.values() if _can_mean(gpu, preset)]
+    meant = [_named(preset) for preset in best_known_first() if _can_mean(gpu, preset)]
     if meant:
         raise InputError(f"engine.gpu: unknown GPU {gpu!r}; did you mean {' or '.join(meant)}?")
     section = "{name: ..., memory_gib: ..., memory_bandwidth_gb_s: ..., fp16_tflops: ...}"
-    hint = f"presets: {', '.join(GPUS)}; another goes in as a section: {section}"
+    hint = f"presets: {', '.join(map(_named, best_known_first()))}; another goes in as a section: {section}"
     raise InputError(f"engine.gpu: unknown GPU {gpu!r}; {hint}")
 
 

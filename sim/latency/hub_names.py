@@ -1,7 +1,8 @@
-"""Which repositories on Hugging Face have the shape of a model preset."""
+"""Which repositories on Hugging Face have the shape of a model preset, and in which format they store it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -43,13 +44,52 @@ TUNED = frozenset({"instruct", "it", "chat", "base", "hf"})
 POSITIONS: Mapping[tuple[str, str], int] = MappingProxyType({("qwen2.5", "instruct"): 32768, ("qwen3", "base"): 32768})
 """Longest context by family and word, where it is not the preset's."""
 
+_LLM_COMPRESSOR = MappingProxyType(
+    {
+        "fp8": "fp8",
+        "fp8-dynamic": "fp8",
+        "fp8-block": "fp8_block",
+        "quantized.w8a8": "int8",
+        "quantized.w4a16": "int4",
+    }
+)
+QUANTISED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "qwen": MappingProxyType({"fp8": "fp8_block", "awq": "int4", "gptq-int4": "int4"}),
+        "redhatai": _LLM_COMPRESSOR,
+        "neuralmagic": _LLM_COMPRESSOR,
+        "hugging-quants": MappingProxyType({"awq-int4": "int4", "gptq-int4": "int4"}),
+    }
+)
+"""Owner, end of a repository's name -> how its weights are stored, as ``quantization_config`` of their files says it.
+Another owner's may be stored otherwise: the FP8 of Qwen has a scale per block, that of the others one per matrix or
+row."""
+LIKELY: Mapping[str, str] = MappingProxyType(
+    {
+        "fp8": "fp8",
+        "awq": "int4",
+        "gptq": "int4",
+        "int4": "int4",
+        "w4a16": "int4",
+        "int8": "int8",
+        "w8a8": "int8",
+        "w8a16": "",
+        "nvfp4": "",
+        "mxfp4": "",
+        "bnb": "",
+        "gguf": "",
+    }
+)
+"""Words of a repository's name that say that it is quantised -> ``engine.dtype`` if the format is a common one of that
+name; empty = a format that is not simulated."""
+
 
 def preset_of(name: str) -> str | None:
     """Tell the preset that a repository's name stands for; None = it stands for none.
 
     Case does not count, nor do the words of ``TUNED`` and a leading ``meta-``: ``meta-llama/Llama-3.1-8B-Instruct`` is
     llama-3.1-8b. The owner may be left out, but no other owner's copy is taken, and no quantised one
-    (``Qwen/Qwen3-8B-FP8``): what is stored there is not known.
+    (``Qwen/Qwen3-8B-FP8``): ``quantised_preset_of`` reads those.
     """
     owner, _, repository = name.strip().rpartition("/")
     core = core_words(repository)
@@ -58,6 +98,30 @@ def preset_of(name: str) -> str | None:
         if core == core_words(known_repository) and owner.lower() in ("", known_owner.lower()):
             return preset
     return None
+
+
+def quantised_preset_of(name: str) -> tuple[str, str] | None:
+    """Tell preset and stored format of a quantised repository; None = it is none that ``QUANTISED`` knows.
+
+    ``RedHatAI/Meta-Llama-3.1-70B-Instruct-FP8`` is llama-3.1-70b in fp8, ``Qwen/Qwen3-32B-FP8`` qwen3-32b in fp8_block.
+    Without an owner the repository is taken to be that of the preset's owner.
+    """
+    owner, _, repository = name.strip().lower().rpartition("/")
+    for preset, known in REPOSITORIES.items():
+        its_owner, _, its_repository = known.lower().partition("/")
+        for ending, dtype in QUANTISED.get(owner or its_owner, {}).items():
+            plain = repository.removesuffix(f"-{ending}")
+            if plain != repository and core_words(plain) == core_words(its_repository):
+                return preset, dtype
+    return None
+
+
+def quantised_words(name: str) -> tuple[list[str], list[str]]:
+    """Part a repository's name into words of its shape and words that say that it is quantised:
+    ``TheBloke/Llama-2-7B-AWQ`` -> llama, 2, 7b; awq."""
+    words = core_words(re.sub(r"quantized[.-]", "", name.rpartition("/")[2].lower()))
+    told = [word for word in words if word in LIKELY]
+    return [word for word in words if word not in LIKELY and word != "dynamic"], told
 
 
 def positions_of(name: str) -> int | None:

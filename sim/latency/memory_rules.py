@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.latency.formats import FLOATS
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
-from sim.latency.precision import FLOATS
 from sim.scenario.vllm_version import Version, version_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ SORTED_BEFORE: Version = (0, 17, 0)
 """Until then the sampler sorted all logits; since then a Triton kernel cuts them in place."""
 COPIED_BEFORE: Version = (0, 28, 0)
 """Until then the V2 runner's sampler made a 32-bit copy of the logits even where no request asked for any change."""
+IN_FLIGHT_KEPT: Version = (0, 25, 0)
+"""From here on a window's blocks are kept until the steps that see them have ended (pull request 47728, July 2026): a
+request needs room for the tokens of all batches in flight, not of one."""
 TOKENS_FROM_CONCURRENCY: Version = (0, 20, 0)
 """From here on the logged KV tokens are the maximum concurrency times ``max_model_len``."""
 

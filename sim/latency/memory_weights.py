@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sim.latency.layer_kinds import LayerKind
 from sim.latency.model_spec import ModelSpec
-from sim.latency.parallel import kv_heads_per_gpu
 from sim.latency.precision import Precision
 
 MIB = 1 << 20
@@ -18,46 +18,72 @@ UNSPLIT_BYTES = 1 * MIB
 allocated."""
 
 
+MXFP4_HIDDEN, MXFP4_WIDTH = 256, 128
+"""Experts in MXFP4 are padded to multiples of it (``mxfp4_round_up_hidden_size_and_intermediate_size``)."""
+
+
 def weights_bytes(
-    model: ModelSpec, precision: Precision, tp: int, layers: range, *, embed: bool, head: bool, dp: int = 1
+    model: ModelSpec,
+    precision: Precision,
+    tp: int,
+    layers: range,
+    *,
+    embed: bool,
+    head: bool,
+    dp: int = 1,
+    is_whole: bool = False,
 ) -> int:
     """Weights on one of ``tp`` GPUs that hold ``layers``, with the table of rotary positions. Quantisation leaves the
     embedding and the LM head in 16 bits; KV projections are replicated where there are more GPUs than KV heads. Routed
     experts are spread over ``dp`` such ranks, whole or split: a GPU holds as much either way. A vision tower is on the
     first stage, split as the decoder is. What the allocator rounds up is in it: 80 MiB for Qwen2.5-72B on two GPUs,
     where vLLM 0.19 logs 67.80 GiB for 67.72 of parameters."""
-    extra_kv = max(0, tp * kv_heads_per_gpu(model.num_kv_heads, tp) - model.num_kv_heads)
-    replicated = 2 * model.hidden_size * extra_kv * model.head_size
-    attention = model.attention_parameters + replicated
-    moe = model.router_parameters + model.num_experts * model.expert_parameters + model.shared_expert_parameters
-    num_dense = len(range(layers.start, min(layers.stop, model.num_layers - model.num_moe_layers)))
-    num_moe = len(layers) - num_dense
-    linear = len(layers) * attention + num_dense * model.dense_mlp_parameters + num_moe * moe
-    elsewhere = num_moe * model.num_experts * model.expert_parameters * (dp - 1) / dp
+    hidden = model.hidden_size
     matrices = 1 if embed and head and model.tie_word_embeddings else int(embed) + int(head)
-    outer = matrices * model.vocab_size * model.hidden_size
+    outer = matrices * model.vocab_size * hidden
     if embed and model.vision is not None:
         outer += model.vision.parameters
-    norms = (2 * len(layers) + 1) * model.hidden_size * precision.activation_bytes
+    here, blocks, rounding = 0.0, 0, 0
+    plain = 0
+    for kind in model.layer_list[layers.start : layers.stop]:
+        blocks += kind.num_blocks
+        plain += 0 if kind.experts is None else kind.experts.biases(hidden) // (tp * dp)
+        for part, size, split in weight_parts(kind, hidden, tp, dp):
+            each_bytes = precision.bytes_of(kind, part)
+            if part == "experts" and precision.format_of(kind, part) == "mxfp4":
+                size *= _padded(kind, hidden, 1 if is_whole else tp * dp)
+            here += size * each_bytes
+            rounding += sum(_rounded_up(round(each * each_bytes)) for each in split)
+    norms = (blocks + 1) * hidden * precision.activation_bytes
     rotary = model.max_position_embeddings * model.head_size * precision.activation_bytes
-    here = (linear - elsewhere) / tp
-    rounding = sum(_rounded_up(size) for size in _matrix_bytes(model, precision, tp, len(layers), num_moe, dp))
-    return round(here * precision.linear_bytes + outer / tp * precision.head_bytes) + norms + rotary + rounding
+    small = norms + rotary + plain * precision.activation_bytes
+    return round(here + outer / tp * precision.head_bytes) + small + rounding
 
 
-def _matrix_bytes(
-    model: ModelSpec, precision: Precision, tp: int, num_layers: int, num_moe: int, dp: int
-) -> Iterator[int]:
-    """Bytes of each tensor of the layers: query, key and value are one, gate and up, the experts of a layer."""
-    kv = kv_heads_per_gpu(model.num_kv_heads, tp) * model.head_size
-    width, gated = model.hidden_size, model.mlp_matrices - 1
-    attention = ((model.q_size // tp + 2 * kv) * width, model.q_size // tp * width)
-    dense = (gated * model.intermediate_size // tp * width, model.intermediate_size // tp * width)
-    experts = model.num_experts * width * model.moe_intermediate_size // (tp * dp)
-    shapes = ((num_layers, attention), (num_layers - num_moe, dense), (num_moe, (gated * experts, experts)))
-    for count, elements in shapes:
-        for each in elements:
-            yield from [round(each * precision.linear_bytes)] * count
+def _padded(kind: LayerKind, hidden: int, split: int) -> float:
+    """How much larger padding makes the experts of a layer, each split over so many GPUs: 9 % of gpt-oss-120b's, whose
+    2,880 x 2,880 become 3,072 x 2,944."""
+    moe = kind.experts
+    if moe is None:
+        return 1.0
+    inputs, width = moe.latent_size or hidden, moe.width / split
+    return -(-inputs // MXFP4_HIDDEN) * MXFP4_HIDDEN / inputs * (-(-width // MXFP4_WIDTH) * MXFP4_WIDTH / width)
+
+
+def weight_parts(kind: LayerKind, hidden: int, tp: int, dp: int) -> Iterator[tuple[str, float, tuple[int, ...]]]:
+    """Name and parameters of each part of a layer on one GPU, and those of its larger tensors: query, key and value are
+    one, gate and up, the experts of a layer."""
+    blocks = [block for block in (kind.mixer, kind.mlp) if block is not None]
+    for block in blocks:
+        for matrix in block.matrices(hidden, tp):
+            yield matrix.part, matrix.size, (matrix.size,)
+    moe = kind.experts
+    if moe is not None:
+        each = moe.num * (moe.latent_size or hidden) * moe.width // (tp * dp)
+        yield "experts", moe.num * moe.each(hidden) / (tp * dp), ((moe.matrices_each - 1) * each, each)
+        yield "router", moe.router(hidden) / tp, ()
+        yield "shared", moe.shared(hidden) / tp, ()
+        yield "latent", moe.latent(hidden) / tp, ()
 
 
 def _rounded_up(num_bytes: int) -> int:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sim.latency.attention_kinds import GroupedAttention, LatentAttention
+from sim.latency.layer_kinds import PLAIN, Experts, LayerKind, Mixer, Mlp
+from sim.latency.state_layers import StateLayer
+
+Thing = TypeVar("Thing", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,16 +26,12 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only transformer with grouped-query attention, dense or mixture-of-experts."""
+    """A decoder-only transformer: its layers, each of one of several kinds, and what lies around them."""
 
     name: str
-    num_layers: int
+    layers: tuple[tuple[LayerKind, int], ...]
+    """Runs of equal layers, in order."""
     hidden_size: int
-    num_attention_heads: int
-    num_kv_heads: int
-    head_size: int
-    intermediate_size: int
-    """Width of the MLP of a dense layer."""
     vocab_size: int
     max_position_embeddings: int
     scaled_context: int | None = None
@@ -35,42 +39,25 @@ class ModelSpec:
     served_context: int | None = None
     """The longest that vLLM serves without being told; None = ``longest_context``."""
     tie_word_embeddings: bool = False
-    sliding_window: int | None = None
-    """Tokens that the attention of every layer looks back on; None = all of them, in all layers or in some."""
-    num_experts: int = 0
-    """Routed experts per MoE layer; 0 = a dense model."""
-    experts_per_token: int = 0
-    moe_intermediate_size: int = 0
-    """Width of one expert."""
-    shared_expert_intermediate_size: int = 0
-    """Width of the experts that every token passes, all together."""
-    num_dense_layers: int = 0
-    """Layers of an MoE model that have a plain MLP."""
-    gated_mlp: bool = True
-    """Three MLP matrices (gate, up, down) instead of two."""
-    attention_bias: bool = False
-    qk_norm: bool = False
-    """Queries and keys are normalised, by head unless ``has_wide_qk_norm``."""
-    has_wide_qk_norm: bool = False
-    """One norm spans the queries of all heads, one the keys, over GPUs too (MiniMax-M2)."""
-    has_float32_router: bool = False
-    """The matrix that chooses experts is multiplied in 32 bits (MiniMax-M2)."""
     truncates_sampling: bool = False
     """Whether its ``generation_config.json`` sets ``top_p`` or ``top_k``: what requests get that state neither."""
     dtype: str = "bfloat16"
     """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
     dtype_source: str = ""
     """Where the config says so; empty for presets, whose checkpoints are bfloat16."""
+    kv_dtype: str = ""
+    """The KV cache's format that the checkpoint asks for (``kv_cache_dtype: auto``); empty = as activations."""
     architecture: str = ""
     """vLLM's name of the model's class (``LlamaForCausalLM``); empty = not known."""
-    num_window_layers: int = 0
-    """Layers with a window where others have none; 0 where ``sliding_window`` says it of all."""
-    layer_window: int = 0
-    """The window of those layers."""
     vision: VisionSpec | None = None
     """The vision tower of a multimodal model."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about how the config was read."""
+    kinds: tuple[tuple[LayerKind, int], ...] = field(init=False, repr=False, compare=False)
+    """Each kind of layer once, with the number of its layers, in order of appearance."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", _counted(self.layers))
 
     @property
     def longest_context(self) -> int:
@@ -83,24 +70,189 @@ class ModelSpec:
         return self.served_context or self.longest_context
 
     @property
+    def num_layers(self) -> int:
+        """Layers of all kinds."""
+        return sum(count for _, count in self.layers)
+
+    @property
+    def layer_list(self) -> list[LayerKind]:
+        """The kind of every layer, in order."""
+        return [kind for kind, count in self.layers for _ in range(count)]
+
+    # -- what several kinds of layers have in common ----------------------------------------------
+
+    def alike(self, *names: str) -> tuple[tuple[LayerKind, int], ...]:
+        """One kind for all that have the same ``names``, with the number of their layers: ``alike("mixer")``."""
+        found: dict[tuple[object, ...], tuple[LayerKind, int]] = {}
+        for kind, count in self.kinds:
+            key = tuple(getattr(kind, name) for name in names)
+            first, total = found.get(key, (kind, 0))
+            found[key] = (first, total + count)
+        return tuple(found.values())
+
+    @property
+    def mixers(self) -> tuple[tuple[Mixer, int], ...]:
+        """Each attention or state with the number of its layers."""
+        return _counted((kind.mixer, count) for kind, count in self.kinds if kind.mixer is not None)
+
+    @property
+    def mlps(self) -> tuple[tuple[Mlp, int], ...]:
+        """Each plain MLP with the number of its layers, those beside experts included."""
+        return _counted((kind.mlp, count) for kind, count in self.kinds if kind.mlp is not None)
+
+    @property
+    def moes(self) -> tuple[tuple[Experts, int], ...]:
+        """Each set of experts with the number of its layers."""
+        return _counted((kind.experts, count) for kind, count in self.kinds if kind.experts is not None)
+
+    @property
+    def layer_words(self) -> tuple[str, ...]:
+        """Each kind of layer in words, with its number: ``18 x 64 heads of 64, 8 KV heads, window 128``."""
+        return tuple(f"{count} x {kind.words}" for kind, count in self.alike("mixer", "mlp", "experts"))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all layers have one attention with keys and values, windows aside, and an MLP or experts."""
+        grouped = [mixer for mixer, _ in self.mixers if isinstance(mixer, GroupedAttention)]
+        shapes = {
+            (each.num_heads, each.num_kv_heads, each.head_size, each.v_size, each.has_gate, each.values_are_keys)
+            for each in grouped
+            if each.index is None and each.chunk is None and not each.shares_kv
+        }
+        whole = all(kind.num_blocks == 2 and not (kind.mlp and kind.experts) for kind, _ in self.kinds)
+        num = sum(count for mixer, count in self.mixers if isinstance(mixer, GroupedAttention))
+        return whole and len(shapes) == 1 and num == self.num_layers and len(self.mlps) <= 1 and len(self.moes) <= 1
+
+    @property
+    def _attention(self) -> GroupedAttention | LatentAttention | None:
+        """The first kind of attention that looks back on everything, else the first of all."""
+        found = [mixer for mixer, _ in self.mixers if not isinstance(mixer, StateLayer)]
+        return min(found, key=lambda mixer: mixer.window is not None, default=None)
+
+    @property
+    def _grouped(self) -> GroupedAttention | None:
+        attention = self._attention
+        return attention if isinstance(attention, GroupedAttention) else None
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads, of the layers that look back on everything."""
+        return 0 if self._attention is None else self._attention.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of those layers; 1 where each GPU keeps all."""
+        return 1 if self._grouped is None else self._grouped.num_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of a query's head in those layers."""
+        attention = self._attention
+        if isinstance(attention, LatentAttention):
+            return attention.nope_size + attention.rope_size
+        return 0 if attention is None else attention.head_size
+
+    @property
+    def attention_bias(self) -> bool:
+        """Whether query, key and value have a bias."""
+        return self._grouped is not None and self._grouped.has_bias
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised."""
+        return self._grouped is not None and self._grouped.qk_norm
+
+    @property
+    def has_wide_qk_norm(self) -> bool:
+        """One norm spans the queries of all heads."""
+        return self._grouped is not None and self._grouped.has_wide_qk_norm
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that the attention of every layer looks back on; None = all of them, in all layers or in some."""
+        windows = {mixer.window for mixer, _ in self.mixers}
+        return windows.pop() if len(windows) == 1 else None
+
+    @property
+    def num_window_layers(self) -> int:
+        """Layers with a window where others have none; 0 where ``sliding_window`` says it of all."""
+        if self.sliding_window is not None:
+            return 0
+        return sum(count for mixer, count in self.mixers if mixer.window is not None)
+
+    @property
+    def layer_window(self) -> int:
+        """The longest window of those layers."""
+        return 0 if not self.num_window_layers else max(mixer.window or 0 for mixer, _ in self.mixers)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the MLP of a dense layer."""
+        return max((mlp.width for mlp, _ in self.mlps), default=0)
+
+    @property
+    def _experts(self) -> Experts | None:
+        return next((moe for moe, _ in self.moes), None)
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts per MoE layer; 0 = a dense model."""
+        return 0 if self._experts is None else self._experts.num
+
+    @property
+    def experts_per_token(self) -> int:
+        """Routed experts that a token passes."""
+        return 0 if self._experts is None else self._experts.per_token
+
+    @property
+    def moe_intermediate_size(self) -> int:
+        """Width of one expert."""
+        return 0 if self._experts is None else self._experts.width
+
+    @property
+    def shared_expert_intermediate_size(self) -> int:
+        """Width of the experts that every token passes, all together."""
+        return 0 if self._experts is None else self._experts.shared_width
+
+    @property
+    def has_float32_router(self) -> bool:
+        """The matrix that chooses experts is multiplied in 32 bits."""
+        return self._experts is not None and self._experts.has_float32_router
+
+    @property
     def num_moe_layers(self) -> int:
         """Layers with routed experts."""
-        return self.num_layers - self.num_dense_layers if self.num_experts else 0
+        return sum(count for _, count in self.moes)
+
+    @property
+    def num_dense_layers(self) -> int:
+        """Layers of an MoE model that have a plain MLP and no experts."""
+        if not self.moes:
+            return 0
+        return sum(count for kind, count in self.kinds if kind.mlp is not None and kind.experts is None)
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of an MLP or an expert."""
+        each = [mlp.matrices_each for mlp, _ in self.mlps] + [moe.matrices_each for moe, _ in self.moes]
+        return max(each, default=PLAIN)
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Three MLP matrices (gate, up, down) instead of two."""
+        return self.mlp_matrices > PLAIN
 
     @property
     def q_size(self) -> int:
         """Width of the queries of one token."""
-        return self.num_attention_heads * self.head_size
+        return 0 if self._attention is None else self._attention.q_size
 
     @property
     def kv_size(self) -> int:
         """Width of the keys (or the values) of one token."""
         return self.num_kv_heads * self.head_size
 
-    @property
-    def mlp_matrices(self) -> int:
-        """Matrices of an MLP or an expert."""
-        return 3 if self.gated_mlp else 2
+    # -- parameters -------------------------------------------------------------------------------
 
     @property
     def embedding_parameters(self) -> int:
@@ -108,58 +260,43 @@ class ModelSpec:
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
     @property
-    def attention_parameters(self) -> int:
-        """Matrices of one layer's attention (query, key, value, output)."""
-        return self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
-
-    @property
     def expert_parameters(self) -> int:
         """Matrices of one routed expert."""
-        return self.mlp_matrices * self.hidden_size * self.moe_intermediate_size
+        return 0 if self._experts is None else self._experts.each(self.hidden_size)
 
     @property
     def shared_expert_parameters(self) -> int:
         """Matrices of one layer's shared experts."""
-        return self.mlp_matrices * self.hidden_size * self.shared_expert_intermediate_size
-
-    @property
-    def dense_mlp_parameters(self) -> int:
-        """Matrices of one dense layer's MLP."""
-        return self.mlp_matrices * self.hidden_size * self.intermediate_size
-
-    @property
-    def router_parameters(self) -> int:
-        """Matrix that chooses the experts of one MoE layer."""
-        return self.hidden_size * self.num_experts
-
-    def _layer_parameters(self, experts: int) -> int:
-        """All layers' matrices, ``experts`` routed experts counted per MoE layer."""
-        moe = self.router_parameters + experts * self.expert_parameters + self.shared_expert_parameters
-        num_dense = self.num_layers - self.num_moe_layers
-        return (
-            self.num_layers * self.attention_parameters
-            + num_dense * self.dense_mlp_parameters
-            + self.num_moe_layers * moe
-        )
+        return 0 if self._experts is None else self._experts.shared(self.hidden_size)
 
     @property
     def linear_parameters(self) -> int:
         """All layers' matrices: what quantisation shrinks."""
-        return self._layer_parameters(self.num_experts)
+        return sum(count * kind.linear_parameters(self.hidden_size) for kind, count in self.kinds)
 
     @property
     def active_linear_parameters(self) -> int:
         """The layers' matrices that one token passes."""
-        return self._layer_parameters(self.experts_per_token)
+        return sum(
+            count * kind.linear_parameters(self.hidden_size, kind.experts.per_token if kind.experts else 0)
+            for kind, count in self.kinds
+        )
 
     @property
     def num_parameters(self) -> int:
         """All parameters, norms and biases included."""
-        bias = self.q_size + 2 * self.kv_size if self.attention_bias else 0
-        norms = 2 * self.hidden_size + (2 * self.head_size if self.qk_norm else 0)
-        return self.embedding_parameters + self.linear_parameters + self.num_layers * (norms + bias) + self.hidden_size
+        small = sum(count * kind.small_parameters(self.hidden_size) for kind, count in self.kinds)
+        return self.embedding_parameters + self.linear_parameters + small + self.hidden_size
 
     @property
     def num_active_parameters(self) -> int:
         """Parameters that one token passes: all of a dense model, the chosen experts of an MoE."""
         return self.num_parameters - self.linear_parameters + self.active_linear_parameters
+
+
+def _counted(runs: Iterable[tuple[Thing, int]]) -> tuple[tuple[Thing, int], ...]:
+    """Add up the counts of equal things, in order of appearance."""
+    totals: dict[Thing, int] = {}
+    for thing, count in runs:
+        totals[thing] = totals.get(thing, 0) + count
+    return tuple(totals.items())

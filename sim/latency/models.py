@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sim.errors import InputError
-from sim.latency.hub_names import core_words, positions_of, preset_of
+from sim.latency.hub_names import LIKELY, positions_of, preset_of, quantised_preset_of, quantised_words
 from sim.latency.model_spec import ModelSpec
+from sim.latency.uniform import uniform_model
 from sim.scenario.messages import spelled_alike
 
 _ARCHITECTURES = {
@@ -40,7 +41,7 @@ def _dense(
     bias: bool = False,
     qk_norm: bool = False,
 ) -> ModelSpec:
-    return ModelSpec(
+    return uniform_model(
         name=name,
         architecture=next(known for prefix, known in _ARCHITECTURES.items() if name.startswith(prefix)),
         num_layers=layers,
@@ -83,7 +84,7 @@ def _presets() -> tuple[ModelSpec, ...]:
         _dense("mistral-7b", 32, 4096, 32, 8, 14336, 32000, 32768, window=4096),  # v0.1, the one with a window
         _dense("mistral-7b-v0.3", 32, 4096, 32, 8, 14336, 32768, 32768),
         _dense("mistral-nemo-12b", 40, 5120, 32, 8, 14336, 131072, 131072),
-        ModelSpec(
+        uniform_model(
             name="qwen3-30b-a3b",
             architecture="Qwen3MoeForCausalLM",
             num_layers=48,
@@ -99,7 +100,7 @@ def _presets() -> tuple[ModelSpec, ...]:
             moe_intermediate_size=768,
             qk_norm=True,
         ),
-        ModelSpec(
+        uniform_model(
             name="minimax-m2.5",
             architecture="MiniMaxM2ForCausalLM",
             num_layers=62,
@@ -119,7 +120,7 @@ def _presets() -> tuple[ModelSpec, ...]:
             dtype="fp8_block",
             dtype_source="quantization_config of MiniMaxAI/MiniMax-M2.5",
         ),
-        ModelSpec(
+        uniform_model(
             name="llama-4-scout-17b-16e",
             architecture="Llama4ForConditionalGeneration",
             num_layers=48,
@@ -145,7 +146,7 @@ def _presets() -> tuple[ModelSpec, ...]:
 
 
 def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positions: int) -> ModelSpec:
-    return ModelSpec(
+    return uniform_model(
         name=name,
         architecture="MixtralForCausalLM",
         num_layers=layers,
@@ -189,19 +190,37 @@ def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "e
         from sim.latency.hf_config import read_model_config
 
         return read_model_config(path)
-    named = preset_of(name_or_path)
-    if named is not None:
-        longest = positions_of(name_or_path)
-        return MODELS[named] if longest is None else replace(MODELS[named], max_position_embeddings=longest)
+    repository = _of_repository(name_or_path)
+    if repository is not None:
+        return repository
     raise InputError(
         f"{key}: {name_or_path!r} is neither a model preset nor an existing config.json (looked at {path})"
         f"{_hint(name_or_path)}"
     )
 
 
+def _of_repository(name: str) -> ModelSpec | None:
+    """The model in a repository that is known by name, quantised where its name says so; None = not known."""
+    named, stored = preset_of(name), quantised_preset_of(name)
+    if stored is not None:
+        named, dtype = stored
+        model = replace(MODELS[named], dtype=dtype, dtype_source=f"the name of {name}")
+    elif named is not None:
+        model = MODELS[named]
+    else:
+        return None
+    longest = positions_of(name)
+    return model if longest is None else replace(model, max_position_embeddings=longest)
+
+
 def _hint(name_or_path: str) -> str:
-    """The presets that an unknown name can mean, else those of its family, else all."""
-    words = core_words(name_or_path.rstrip("/").rpartition("/")[2])
+    """The presets that an unknown name can mean, else those of its family, else all.
+
+    A quantised repository means none of them as it is: its weights are stored otherwise.
+    """
+    words, quantised = quantised_words(name_or_path.rstrip("/"))
+    if quantised:
+        return f"; {_quantised_hint(words, quantised)}"
     near = spelled_alike("-".join(words), MODELS)
     if near:
         return f"; did you mean {' or '.join(near)}?"
@@ -210,3 +229,14 @@ def _hint(name_or_path: str) -> str:
         if family:
             return f"; presets of that family: {', '.join(family)}; another goes in as the path of its config.json"
     return f"; presets: {', '.join(MODELS)}"
+
+
+def _quantised_hint(words: list[str], quantised: list[str]) -> str:
+    told = f"its name says {' '.join(quantised)}, and how that repository stores its weights is not known"
+    preset, formats = "-".join(words), {LIKELY[word] for word in quantised}
+    dtype = formats.pop()
+    if formats or not dtype:
+        return f"{told}, nor is that format simulated; give the path of its config.json"
+    if preset not in MODELS:
+        return f"{told}; give the path of its config.json"
+    return f"{told}; give the path of its config.json, or `model: {preset}` with `dtype: {dtype}` if it is that"

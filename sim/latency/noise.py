@@ -95,10 +95,20 @@ def noise_of(gpu: str | GpuConfig, latency: LatencyConfig, fitted: Fitted | None
     late = _default_client(gpu, latency, fitted)
     if client is not None:
         late = ClientNoise(client.share, round(client.mean_ms * 1e6))
-    return Noise(
-        client=late if late is not None and late.added_ns else None,
-        step=None if step is None else StepNoise(round(step.every_s * 1e9), round(step.for_s * 1e9), step.factor),
-    )
+    spells = _fitted_spells(fitted)
+    if step is not None:
+        spells = StepNoise(round(step.every_s * 1e9), round(step.for_s * 1e9), step.factor)
+    return Noise(client=late if late is not None and late.added_ns else None, step=spells)
+
+
+def _fitted_spells(fitted: Fitted | None) -> StepNoise | None:
+    """Spells as a fit has them: of a share of 0.1 and 0.5 s each, 4.5 s from the end of one to the next."""
+    values = {} if fitted is None else fitted.values
+    share = values.get("spell_share", 0.0)
+    if not share:
+        return None
+    length_s = values["spell_s"]
+    return StepNoise(round(length_s * (1.0 / share - 1.0) * 1e9), round(length_s * 1e9), values["spell_factor"])
 
 
 def _default_client(gpu: str | GpuConfig, latency: LatencyConfig, fitted: Fitted | None) -> ClientNoise | None:

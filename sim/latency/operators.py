@@ -8,13 +8,16 @@ square roots only, which IEEE 754 defines exactly, so that tables are the same o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.attention_kinds import GroupedAttention, LatentAttention, Matrix, Reach
 from sim.latency.experts import AG_RS, ALONE, ExpertGroup, dispatch_bytes
 from sim.latency.gpus import GpuSpec
+from sim.latency.layer_kinds import PLAIN, Experts, LayerKind, Mixer, Mlp
 from sim.latency.model_spec import ModelSpec
 from sim.latency.parallel import kv_heads_per_gpu, ring_all_reduce_s
 from sim.latency.precision import Precision
@@ -58,6 +61,8 @@ class Efficiency:
 
 ELEMENTWISE_OPERATORS = 5
 """Two norms, rotary, cache write, activation."""
+ONE_BLOCK_OPERATORS = 3
+"""Of a layer that only mixes or only computes: half of them, and one more."""
 LAYER_OPERATORS = ELEMENTWISE_OPERATORS + 5
 """And QKV, attention, output, gate and up, down."""
 QK_NORM_OPERATORS = 3
@@ -76,7 +81,22 @@ def launched_operators(model: ModelSpec, precision: Precision, tp: int) -> int:
     layer = LAYER_OPERATORS + (2 if tp > 1 else 0)
     layer += QK_NORM_OPERATORS if model.qk_norm else 0
     layer += QUANTISED_OPERATORS if precision.weights != precision.activations else 0
-    return model.num_layers * layer + model.num_moe_layers * MOE_OPERATORS
+    blocks = sum(count * kind.num_blocks for kind, count in model.kinds)
+    return blocks * layer // 2 + model.num_moe_layers * MOE_OPERATORS
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTime:
+    """Seconds that all layers' attention of one reach takes on one GPU."""
+
+    window: int | None
+    """Tokens that a query sees at most; None = all."""
+    context_s: float
+    """For each token of KV that decodes read."""
+    pair_s: float
+    """For each unit of ``prefill_attention_pairs`` (half a query-key pair)."""
+    chunk_context_s: float
+    """For each token of context that prefill chunks read."""
 
 
 def slower_of(compute_s: Floats, memory_s: Floats) -> Floats:
@@ -123,82 +143,100 @@ class Operators:
         seconds = slower_of(compute, traffic / self._bandwidth) + self.efficiency.kernel_s
         return np.where(tokens > 0, seconds, 0.0)
 
-    def _linear_s(self, tokens: Floats, outputs: float, inputs: float) -> Floats:
-        precision = self.precision
-        return self._gemm_s(tokens, outputs, inputs, weight_bytes=precision.linear_bytes, flops=precision.gemm_flops)
-
     @property
     def _bandwidth(self) -> float:
         return self.gpu.memory_bandwidth * self.efficiency.memory
 
-    @property
-    def kv_heads(self) -> int:
-        """KV heads on this GPU."""
-        return kv_heads_per_gpu(self.model.num_kv_heads, self.tp)
+    def matrices_s(self, tokens: Floats, kind: LayerKind, matrices: Sequence[Matrix]) -> Floats:
+        """GEMMs of a part of one layer, one after another, each in its own number format."""
+        total: Floats | None = None
+        for part, outputs, inputs in matrices:
+            seconds = self._gemm_s(
+                tokens,
+                outputs,
+                inputs,
+                weight_bytes=self.precision.bytes_of(kind, part),
+                flops=self.precision.flops_of(kind, part),
+            )
+            total = seconds if total is None else total + seconds
+        return np.zeros_like(tokens) if total is None else total
 
-    def attention_projections_s(self, tokens: Floats) -> Floats:
-        """QKV and output GEMMs of one layer."""
-        model = self.model
-        queries = model.q_size / self.tp
-        qkv = queries + 2 * self.kv_heads * model.head_size
-        return self._linear_s(tokens, qkv, model.hidden_size) + self._linear_s(tokens, model.hidden_size, queries)
+    def mixing_s(self, tokens: Floats, kind: LayerKind) -> Floats:
+        """GEMMs around the attention (or the state) of one layer: query, key and value, and output."""
+        mixer = kind.mixer
+        if mixer is None:
+            return np.zeros_like(tokens)
+        return self.matrices_s(tokens, kind, mixer.matrices(self.model.hidden_size, self.tp))
 
-    def mlp_s(self, tokens: Floats, intermediate_size: int) -> Floats:
-        """Gate-up and down GEMMs of one dense MLP (or of shared experts) of that width."""
-        width = intermediate_size / self.tp
-        ups = self.model.mlp_matrices - 1
-        return self._linear_s(tokens, ups * width, self.model.hidden_size) + self._linear_s(
-            tokens, self.model.hidden_size, width
-        )
+    def mlp_s(self, tokens: Floats, kind: LayerKind, mlp: Mlp, part: str | None = None) -> Floats:
+        """Gate-up and down GEMMs of one plain MLP; ``part``: whose format both have (``shared``)."""
+        matrices = mlp.matrices(self.model.hidden_size, self.tp)
+        if part is not None:
+            matrices = [matrix._replace(part=part) for matrix in matrices]
+        return self.matrices_s(tokens, kind, matrices)
 
-    def routed_s(self, tokens: Floats) -> Floats:
+    def routed_s(self, tokens: Floats, kind: LayerKind) -> Floats:
         """Routed experts of one layer (only those that some token chose are read) on one of the GPUs that hold them,
         for that many tokens of them all. Whole experts and shares of all of them are as much work while tokens choose
         evenly; an imbalance gives the busiest GPU more rows, not more experts."""
-        model, precision = self.model, self.precision
-        rows = tokens * model.experts_per_token
-        touched = distinct_experts(model.num_experts, model.experts_per_token, tokens)
-        per_gpu = model.expert_parameters / self.experts.num_gpus
+        precision, moe = self.precision, _experts(kind)
+        width = moe.latent_size or self.model.hidden_size
+        rows = tokens * moe.per_token
+        touched = distinct_experts(moe.num, moe.per_token, tokens)
+        per_gpu = moe.each(self.model.hidden_size) / self.experts.num_gpus
         busiest = rows * (self.experts.imbalance or 1.0)
-        compute = 2.0 * busiest * per_gpu / (precision.gemm_flops * self.efficiency.moe_gemm)
-        moved = busiest * 4 * model.hidden_size * precision.activation_bytes
-        traffic = touched * per_gpu * precision.linear_bytes + moved
+        compute = 2.0 * busiest * per_gpu / (precision.flops_of(kind, "experts") * self.efficiency.moe_gemm)
+        moved = busiest * 4 * width * precision.activation_bytes
+        traffic = touched * per_gpu * precision.bytes_of(kind, "experts") + moved
         return slower_of(compute, traffic / self._bandwidth)
 
-    def experts_s(self, tokens: Floats) -> Floats:
+    def experts_s(self, tokens: Floats, kind: LayerKind) -> Floats:
         """Router, routed experts and shared experts of one layer."""
-        return self.router_and_shared_s(tokens, self.routed_s(tokens))
+        return self.router_and_shared_s(tokens, kind, self.routed_s(tokens, kind))
 
-    def router_and_shared_s(self, tokens: Floats, seconds: Floats | float = 0.0) -> Floats:
-        """What of a layer's experts every rank computes for its own tokens, added to ``seconds``."""
-        model, precision = self.model, self.precision
+    def router_and_shared_s(self, tokens: Floats, kind: LayerKind, seconds: Floats | float = 0.0) -> Floats:
+        """The part of a layer's experts that every rank computes for its own tokens, added to ``seconds``."""
+        precision, moe, hidden = self.precision, _experts(kind), self.model.hidden_size
         router = self._gemm_s(
             tokens,
-            model.num_experts,
-            model.hidden_size,
+            moe.num,
+            hidden,
             weight_bytes=precision.head_bytes,
             flops=precision.plain_flops,
         )
         fixed = np.where(tokens > 0, (MOE_OPERATORS + 1) * self.efficiency.kernel_s, 0.0)
-        shared = (
-            self.mlp_s(tokens, model.shared_expert_intermediate_size)
-            if model.shared_expert_intermediate_size
-            else np.zeros_like(tokens)
-        )
-        return seconds + router + fixed + shared
+        shared = np.zeros_like(tokens)
+        if moe.shared_width:
+            shared = self.mlp_s(tokens, kind, Mlp(width=moe.shared_width, matrices_each=moe.matrices_each), "shared")
+        total = seconds + router + fixed + shared
+        if moe.latent_size:
+            into, out = Matrix("latent", moe.latent_size, hidden), Matrix("latent", hidden, moe.latent_size)
+            total = total + self.matrices_s(tokens, kind, (into, out))
+        return total
 
-    def elementwise_s(self, tokens: Floats, intermediate_size: float) -> Floats:
-        """Two norms with residual, rotary embedding, KV write, activation: bytes over bandwidth, plus their
+    def elementwise_s(self, tokens: Floats, kind: LayerKind) -> Floats:
+        """Norms with residual, rotary embedding, KV write, activation of one layer: bytes over bandwidth, plus their
         starts and attention's."""
-        model = self.model
-        rotary = 2 * (model.q_size / self.tp + self.kv_heads * model.head_size)
-        width = intermediate_size / self.tp
-        elements = 2 * 4 * model.hidden_size + rotary + model.mlp_matrices * width
-        kv = 2 * self.kv_heads * model.head_size
+        rotary, kv = self._turned_and_kept(kind.mixer)
+        width, matrices = _activated(kind)
+        elements = kind.num_blocks * 4 * self.model.hidden_size + rotary + matrices * (width / self.tp)
         traffic = tokens * ((elements + kv) * self.precision.activation_bytes + kv * self.precision.kv_bytes)
         seconds = traffic / (self.gpu.memory_bandwidth * self.efficiency.elementwise)
-        starts = ELEMENTWISE_OPERATORS * self.efficiency.kernel_s + self.efficiency.attention_s
+        kernels = ELEMENTWISE_OPERATORS if kind.num_blocks > 1 else ONE_BLOCK_OPERATORS
+        starts = kernels * self.efficiency.kernel_s
+        starts += 0.0 if kind.mixer is None else self.efficiency.attention_s * len(kind.mixer.reaches())
         return np.where(tokens > 0, seconds + starts, 0.0)
+
+    def _turned_and_kept(self, mixer: Mixer | None) -> tuple[float, float]:
+        """Elements of a token that small kernels read and write around attention: rotary embedding (or the convolution
+        before a state), and what is written to the KV cache."""
+        if isinstance(mixer, GroupedAttention):
+            kv_heads = kv_heads_per_gpu(mixer.num_kv_heads, self.tp)
+            kept = 0.0 if mixer.shares_kv else float(kv_heads * (mixer.head_size + mixer.v_size))
+            return 2 * (mixer.q_size / self.tp + kv_heads * mixer.head_size), kept
+        if isinstance(mixer, LatentAttention):
+            return 2 * (mixer.q_size / self.tp + mixer.latent_size), float(mixer.latent_size)
+        return (0.0 if mixer is None else 2.0 * mixer.conv_width / self.tp), 0.0
 
     def _collective_s(self, payload: Floats, passes: float, num_gpus: int) -> Floats:
         """``passes`` of (n - 1) / n of the payload over every link, and a latency."""
@@ -221,8 +259,10 @@ class Operators:
         """One step's time of what all ranks do together with ``tokens`` tokens of them all, padding included."""
         model, precision, count = self.model, self.precision, self.model.num_moe_layers
         combined = float(model.hidden_size * precision.activation_bytes)
+        moes = [(kind, layers) for kind, layers in model.alike("experts", "formats") if kind.experts is not None]
+        routed = sum((layers * self.routed_s(tokens, kind) for kind, layers in moes), np.zeros_like(tokens))
         return {
-            "experts": count * self.routed_s(tokens),
+            "experts": routed,
             "dispatch": count * self.exchange_s(tokens, dispatch_bytes(model, precision)),
             "combine": count * self.exchange_s(tokens, combined),
         }
@@ -250,16 +290,17 @@ class Operators:
         """All layers but attention over the KV cache, all-reduces included. Of ranks that step together
         (``LockstepCost``), only what each computes for itself."""
         model, group = self.model, self.experts
-        num_dense = model.num_layers - model.num_moe_layers
-        each = self.attention_projections_s(tokens) + 2.0 * self.all_reduce_s(tokens)
-        total = model.num_layers * each
-        if num_dense:
-            width = model.intermediate_size
-            total = total + num_dense * (self.mlp_s(tokens, width) + self.elementwise_s(tokens, width))
-        if model.num_moe_layers:
-            width = model.experts_per_token * model.moe_intermediate_size + model.shared_expert_intermediate_size
-            experts = self.router_and_shared_s if group.is_lockstep else self.experts_s
-            total = total + model.num_moe_layers * (experts(tokens) + self.elementwise_s(tokens, width))
+        total = np.zeros_like(tokens)
+        for kind, count in model.alike("mixer", "formats", "num_blocks"):
+            total = total + count * (self.mixing_s(tokens, kind) + float(kind.num_blocks) * self.all_reduce_s(tokens))
+        for kind, count in model.kinds:
+            seconds = self.elementwise_s(tokens, kind)
+            if kind.mlp is not None:
+                seconds = self.mlp_s(tokens, kind, kind.mlp) + seconds
+            if kind.experts is not None:
+                experts = self.router_and_shared_s if group.is_lockstep else self.experts_s
+                seconds = experts(tokens, kind) + seconds
+            total = total + count * seconds
         if group.is_sequence_parallel:  # outputs of experts come back whole, shared out over the GPUs
             swapped = self.hidden_gather_s(tokens) - self.all_reduce_s(tokens)
             total = total + model.num_moe_layers * swapped
@@ -297,28 +338,51 @@ class Operators:
             gather = logits * share / (self.gpu.link_bandwidth * self.efficiency.link) + self.link_latency_s
         return np.where(rows > 0, head + sampler + gather + self.efficiency.sampler_s, 0.0)
 
-    def decode_attention_s(self) -> float:
-        """All layers' attention per token of KV that decodes read."""
-        model = self.model
-        traffic = 2 * self.kv_heads * model.head_size * self.precision.kv_bytes
-        flops = 4 * model.q_size / self.tp
-        seconds = max(
-            traffic / (self.gpu.memory_bandwidth * self.efficiency.decode_attention),
-            flops / (self.precision.plain_flops * self.efficiency.prefill_attention),
-        )
-        return model.num_layers * seconds
+    def attention_times(self) -> tuple[AttentionTime, ...]:
+        """All layers' attention, by how far it looks back."""
+        found: dict[int | None, AttentionTime] = {}
+        for mixer, count in self.model.mixers:
+            for reach in mixer.reaches(self.tp):
+                each = self._attention_time(reach, count)
+                known = found.get(reach.window)
+                if known is not None:
+                    each = AttentionTime(
+                        reach.window,
+                        known.context_s + each.context_s,
+                        known.pair_s + each.pair_s,
+                        known.chunk_context_s + each.chunk_context_s,
+                    )
+                found[reach.window] = each
+        return tuple(found.values())
 
-    def prefill_pair_s(self) -> float:
-        """All layers' attention per unit of ``prefill_attention_pairs`` (half a query-key pair)."""
-        model = self.model
-        flops = 2 * model.q_size / self.tp
-        return model.num_layers * flops / (self.precision.plain_flops * self.efficiency.prefill_attention)
-
-    def prefill_context_s(self) -> float:
-        """All layers' KV traffic per token of context that prefill chunks read."""
-        traffic = 2 * self.kv_heads * self.model.head_size * self.precision.kv_bytes
-        return self.model.num_layers * traffic / (self.gpu.memory_bandwidth * self.efficiency.decode_attention)
+    def _attention_time(self, reach: Reach, count: int) -> AttentionTime:
+        """Of ``count`` layers that look back so far."""
+        traffic = reach.read * self.precision.kv_bytes if reach.read_bytes is None else reach.read_bytes
+        bandwidth = self.gpu.memory_bandwidth * self.efficiency.decode_attention
+        flops = self.precision.plain_flops * self.efficiency.prefill_attention
+        context = max(traffic / bandwidth, reach.decode_flops / flops)
+        chunk = 0.0 if reach.is_state else max(count * traffic / bandwidth, count * reach.context_flops / flops)
+        return AttentionTime(reach.window, count * context, count * (reach.prefill_flops / 2) / flops, chunk)
 
     def eager_floor_s(self) -> float:
         """What launching all layers' operators one by one takes at least."""
         return launched_operators(self.model, self.precision, self.tp) * self.efficiency.eager_operator_s
+
+
+def _experts(kind: LayerKind) -> Experts:
+    """The experts of a layer that is known to have some."""
+    if kind.experts is None:
+        raise ValueError("a layer without experts has no routed ones")
+    return kind.experts
+
+
+def _activated(kind: LayerKind) -> tuple[float, int]:
+    """Width of a layer's activations over all GPUs, and the matrices that go with it."""
+    width, matrices = 0, PLAIN
+    if kind.mlp is not None:
+        width, matrices = kind.mlp.width, kind.mlp.matrices_each
+    if kind.experts is not None:
+        moe = kind.experts
+        width += moe.per_token * moe.width + moe.shared_width
+        matrices = moe.matrices_each
+    return float(width), matrices

@@ -5,27 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.latency.formats import FLOATS, FORMATS, bytes_per_weight, rate
 from sim.latency.gpus import GpuSpec
+from sim.latency.layer_kinds import LayerKind
 from sim.latency.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-BYTES_PER_ELEMENT = {
-    "float32": 4.0,
-    "float16": 2.0,
-    "bfloat16": 2.0,
-    "fp8": 1.0,
-    "fp8_block": 1.0,
-    "int8": 1.0,
-    "int4": 0.5,
-}
-
-INT4_GROUP_BYTES = (2.0 + 0.5) / 128
-"""AWQ and GPTQ keep an FP16 scale and a 4-bit zero point per group of 128 weights."""
-FP8_BLOCK_BYTES = 4.0 / (128 * 128)
-"""A 32-bit scale per block of weights."""
-FLOATS = ("float32", "float16", "bfloat16")
+BYTES_PER_ELEMENT = {name: found.bits / 8 for name, found in FORMATS.items()}
+"""Of a weight alone, without scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +35,27 @@ class Precision:
     """Dense peak of one GPU for the layers' matrices."""
     plain_flops: float
     """Dense peak of one GPU for attention and the LM head, computed in the activations' type."""
+    gpu: GpuSpec
+    follows_checkpoint: bool = True
+    """Whether parts of layers that the checkpoint stores in another format keep it."""
     notes: tuple[str, ...] = ()
+
+    def format_of(self, kind: LayerKind, part: str) -> str:
+        """The format of one part of a layer's weights (``LayerKind.formats``)."""
+        if not self.follows_checkpoint or not kind.formats:
+            return self.weights
+        found = kind.format_of.get(part, self.weights)
+        return self.activations if found in FLOATS else found
+
+    def bytes_of(self, kind: LayerKind, part: str) -> float:
+        """Bytes per weight of that part, scales included."""
+        name = self.format_of(kind, part)
+        return self.linear_bytes if name == self.weights else bytes_per_weight(name)
+
+    def flops_of(self, kind: LayerKind, part: str) -> float:
+        """Dense peak of one GPU for that part."""
+        name = self.format_of(kind, part)
+        return self.gemm_flops if name == self.weights else rate(name, self.gpu) or self.plain_flops
 
 
 def parameter_bytes(num_parameters: int, dtype: str) -> float:
@@ -54,42 +63,49 @@ def parameter_bytes(num_parameters: int, dtype: str) -> float:
     return num_parameters * BYTES_PER_ELEMENT[dtype]
 
 
+def resolve_dtype(dtype: str, stored: str) -> str:
+    """The weights' format under ``engine.dtype`` of a checkpoint that is ``stored`` so; FP8 is as it has it."""
+    return stored if dtype == "auto" or (dtype == "fp8" and stored == "fp8_block") else dtype
+
+
 def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> Precision:
     """The number formats of ``model`` in ``engine`` on ``gpu``. A GPU without FP8 or INT8 multiplies in 16 bits
     and only reads less: the weights are widened on their way (as Marlin kernels do)."""
-    weights = model.dtype if engine.dtype == "auto" else engine.dtype
-    if weights == "fp8" and model.dtype == "fp8_block":
-        weights = model.dtype  # FP8 as the checkpoint has it
+    weights = resolve_dtype(engine.dtype, model.dtype)
     activations = weights if weights in FLOATS else "bfloat16"
-    kv = activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    asked = model.kv_dtype if weights == model.dtype and engine.kv_cache_dtype == "auto" else ""
+    kv = asked or (activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype)
     plain = gpu.fp32_flops if activations == "float32" else gpu.fp16_flops
-    native = {"fp8": gpu.fp8_flops, "fp8_block": gpu.fp8_flops, "int8": gpu.int8_flops}.get(weights)
+    native = rate(weights, gpu)
     notes = notes_on_checkpoint(engine.dtype, model)
-    if weights in ("fp8", "fp8_block", "int8") and native is None:
+    if asked:
+        notes.append(f"kv_cache_dtype auto: {asked}, as the checkpoint asks for")
+    if FORMATS[weights].arithmetic and native is None:
         notes.append(f"{gpu.name} has no {weights} arithmetic: {weights} weights are read small, computed in 16 bits")
     if weights == "float32":
         notes.append("float32 weights run without tensor cores (TF32 is off by default) and take twice the memory")
-    linear = BYTES_PER_ELEMENT[weights] + {"int4": INT4_GROUP_BYTES, "fp8_block": FP8_BLOCK_BYTES}.get(weights, 0.0)
     return Precision(
         weights=weights,
         activations=activations,
         kv=kv,
-        linear_bytes=linear,
+        linear_bytes=bytes_per_weight(weights),
         head_bytes=4 if activations == "float32" else 2,
         activation_bytes=4 if activations == "float32" else 2,
         kv_bytes=int(BYTES_PER_ELEMENT[kv]),
         gemm_flops=native or plain,
         plain_flops=plain,
+        gpu=gpu,
+        follows_checkpoint=weights == model.dtype,
         notes=tuple(notes),
     )
 
 
 def notes_on_checkpoint(dtype: str, model: ModelSpec) -> list[str]:
-    """Which format the model's config says, where ``auto`` follows it or another one is taken in its place."""
+    """Which format the checkpoint has, where ``auto`` follows it or another one is taken in its place."""
     if dtype == "auto":
         source = model.dtype_source
-        return [f"engine.dtype auto: {model.dtype} (the model's config: {source})"] if source else []
+        return [f"engine.dtype auto: {model.dtype} (by {source})"] if source else []
     if model.dtype not in FLOATS and dtype != model.dtype and not (dtype == "fp8" and model.dtype == "fp8_block"):
-        told = f"the model's config says {model.dtype} ({model.dtype_source})"
+        told = f"the checkpoint is in {model.dtype} (by {model.dtype_source})"
         return [f"{told}; engine.dtype {dtype} is taken, auto would follow it"]
     return []

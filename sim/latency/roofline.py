@@ -17,7 +17,7 @@ from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
 from sim.latency.sliding_window import within
-from sim.latency.tables import Rate, Table, TabulatedCost
+from sim.latency.tables import AttentionRates, Rate, Table, TabulatedCost
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
@@ -87,14 +87,19 @@ class RooflineCost(TabulatedCost):
                 least_ns=1,
             ),
             sampled=Table(self._rows_s, engine.max_num_seqs, least_ns=0),
-            decode_context=Rate(ops.decode_attention_s() / pp * attention_ns),
-            prefill_pairs=Rate(ops.prefill_pair_s() / pp * attention_ns),
-            prefill_context=Rate(ops.prefill_context_s() / pp * attention_ns),
+            attention=[
+                AttentionRates(
+                    each.window,
+                    Rate(each.context_s / pp * attention_ns),
+                    Rate(each.pair_s / pp * attention_ns),
+                    Rate(each.chunk_context_s / pp * attention_ns),
+                )
+                for each in ops.attention_times()
+            ],
             swap=Rate(ns / (gpu.pcie_bandwidth * self.efficiency.link * tp * pp)),
             pipeline_stages=pp,
             host_step_ns=host_step_ns,
             host_request_ns=host_request_ns,
-            sliding_window=model.sliding_window,
         )
 
     def _tokens_s(self, tokens: Floats) -> Floats:
@@ -124,19 +129,19 @@ class RooflineCost(TabulatedCost):
 
     def breakdown(self, shape: StepShape) -> dict[str, float]:
         """Seconds of one stage by term; their sum is ``gpu_ns`` up to rounding."""
-        if self.model.sliding_window is not None:
-            shape = within(shape, self.model.sliding_window)
         ops = self.operators
         tokens, rows = np.array([float(shape.num_tokens)]), np.array([float(shape.num_sampled)])
-        collectives = 2.0 * self.model.num_layers * ops.all_reduce_s(tokens)
-        attention = max(
-            shape.prefill_attention_pairs * ops.prefill_pair_s(),
-            shape.prefill_context_tokens * ops.prefill_context_s(),
-        )
-        decode_attention = max(
-            shape.decode_context_tokens * ops.decode_attention_s(),
-            2 * shape.verify_attention_pairs * ops.prefill_pair_s(),
-        )
+        blocks = sum(count * kind.num_blocks for kind, count in self.model.kinds)
+        collectives = float(blocks) * ops.all_reduce_s(tokens)
+        attention = decode_attention = 0.0
+        for each in ops.attention_times():
+            seen = shape if each.window is None else within(shape, each.window)
+            attention += max(
+                seen.prefill_attention_pairs * each.pair_s, seen.prefill_context_tokens * each.chunk_context_s
+            )
+            decode_attention += max(
+                seen.decode_context_tokens * each.context_s, 2 * seen.verify_attention_pairs * each.pair_s
+            )
         terms = {
             "layers": float((self._tokens_s(tokens) - collectives / ops.pp - ops.send_receive_s(tokens))[0]),
             "all_reduce": float(collectives[0]) / ops.pp,

@@ -7,8 +7,9 @@ costs like this gets the fast arithmetic from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import frexp, ldexp
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,59 @@ class Table:
         return known
 
 
+class AttentionRates(NamedTuple):
+    """What attention takes whose queries see ``window`` tokens at most (None = all), in all layers that have it."""
+
+    window: int | None
+    context: Rate
+    """For each token of KV that decodes read."""
+    pairs: Rate
+    """For each unit of ``prefill_attention_pairs``."""
+    chunk_context: Rate
+    """For each token of context that prefill chunks read."""
+
+    def step_ns(
+        self,
+        num_prefills: int,
+        num_prefill_tokens: int,
+        prefill_context_tokens: int,
+        prefill_attention_pairs: int,
+        num_decodes: int,
+        decode_context_tokens: int,
+        num_draft_tokens: int,
+        verify_attention_pairs: int,
+    ) -> int:
+        """Of one step."""
+        window = self.window
+        if window is not None:  # as ``sliding_window.within``
+            prefill_attention_pairs = min(prefill_attention_pairs, 2 * num_prefill_tokens * window)
+            prefill_context_tokens = min(prefill_context_tokens, num_prefill_tokens + num_prefills * window)
+            decode_context_tokens = min(decode_context_tokens, num_decodes * window)
+            verify_attention_pairs = min(verify_attention_pairs, (num_decodes + num_draft_tokens) * window)
+        ns = self.context.ns(decode_context_tokens)
+        if verify_attention_pairs:
+            # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
+            ns = max(ns, self.pairs.ns(2 * verify_attention_pairs))
+        if num_prefill_tokens:
+            ns += max(self.pairs.ns(prefill_attention_pairs), self.chunk_context.ns(prefill_context_tokens))
+        return ns
+
+    def run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
+        """Of ``num_steps`` pure decode steps in a row: the same integers."""
+        last = decode_context_tokens + num_steps * num_decodes
+        if self.window is not None and last > (most := num_decodes * self.window):
+            seen = decode_context_tokens + np.arange(num_steps, dtype=np.int64) * num_decodes
+            return self.context.many_ns(np.minimum(seen, most))
+        if last * self.context.multiplier > _LARGEST:
+            context = range(decode_context_tokens, last, num_decodes) if num_decodes else [last] * num_steps
+            return np.array([self.context.ns(tokens) for tokens in context], dtype=np.int64)
+        steps = _STEPS[:num_steps] if num_steps <= len(_STEPS) else np.arange(num_steps, dtype=np.int64)
+        run = steps * (num_decodes * self.context.multiplier)
+        run += decode_context_tokens * self.context.multiplier
+        run >>= self.context.shift
+        return run
+
+
 _STEPS = np.arange(4096, dtype=np.int64)
 
 
@@ -90,16 +144,13 @@ class TabulatedCost:
         *,
         tokens: Table,
         sampled: Table,
-        decode_context: Rate,
-        prefill_pairs: Rate,
-        prefill_context: Rate,
+        attention: Sequence[AttentionRates],
         swap: Rate,
         pipeline_stages: int,
         host_step_ns: int,
         host_request_ns: int,
-        sliding_window: int | None = None,
     ) -> None:
-        """``sliding_window``: tokens that a query sees at most; None = all."""
+        """``attention``: one for each reach that the layers have."""
         self.pipeline_stages = pipeline_stages
         self.host_step_ns = host_step_ns
         self.host_request_ns = host_request_ns
@@ -107,13 +158,16 @@ class TabulatedCost:
         self._sampled = sampled
         self._tokens_ns = tokens.values
         self._sampled_ns = sampled.values
-        self._decode_context = decode_context
-        self._decode_multiplier = decode_context.multiplier
-        self._decode_shift = decode_context.shift
-        self._prefill_pairs = prefill_pairs
-        self._prefill_context = prefill_context
+        first, *more = attention
+        self._first = first
+        self._more = tuple(more)
+        """Attention of other layers, and of those that look back twice."""
+        self._decode_multiplier = first.context.multiplier
+        self._decode_shift = first.context.shift
+        self._prefill_pairs = first.pairs
+        self._prefill_context = first.chunk_context
         self._swap = swap
-        self._window = sliding_window
+        self._window = first.window
 
     def tokens_ns(self, tokens: int) -> int:
         """One stage's time that depends on the number of tokens alone, as it is charged."""
@@ -134,6 +188,18 @@ class TabulatedCost:
     ) -> int:
         """``gpu_ns`` from the counts of a ``StepShape``."""
         num_tokens = num_prefill_tokens + num_decodes + num_draft_tokens
+        others = 0
+        for attention in self._more:
+            others += attention.step_ns(
+                num_prefills,
+                num_prefill_tokens,
+                prefill_context_tokens,
+                prefill_attention_pairs,
+                num_decodes,
+                decode_context_tokens,
+                num_draft_tokens,
+                verify_attention_pairs,
+            )
         window = self._window
         if window is not None:  # as ``sliding_window.within``
             prefill_attention_pairs = min(prefill_attention_pairs, 2 * num_prefill_tokens * window)
@@ -141,9 +207,9 @@ class TabulatedCost:
             decode_context_tokens = min(decode_context_tokens, num_decodes * window)
             verify_attention_pairs = min(verify_attention_pairs, (num_decodes + num_draft_tokens) * window)
         try:
-            ns = self._tokens_ns[num_tokens] + self._sampled_ns[num_sampled]
+            ns = others + self._tokens_ns[num_tokens] + self._sampled_ns[num_sampled]
         except IndexError:
-            ns = self._tokens.ns(num_tokens) + self._sampled.ns(num_sampled)
+            ns = others + self._tokens.ns(num_tokens) + self._sampled.ns(num_sampled)
         decode_ns = decode_context_tokens * self._decode_multiplier >> self._decode_shift
         if verify_attention_pairs:
             # The KV is read once for all queries of a request, unless there are so many that arithmetic takes longer.
@@ -174,21 +240,10 @@ class TabulatedCost:
 
     def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> npt.NDArray[np.int64]:
         """``gpu_ns`` of ``num_steps`` pure decode steps in a row, element by element the same integers."""
-        fixed = self._tokens.ns(num_decodes) + self._sampled.ns(num_decodes)
-        last = decode_context_tokens + num_steps * num_decodes
-        if self._window is not None and last > (most := num_decodes * self._window):
-            seen = decode_context_tokens + np.arange(num_steps, dtype=np.int64) * num_decodes
-            return fixed + self._decode_context.many_ns(np.minimum(seen, most))
-        if last * self._decode_multiplier > _LARGEST:
-            rate = self._decode_context
-            context = range(decode_context_tokens, last, num_decodes) if num_decodes else [last] * num_steps
-            return np.array([fixed + rate.ns(tokens) for tokens in context], dtype=np.int64)
-        steps = _STEPS[:num_steps] if num_steps <= len(_STEPS) else np.arange(num_steps, dtype=np.int64)
-        run = steps * (num_decodes * self._decode_multiplier)
-        run += decode_context_tokens * self._decode_multiplier
-        run >>= self._decode_shift
-        run += fixed
-        return run
+        run = self._first.run_ns(num_decodes, decode_context_tokens, num_steps)
+        for attention in self._more:
+            run = run + attention.run_ns(num_decodes, decode_context_tokens, num_steps)
+        return run + (self._tokens.ns(num_decodes) + self._sampled.ns(num_decodes))
 
     def host_ns(self, shape: StepShape) -> int:
         """Host time of this step: a fixed part and a part per scheduled request."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.attention_kinds import Reach
 from sim.latency.experts import ExpertGroup
 from sim.latency.gpus import GpuSpec
+from sim.latency.memory_weights import weight_parts
 from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import distinct_experts
-from sim.latency.parallel import kv_heads_per_gpu
 from sim.latency.precision import resolve_precision
 from sim.latency.sliding_window import decode_context_within, prefill_within
 
@@ -33,25 +34,43 @@ class WorkModel:
     def __init__(self, model: ModelSpec, gpu: GpuSpec, engine: EngineConfig) -> None:
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.model = model
-        self.precision = resolve_precision(engine, gpu, model)
+        self.precision = precision = resolve_precision(engine, gpu, model)
         self.peak_flops = tp * pp * self.precision.gemm_flops
         """Dense FLOP/s at the weights' number format."""
         self.peak_bandwidth = tp * pp * gpu.memory_bandwidth
-        kv_heads = tp * kv_heads_per_gpu(model.num_kv_heads, tp)
         self._dp = ExpertGroup.of(engine, model).dp
         """Ranks that share the experts: each is charged its part of what the group reads of them."""
-        self.kv_bytes_per_token = 2 * model.num_layers * kv_heads * model.head_size * self.precision.kv_bytes
+        self._reaches = _reaches(model, tp, precision.kv_bytes)
+        self.kv_bytes_per_token = sum(
+            count * tp * (mixer.kept_bytes(tp, precision.kv_bytes) + mixer.index_bytes(precision.kv_bytes))
+            for mixer, count in model.mixers
+        )
         """Of all GPUs, replicated heads counted as often as they are stored."""
+        fixed, self._experts = 0.0, list[tuple[int, int, float]]()
+        for kind, count in model.kinds:
+            for part, size, _ in weight_parts(kind, model.hidden_size, 1, 1):
+                if part == "experts" and kind.experts is not None:
+                    moe = kind.experts
+                    each = size / moe.num * precision.bytes_of(kind, part)
+                    self._experts.append((moe.num, moe.per_token, count * each))
+                else:
+                    fixed += count * size * precision.bytes_of(kind, part)
+        self._fixed_bytes = fixed
+        """Weights of all layers but their routed experts."""
 
     def flops(self, columns: Columns) -> Floats:
         """Useful FLOPs of each row (a multiply-add counts two): matrices that each token passes, attention, LM head."""
         model = self.model
-        columns = prefill_within(columns, model.sliding_window)
-        steps, tokens, decode_context = _totals(columns, model.sliding_window)
-        decode_pairs = columns.get("verify_attention_pairs", decode_context)
+        steps = _steps(columns)
+        tokens = tokens_per_step(columns).astype(np.float64) * steps
         matrices = 2.0 * model.active_linear_parameters * tokens
-        pair = 4.0 * model.num_layers * model.q_size
-        attention = pair * (decode_pairs + 0.5 * columns["prefill_attention_pairs"] * steps)
+        attention = np.zeros_like(tokens)
+        for reach in self._reaches:
+            seen = prefill_within(columns, reach.window)
+            decode_context = decode_context_within(seen, steps, reach.window).astype(np.float64)
+            decode_pairs = seen.get("verify_attention_pairs", decode_context)
+            attention += reach.decode_flops * decode_pairs
+            attention += reach.prefill_flops * (0.5 * seen["prefill_attention_pairs"] * steps)
         head = 2.0 * model.vocab_size * model.hidden_size * columns["num_sampled"] * steps
         result: Floats = matrices + attention + head
         return result
@@ -60,28 +79,39 @@ class WorkModel:
         """Bytes from and to GPU memory of each row: weights once a step (only experts that some token chose),
         KV read and written. Activations, mostly kept in cache, are left out."""
         model, precision = self.model, self.precision
-        columns = prefill_within(columns, model.sliding_window)
-        steps, tokens, decode_context = _totals(columns, model.sliding_window)
-        per_step = tokens / np.maximum(steps, 1.0)
+        steps = _steps(columns)
+        per_step = tokens_per_step(columns).astype(np.float64)
         busy = np.where(per_step > 0, steps, 0.0)
-        fixed = model.linear_parameters - model.num_moe_layers * model.num_experts * model.expert_parameters
-        weights = busy * fixed
-        if model.num_experts:
-            touched = self._touched(columns.get("group_tokens", per_step).astype(np.float64))
-            weights = weights + steps * model.num_moe_layers * model.expert_parameters * touched
+        weights = busy * self._fixed_bytes
+        if self._experts:
+            weights = weights + steps * self._expert_bytes(columns.get("group_tokens", per_step).astype(np.float64))
         head = np.where(columns["num_sampled"] > 0, steps, 0.0) * model.vocab_size * model.hidden_size
-        kv = decode_context + columns["prefill_context_tokens"] * steps + tokens
-        result: Floats = weights * precision.linear_bytes + head * precision.head_bytes + kv * self.kv_bytes_per_token
+        kv = per_step * steps * self.kv_bytes_per_token
+        for reach in self._reaches:
+            seen = prefill_within(columns, reach.window)
+            decode_context = decode_context_within(seen, steps, reach.window)
+            chunks = 0 if reach.is_state else seen["prefill_context_tokens"] * steps
+            kv = kv + (decode_context + chunks) * reach.read
+        result: Floats = weights + head * precision.head_bytes + kv
         return result
 
-    def _touched(self, tokens: Floats) -> Floats:
-        """Experts of a layer that one rank's GPUs read in a step of so many tokens, of all ranks together."""
-        return distinct_experts(self.model.num_experts, self.model.experts_per_token, tokens) / self._dp
+    def _expert_bytes(self, tokens: Floats) -> Floats:
+        """Weights of the experts that one rank's GPUs read in a step of so many tokens, of all ranks together."""
+        total = np.zeros_like(tokens)
+        for num, per_token, each in self._experts:
+            total += each * distinct_experts(num, per_token, tokens) / self._dp
+        return total
 
     def total_flops(self, columns: Columns) -> float:
         """FLOPs of all rows, from exact integer sums: the same however steps are grouped into rows."""
-        window = self.model.sliding_window
-        return float(self.flops(_summed(prefill_within(columns, window), window))[0])
+        total = 2.0 * self.model.active_linear_parameters * int((tokens_per_step(columns) * _steps(columns)).sum())
+        for reach in self._reaches:
+            seen = _summed(prefill_within(columns, reach.window), reach.window)
+            pairs = seen.get("verify_attention_pairs", seen["decode_context_tokens"])
+            total += reach.decode_flops * int(pairs[0])
+            total += reach.prefill_flops * (0.5 * int(seen["prefill_attention_pairs"][0]))
+        rows = int((columns["num_sampled"] * _steps(columns)).sum())
+        return total + 2.0 * self.model.vocab_size * self.model.hidden_size * rows
 
     def total_bytes(self, columns: Columns) -> float:
         """Bytes of all rows, from exact integer sums: the same however steps are grouped into rows.
@@ -92,9 +122,8 @@ class WorkModel:
         model, precision = self.model, self.precision
         per_step = tokens_per_step(columns)
         steps_of_rows = _steps(columns)
-        experts = model.num_moe_layers * model.num_experts * model.expert_parameters
-        weights = float(steps_of_rows[per_step > 0].sum()) * (model.linear_parameters - experts)
-        if model.num_experts:
+        weights = float(steps_of_rows[per_step > 0].sum()) * self._fixed_bytes
+        if self._experts:
             if "group_tokens" in columns:
                 sizes, steps_of_size = np.unique(columns["group_tokens"], return_counts=True)
             else:
@@ -102,27 +131,38 @@ class WorkModel:
                 steps_of_size = np.zeros(len(sizes), dtype=np.int64)
                 np.add.at(steps_of_size, place, steps_of_rows)
             for size, steps in zip(sizes.tolist(), steps_of_size.tolist(), strict=True):
-                touched = self._touched(np.array([float(size)]))
-                weights += steps * model.num_moe_layers * model.expert_parameters * float(touched[0])
+                weights += steps * float(self._expert_bytes(np.array([float(size)]))[0])
         heads = int(steps_of_rows[columns["num_sampled"] > 0].sum()) * model.vocab_size * model.hidden_size
-        window = model.sliding_window
-        summed = _summed(prefill_within(columns, window), window)
-        kv = int((summed["decode_context_tokens"] + summed["prefill_context_tokens"])[0]) + int(
-            tokens_per_step(summed)[0]
-        )
-        return weights * precision.linear_bytes + heads * precision.head_bytes + kv * self.kv_bytes_per_token
+        kv = int((per_step * steps_of_rows).sum()) * float(self.kv_bytes_per_token)
+        for reach in self._reaches:
+            seen = _summed(prefill_within(columns, reach.window), reach.window)
+            chunks = 0 if reach.is_state else int(seen["prefill_context_tokens"][0])
+            kv += (int(seen["decode_context_tokens"][0]) + chunks) * reach.read
+        return weights + heads * precision.head_bytes + kv
 
     def is_compute_bound(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """Rows whose steps' matrix products take longer for arithmetic than for reading weights, at peak rates."""
-        model = self.model
         tokens = tokens_per_step(columns).astype(np.float64)
-        weights = np.full_like(tokens, model.linear_parameters)
-        if model.num_experts:
-            touched = self._touched(columns.get("group_tokens", tokens).astype(np.float64))
-            weights += model.num_moe_layers * model.expert_parameters * (touched - model.num_experts)
-        compute_s = 2.0 * model.active_linear_parameters * tokens / self.peak_flops
-        result: npt.NDArray[np.bool_] = compute_s > weights * self.precision.linear_bytes / self.peak_bandwidth
+        weights = self._fixed_bytes + self._expert_bytes(columns.get("group_tokens", tokens).astype(np.float64))
+        compute_s = 2.0 * self.model.active_linear_parameters * tokens / self.peak_flops
+        result: npt.NDArray[np.bool_] = compute_s > weights / self.peak_bandwidth
         return result
+
+
+def _reaches(model: ModelSpec, tp: int, kv_bytes: int) -> list[Reach]:
+    """All layers' attention on all GPUs, by how far it looks back; ``read`` in bytes."""
+    found: dict[tuple[int | None, bool], Reach] = {}
+    for mixer, count in model.mixers:
+        for each in mixer.reaches(tp):
+            read = each.read * kv_bytes if each.read_bytes is None else each.read_bytes
+            key, gpus = (each.window, each.is_state), count * tp
+            known = found.get(key, Reach(each.window, 0.0, 0.0, 0.0, is_state=each.is_state))
+            found[key] = known._replace(
+                read=known.read + gpus * read,
+                decode_flops=known.decode_flops + gpus * each.decode_flops,
+                prefill_flops=known.prefill_flops + gpus * each.prefill_flops,
+            )
+    return list(found.values())
 
 
 def tokens_per_step(columns: Columns) -> npt.NDArray[np.int64]:
@@ -150,11 +190,3 @@ def _summed(columns: Columns, window: int | None) -> dict[str, npt.NDArray[np.in
     sums = {name: int((columns[name] * steps).sum()) for name in (*per_step, *drafts, *prefills)}
     sums["decode_context_tokens"] = int(decode_context_within(columns, steps, window).sum())
     return {name: np.array([value], dtype=np.int64) for name, value in sums.items()}
-
-
-def _totals(columns: Columns, window: int | None) -> tuple[Floats, Floats, Floats]:
-    """(steps, tokens of all steps, decode context of all steps) of each row."""
-    steps = _steps(columns)
-    tokens = tokens_per_step(columns).astype(np.float64) * steps
-    context = decode_context_within(columns, steps, window)
-    return steps.astype(np.float64), tokens, context.astype(np.float64)

@@ -64,9 +64,10 @@ def vllm_args_command(
 @click.option("--model", metavar="NAME", help="A preset or a config.json instead of the command's model.")
 @json_option
 def import_args_command(command: str, gpu: str, model: str | None, as_json: bool) -> int:
-    """Print the scenario of a `vllm serve` command line.
+    """Print the scenario of a command line that starts vLLM's server.
 
-    What it leaves out of the command is in the scenario's first lines, and said.
+    `vllm serve`, `python -m vllm.entrypoints.openai.api_server` or `docker run
+    ... vllm/vllm-openai`. What it leaves out of the command is in the scenario's first lines, and said.
     """
     import json
 
@@ -418,7 +419,8 @@ def _interrupted(received: signal.Signals) -> int:
 def validate_command(measured: str, scenario: str, overrides: tuple[str, ...], out: str | None, as_json: bool) -> int:
     """Simulate the requests of a measured run; print predicted against measured.
 
-    MEASURED is a record of `simrun observe`, or a result of `vllm bench serve --save-result --save-detailed`.
+    MEASURED is a record of `simrun observe`, a result of `vllm bench serve --save-result --save-detailed`, or what
+    SGLang's bench_serving, guidellm, inference-perf or AIPerf wrote of each request (docs/traces.md).
     """
     from sim.live.comparison_tables import validation_text
     from sim.live.measured import read_measured

@@ -1,4 +1,4 @@
-"""The scenario of a ``vllm serve`` command line: ``sim.live.vllm_args`` the other way round.
+"""The scenario of a command line that starts vLLM's server: ``sim.live.vllm_args`` the other way round.
 
 A command line says how the engine is set up. It names no GPU (an option does) and no traffic: the scenario gets a
 placeholder. What the command leaves out is left out of the scenario too: both sides then take the same by default. What
@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import InputError
-from sim.live.vllm_args import PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+from sim.errors import InputError, Problem
+from sim.latency.hub_names import quantised_preset_of
+from sim.live.server_command import read_server_command
+from sim.live.vllm_args import LORA_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+from sim.scenario.vllm_version import DEFAULT_VERSION, version_problem
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
@@ -32,8 +35,6 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "-q": "--quantization",
     }
 )
-MEMORY_SHARE = 0.92
-"""vLLM 0.32.0's default of ``gpu_memory_utilization`` (``vllm/config/cache.py``); a scenario's is 0.9."""
 NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)", re.ASCII)
 COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
 VALUELESS = frozenset(
@@ -45,6 +46,7 @@ VALUELESS = frozenset(
         *(
             "--disable-uvicorn-access-log",
             "--enable-lora",
+            "--no-enable-lora",
             "--enable-sleep-mode",
             "--headless",
             "--language-model-only",
@@ -76,8 +78,25 @@ DTYPES: Mapping[str, str] = MappingProxyType(
     {"half": "float16", "float": "float32", **{each: each for each in ("auto", "float16", "bfloat16", "float32")}}
 )
 QUANTIZATION: Mapping[str, str] = MappingProxyType(
-    {"fp8": "fp8", "int8_per_channel_weight_only": "int8", "awq": "int4", "awq_marlin": "int4", "gptq": "int4"}
+    {
+        "fp8": "fp8",
+        "int8_per_channel_weight_only": "int8",
+        "awq": "int4",
+        "awq_marlin": "int4",
+        "gptq": "int4",
+        "gptq_marlin": "int4",
+    }
 )
+VALUED = (
+    *PLAIN_VALUES.values(),
+    *LORA_VALUES.values(),
+    *("--dtype", "--quantization", "--kv-cache-dtype", "--scheduling-policy", "--scheduler-cls"),
+    *("--speculative-config", COMPILATION, f"--{CAPTURE}"),
+)
+"""Flags that are read and say nothing without a value."""
+MOE_BACKENDS: Mapping[str, str] = MappingProxyType({each: each for each in ("auto", "triton", "flashinfer_cutlass")})
+OF_CHECKPOINTS = frozenset({"compressed-tensors", "fp8", "fbgemm_fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"})
+"""Values of ``--quantization`` that name what a repository is stored in anyway."""
 PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
     {
         "requests": 1000,
@@ -88,13 +107,13 @@ PLACEHOLDER: Mapping[str, Any] = MappingProxyType(
 )
 FITTED_LENGTHS = ("auto", "-1")
 """Values of ``--max-model-len`` that have vLLM take the longest which fits the memory that it finds."""
-TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype")
+TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype", "gpu_memory_utilization")
 """Settings that many command lines leave to vLLM, and that decide much."""
 
 
 @dataclass(slots=True)
 class Imported:
-    """A scenario, and what of the command line is not in it."""
+    """A scenario, and the parts of the command line that are not in it."""
 
     engine: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -109,7 +128,9 @@ class Imported:
     def comments(self, engine: EngineConfig) -> list[str]:
         """What a reader has to know of it; ``engine`` is what it comes to, defaults filled in."""
         lines = ["the workload is a placeholder: a command line says nothing of the traffic"]
-        if absent := [f"{key} {getattr(engine, key)}" for key in TOLD_DEFAULTS if key not in self.engine]:
+        without = {"gpu_memory_utilization"} if engine.kv_cache_memory_bytes is not None else set[str]()
+        told = self.engine.keys() | without
+        if absent := [f"{key} {getattr(engine, key)}" for key in TOLD_DEFAULTS if key not in told]:
             lines.append(f"not in the command line, so that vLLM's defaults count: {', '.join(absent)}")
         lines += [f"left out: {each}" for each in self.left_out]
         if self.no_matter:
@@ -118,26 +139,29 @@ class Imported:
 
 
 def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
-    """Read a ``vllm serve`` command line. ``model`` takes the place of the one that it names.
+    """Read a command line that starts vLLM's server (``read_server_command``). ``model`` takes the place of the one
+    that it names.
 
     Raises InputError for text that is no such command line.
     """
-    environment, words = _words(text)
+    command = read_server_command(text)
     found = Imported()
-    flags = dict(_flags(words, found))
+    flags = dict(_flags(command.words, found))
     named = model or flags.pop("--model", None)
     flags.pop("--model", None)
     if not isinstance(named, str) or not named:
         raise InputError("import-args: the command names no model; write `vllm serve MODEL ...`, or give --model")
+    if empty := [flag for flag in VALUED if flag in flags and not flags[flag]]:
+        raise InputError([Problem(f"import-args: {flag} is without a value") for flag in empty])
     found.engine = {"model": named, "gpu": gpu}
+    if command.image is not None:
+        _take_version(command.image, found)
     _take_settings(flags, found)
     _take_dtypes(flags, found)
-    _take_policy(flags, environment, found)
+    _take_policy(flags, command.environment, found)
     if (speculative := flags.pop("--speculative-config", None)) is not None:
         _take_speculative(str(speculative), found)
     _take_compilation(flags, found)
-    if not found.engine.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}:
-        found.engine["gpu_memory_utilization"] = MEMORY_SHARE
     for flag, value in flags.items():
         if flag in NO_MATTER:
             found.no_matter.append(flag)
@@ -146,28 +170,13 @@ def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
     return found
 
 
-def _words(text: str) -> tuple[dict[str, str], list[str]]:
-    """Variables before the command, and the words after ``vllm serve`` or the module's name."""
-    try:
-        words = shlex.split(re.sub(r"\\\r?\n", " ", text), comments=True)
-    except ValueError as error:
-        raise InputError(
-            f"import-args: not a command line: {str(error).lower()}; put it in quotes as a whole"
-        ) from None
-    environment: dict[str, str] = {}
-    while words and (words[0] in ("env", "export", "exec") or re.match(r"[A-Za-z_]\w*=", words[0])):
-        name, equals, value = words.pop(0).partition("=")
-        if equals:
-            environment[name] = value
-    for position, word in enumerate(words):
-        if word == "serve" and position and words[position - 1].rpartition("/")[2] == "vllm":
-            return environment, words[position + 1 :]
-        if word.startswith("vllm.entrypoints."):
-            return environment, words[position + 1 :]
-    raise InputError(
-        "import-args: no `vllm serve` in it, nor `-m vllm.entrypoints.openai.api_server`; give the command that starts "
-        "the server, in quotes"
-    )
+def _take_version(image: str, found: Imported) -> None:
+    """The version that an image's tag names: ``vllm/vllm-openai:v0.15.1``."""
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    if version_problem(tag) is None:
+        found.engine["vllm_version"] = tag.removeprefix("v")
+    else:
+        found.left_out.append(f"the image's version {tag or image!r}: vLLM {DEFAULT_VERSION} is simulated")
 
 
 def _flags(words: list[str], found: Imported) -> Iterator[tuple[str, str | None]]:
@@ -209,16 +218,14 @@ def _shown(flag: str, value: str | None) -> str:
 
 def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
     """The settings that both sides have under one name."""
-    for key, flag in PLAIN_VALUES.items():
+    for key, flag in {**PLAIN_VALUES, **LORA_VALUES}.items():
         if flag in flags:
             value = flags.pop(flag)
             if key == "max_model_len" and value in FITTED_LENGTHS:
                 found.left_out.append(_shown(flag, value))
                 continue
-            if value is None:
-                raise InputError(f"import-args: {flag} is without a value")
-            found.engine[key] = value if key == "all2all_backend" else _number(flag, value)
-    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling"}.items():
+            found.engine[key] = value if key == "all2all_backend" else _number(flag, value or "")
+    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling", "enable_lora": "enable-lora"}.items():
         for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
             if flag in flags:
                 given = flags.pop(flag)
@@ -236,9 +243,13 @@ def _number(flag: str, text: str) -> int | float:
 
 
 def _take_dtypes(flags: dict[str, str | None], found: Imported) -> None:
+    if quantised_preset_of(found.engine["model"]) is not None and flags.get("--quantization") in OF_CHECKPOINTS:
+        del flags["--quantization"]
+        found.no_matter.append("--quantization")  # the repository's own format, which its name says
     _take_named(flags, found, "--dtype", DTYPES, "dtype")
     _take_named(flags, found, "--quantization", QUANTIZATION, "dtype")
     _take_named(flags, found, "--kv-cache-dtype", KV_DTYPES, "kv_cache_dtype")
+    _take_named(flags, found, "--moe-backend", MOE_BACKENDS, "moe_backend")
 
 
 def _take_named(flags: dict[str, str | None], found: Imported, flag: str, known: Mapping[str, str], key: str) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from sim.live.client import Clock, Target, clock, request_body, send
 from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
-from sim.workload.table import NO_DEADLINE, NO_HINT, NO_PARENT, RequestTable
+from sim.workload.senders import Senders
+from sim.workload.table import NO_DEADLINE, NO_HINT, NO_LORA, NO_PARENT, RequestTable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -64,10 +65,11 @@ def plan(table: RequestTable) -> list[Observation]:
     columns: tuple[npt.NDArray[Any], ...] = (
         *(table.arrival_ns, own, table.input_tokens, table.output_tokens, table.priority, table.class_index),
         *(table.deadline_ns, table.expected_output_tokens),
+        table.session * 0 if table.lora is None else table.lora,
     )
     found = []
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    for row, (arrival, is_root, inputs, outputs, priority, class_index, deadline, hint) in enumerate(rows):
+    for row, (arrival, is_root, inputs, outputs, priority, class_index, deadline, hint, lora) in enumerate(rows):
         info = table.classes[class_index]
         found.append(
             Observation(
@@ -80,6 +82,7 @@ def plan(table: RequestTable) -> list[Observation]:
                 class_name=info.name,
                 tenant=info.tenant,
                 tier=info.tier,
+                lora=None if lora == NO_LORA else table.loras[lora - 1],
                 deadline_ns=None if deadline == NO_DEADLINE else deadline,
                 expected_output_tokens=None if hint == NO_HINT else hint,
                 segments=segments[row],
@@ -136,7 +139,7 @@ async def replay(
 
 
 class _Run:
-    """One replay: who is to be sent when, who is under way, who has ended."""
+    """One replay: which requests are to be sent when, are under way, have ended."""
 
     def __init__(
         self,
@@ -149,10 +152,11 @@ class _Run:
         self.outcome = Outcome()
         self._session, self._target, self._record, self._progress = session, target, record, progress
         self._rows = plan(table)
-        self._child_of = {parent: row for row, parent in enumerate(table.parent.tolist()) if parent != NO_PARENT}
+        self._children = table.children()
         concurrency = table.closed_loop_concurrency
         self._next_released = len(table) if concurrency is None else min(concurrency, len(table))
         self._until_ns = table.release_until_ns
+        self._senders = None if table.sender is None else Senders(table.sender, table.sender_caps)
         roots = [row for row in self._rows[: self._next_released] if table.parent[row.row] == NO_PARENT]
         self._queue = sorted(roots, key=lambda seen: (seen.due_ns, seen.row))
         self._bodies: dict[int, bytes] = {}
@@ -203,9 +207,11 @@ class _Run:
             await asyncio.sleep(left_ns / 1e9)
 
     def _start(self, seen: Observation, due_ns: int) -> None:
+        """Send a request, now or when its sender has a seat for it, which is when it is due then."""
         self._check()
         seen.due_ns = due_ns
-        self._spawn(self._one(seen))
+        if self._senders is None or self._senders.take_seat(seen.row, due_ns):
+            self._spawn(self._one(seen))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -236,8 +242,8 @@ class _Run:
         self._release(seen)
 
     def _release(self, ended: Observation) -> None:
-        """Start those that waited for the end of this one."""
-        rows = [self._child_of[ended.row]] if ended.row in self._child_of else []
+        """Start those that waited for the end of this one, or for its seat."""
+        rows = [*self._children.get(ended.row, ())]
         if self._next_released < len(self._rows):
             rows.append(self._next_released)
             self._next_released += 1
@@ -246,6 +252,12 @@ class _Run:
             due_ns = self._now() + seen.due_ns
             if self._until_ns is None or due_ns < self._until_ns:
                 self._spawn(self._later(seen, due_ns))
+        if self._senders is not None and self._senders.has_cap(ended.row):
+            now_ns = self._now()
+            following = self._senders.give_seat_back(ended.row, now_ns)
+            if following is not None:
+                self._rows[following].due_ns = now_ns
+                self._spawn(self._one(self._rows[following]))
 
     async def _later(self, seen: Observation, due_ns: int) -> None:
         while (left_ns := due_ns - self._now()) > 0:

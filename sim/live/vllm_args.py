@@ -17,12 +17,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError, Problem
-from sim.latency.hub_names import REPOSITORIES, preset_of
+from sim.latency.hub_names import REPOSITORIES, preset_of, quantised_preset_of
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
-    from sim.scenario.schema import NamedSpec
+    from sim.scenario.schema import EngineSection, NamedSpec
 
 SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
 """What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
@@ -56,8 +56,13 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Settings that are ``--NAME`` or ``--no-NAME``."""
+LORA_VALUES: Mapping[str, str] = MappingProxyType(
+    {"max_loras": "--max-loras", "max_lora_rank": "--max-lora-rank", "max_cpu_loras": "--max-cpu-loras"}
+)
+"""Settings beside ``--enable-lora``."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
+    | {"moe_backend", "enable_lora", *LORA_VALUES}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
@@ -141,6 +146,9 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += [[_switch(flag, getattr(engine, key))] for key, flag in SWITCHES.items()]
     command.arguments += _policy_flags(loaded, command, problems)
     command.arguments += _speculative_flags(loaded, command, problems)
+    command.arguments += _lora_flags(engine)
+    if engine.moe_backend != "auto":
+        command.arguments.append(["--moe-backend", engine.moe_backend])
     if given := engine.compilation_config.model_dump(exclude_defaults=True):
         command.arguments.append(["--compilation-config", json.dumps(given)])
     if problems:
@@ -193,18 +201,28 @@ def _model(loaded: LoadedScenario, given: str | None, command: ServeCommand, pro
 def _repository(name: str) -> str | None:
     """The repository that a scenario names, as it is written there; its preset's where the owner is left out."""
     preset = preset_of(name)
-    return name if preset is not None and "/" in name else REPOSITORIES.get(preset or "")
+    if "/" in name:
+        return name if preset is not None or quantised_preset_of(name) is not None else None
+    return REPOSITORIES.get(preset or "")
 
 
 def _dtype_flags(
     loaded: LoadedScenario, model: str | None, command: ServeCommand, problems: list[Problem]
 ) -> Iterator[list[str]]:
+    from sim.latency.formats import FLOATS
+    from sim.latency.models import load_model
+    from sim.latency.precision import resolve_dtype
+
     engine = loaded.scenario.engine
     if any("holds no weights" in note for note in command.notes):
         yield ["--load-format", "dummy"]
-    is_float = engine.dtype in ("float32", "float16", "bfloat16")
+    is_float = engine.dtype in FLOATS
     yield ["--dtype", engine.dtype if is_float else "auto"]
-    if engine.dtype in ONLINE_QUANTIZATION and model is None:
+    stored = load_model(engine.model, loaded.base_dir).dtype
+    is_own = model is None and stored not in FLOATS and resolve_dtype(engine.dtype, stored) == stored
+    if is_own:
+        command.notes.append(f"the checkpoint is in {stored}: vLLM reads that from it")
+    elif engine.dtype in ONLINE_QUANTIZATION and model is None:
         yield ["--quantization", ONLINE_QUANTIZATION[engine.dtype]]
         command.notes.append(f"dtype {engine.dtype}: vLLM quantises a 16-bit checkpoint as it loads it")
     elif engine.dtype in (*ONLINE_QUANTIZATION, "int4") and model is not None:
@@ -216,10 +234,8 @@ def _dtype_flags(
                 "vLLM makes no int4 weights (AWQ, GPTQ) from a 16-bit checkpoint; name a quantised one by --model",
             )
         )
-    from sim.latency.models import load_model
-
-    stored = load_model(engine.model, loaded.base_dir).dtype if engine.dtype == "auto" else engine.dtype
-    activations = stored if stored in ("float32", "float16", "bfloat16") else "bfloat16"
+    weights = stored if engine.dtype == "auto" else engine.dtype
+    activations = weights if weights in FLOATS else "bfloat16"
     kv = engine.kv_cache_dtype
     if kv not in KV_DTYPES and kv != activations:
         problems.append(
@@ -277,6 +293,16 @@ def _output_weight(loaded: LoadedScenario) -> int:
     engine = loaded.scenario.engine
     cost = build_step_cost(engine, loaded.scenario.latency, loaded.base_dir)
     return token_weight(engine, cost, plan_memory(engine, loaded.base_dir))
+
+
+def _lora_flags(engine: EngineSection) -> Iterator[list[str]]:
+    """Adapters' slots; which adapters there are, ``--lora-modules`` says, and no scenario knows their files."""
+    if not engine.enable_lora:
+        return
+    yield ["--enable-lora"]
+    for key, flag in LORA_VALUES.items():
+        if (value := getattr(engine, key)) is not None:
+            yield [flag, str(value)]
 
 
 def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:

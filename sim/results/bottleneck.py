@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.results.wording import percent
+from sim.results.wording import mark, percent
 
 IDLE_BELOW = 0.6
 KV_FULL_ABOVE = 0.9
@@ -24,7 +24,7 @@ def bottleneck_words(summary: dict[str, Any]) -> str:
         return f"{name}; {NO_RATE}"
     if load["saturated"] and load["headroom"] >= 1:
         return f"{name}; requests pile up, if not by the mean rate"
-    return f"{name}; {_left(load['headroom'])}"
+    return f"{name}; {_left(load['headroom'])}{mark(load)}"
 
 
 def busy_words(summary: dict[str, Any]) -> str:
@@ -43,7 +43,7 @@ def _left(headroom: float) -> str:
 
 
 def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
-    """A name and a sentence.
+    """A name and sentences: what was counted, then what would help, marked as the estimate that it is.
 
     In this order: nothing completed; KV cache (over 1 % of requests preempted and use above 90 % at its peak, because a
     policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); seats
@@ -63,7 +63,7 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     if is_short or ((kv["mean_usage"] or 0.0) > KV_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE):
         return "KV cache", (
             f"{waits}; KV use peaks at {kv['max_usage'] or 0:.0%}, requests preempted: {preempted:,}. "
-            "More KV memory (GPUs, FP8 KV) or fewer sequences at once would help."
+            "Estimate, not simulated: more KV memory (GPUs, FP8 KV) or fewer sequences at once would help."
         )
     bound = use["compute_bound_fraction"]
     seats = use["seat_usage"] or 0.0
@@ -71,7 +71,7 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     if seats > SEATS_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE and has_kv and (bound or 0.0) <= COMPUTE_ABOVE:
         return "seats", (
             f"{waits}; {seats:.0%} of the seats (max_num_seqs) are taken, KV use peaks at {kv['max_usage'] or 0:.1%}. "
-            "More seats would help, at longer gaps between tokens."
+            "Estimate, not simulated: more seats would help, at longer gaps between tokens."
         )
     if (use["host_fraction"] or 0.0) > busy:
         return "host", f"Host time per step exceeds accelerator time; accelerators are busy {busy:.0%} of the time."

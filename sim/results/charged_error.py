@@ -19,6 +19,8 @@ HOST = "host"
 OTHERS_WAIT = "waiting"
 """The term of ranks that wait for the slowest: as wrong as what they wait for."""
 MEASURED_KINDS = ("measured", "interpolated")
+MOST = 0.5
+"""Share of the charged time that what is said of all of it goes by."""
 KINDS = (*MEASURED_KINDS, "extrapolated", "other_format", "other_gpu", "stand_in", "estimate", "assumption")
 
 Part = Mapping[str, Any]
@@ -81,6 +83,17 @@ def _shares(terms: Any) -> dict[str, float]:
             found[part["kind"]] = found.get(part["kind"], 0.0) + share
             told += share
     return {kind: share / told for kind, share in found.items() if share} if told else {}
+
+
+def basis_of(error: Mapping[str, Any], latency: Mapping[str, Any]) -> str:
+    """What a run's step times stand on, by most of the charged time: ``measured``, ``fitted`` to runs of the
+    deployment, ``assumed`` (a constant), else ``estimated``."""
+    if "fit" in latency:
+        return "fitted"
+    shares = error["shares"]
+    if shares.get("assumption", 0.0) >= MOST:
+        return "assumed"
+    return "measured" if math.fsum(shares.get(kind, 0.0) for kind in MEASURED_KINDS) >= MOST else "estimated"
 
 
 def unmeasured_parts(error: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:

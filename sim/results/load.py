@@ -63,8 +63,8 @@ def load_section(
     capacity: Callable[[RunRecord], float | None] | None,
     measure: Measure,
 ) -> dict[str, Any]:
-    """``load`` of the summary. Without arrivals at a rate of their own (closed loops, everything at one instant) there
-    is no offered rate, no headroom, and nothing is saturated."""
+    """``load`` of the summary. Without arrivals at a rate of their own (closed loops, requests that their sender held
+    back, everything at one instant) there is no offered rate, no headroom, and nothing is saturated."""
     span = arrival_span(record)
     offered = offered_rate(record, span)
     can_serve = None if offered is None or capacity is None else capacity(record)
@@ -111,7 +111,18 @@ def arrival_span(record: RunRecord) -> tuple[int, int]:
     if not is_open.any():
         return 0, 0
     first = int(arrival[is_open].min())
-    return first, first if workload.closed_loop_concurrency is not None else int(arrival[is_open].max())
+    waits_for_ends = workload.closed_loop_concurrency is not None or _held_back(record)
+    return first, first if waits_for_ends else int(arrival[is_open].max())
+
+
+def _held_back(record: RunRecord) -> bool:
+    """Whether a sender's ``max_concurrency`` kept a request: ends of others then decide when requests are sent."""
+    requests, workload = record.requests, record.workload
+    if workload.sender is None:
+        return False
+    row, arrival = requests["row"], requests["arrival_ns"]
+    is_open = (arrival >= 0) & (workload.parent[row] == NO_PARENT)
+    return bool((arrival[is_open] > workload.arrival_ns[row[is_open]]).any())
 
 
 def offered_rate(record: RunRecord, span: tuple[int, int]) -> float | None:

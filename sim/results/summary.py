@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.results.charged_error import error_section
+from sim.results.charged_error import basis_of, error_section
 from sim.results.context import RunContext
 from sim.results.exposed import total_exposed_host_ns
 from sim.results.fragmentation import mean_unused_slots
@@ -46,6 +46,8 @@ from sim.results.verdicts import (
     slo_section,
 )
 
+BEYOND = 0.02
+"""By how much a share of the datasheet's rate may exceed 1: bytes that stay in a cache are counted too."""
 TIMING_KEYS = ("cpu_s", "wall_s")
 """Keys of ``run`` that differ from run to run."""
 
@@ -78,6 +80,8 @@ def build_summary(record: RunRecord, context: RunContext) -> dict[str, Any]:
     summary["preemptions"] = _preemptions(record)
     summary["utilization"] = _utilization(record, context, busy_window(record))
     summary["error"] = _error(record, context, step_rows, summary["utilization"]["step_time_s"])
+    load["step_times"] = basis_of(summary["error"], record.latency)
+    notes += _beyond_datasheet(summary["utilization"])
     summary["cost"] = _cost(record, context, duration_s)
     summary["speculative"] = speculative_section(record)
     summary["slo"] = slo
@@ -181,7 +185,7 @@ def _kv(record: RunRecord, use: KvUse, window: tuple[int, int]) -> dict[str, Any
     return {
         "block_size": record.block_size,
         "num_gpu_blocks": blocks,
-        "capacity_tokens": blocks * record.block_size,
+        "capacity_tokens": int(blocks * record.tokens_per_block),
         "mean_usage": _ratio(sum(means), blocks) if means else None,
         "max_usage": max(shares, default=None),
         "mean_unused_slots": unused_slots,
@@ -276,6 +280,21 @@ def _work(steps: Mapping[str, IntColumn], context: RunContext, gpu_ns: int, leng
     bound_ns = exact_sum(steps["gpu_ns"][work.is_compute_bound(steps)])
     values = (compute / length_s, _ratio(compute, busy_s), memory / length_s, _ratio(memory, busy_s))
     return dict(zip(names, (*values, _ratio(bound_ns, gpu_ns)), strict=True))
+
+
+def _beyond_datasheet(use: Mapping[str, Any]) -> list[str]:
+    """Say where steps are shorter than their bytes or FLOPs take at the datasheet's rates: no such GPU exists."""
+    told = [
+        f"{name} {use[key]:.0%}"
+        for key, name in (("memory_bandwidth_when_busy", "bandwidth"), ("mfu_when_busy", "MFU"))
+        if use[key] is not None and use[key] > 1.0 + BEYOND
+    ]
+    if not told:
+        return []
+    return [
+        f"{' and '.join(told)} of the datasheet's rate while busy: steps are shorter than this GPU can take; look at "
+        "latency.time_scale and latency.fit"
+    ]
 
 
 def _cost(record: RunRecord, context: RunContext, duration_s: float) -> dict[str, Any] | None:

@@ -118,6 +118,11 @@ def endings(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in others)
 
 
+def mark(load: dict[str, Any]) -> str:
+    """What stands behind a figure that goes by step times: a word where most of them are an estimate."""
+    return " (estimate)" if load.get("step_times") == "estimated" else ""
+
+
 def overload_sentence(load: dict[str, Any]) -> str | None:
     """What a saturated run says of itself; None for the others."""
     if not load["saturated"]:
@@ -125,9 +130,12 @@ def overload_sentence(load: dict[str, Any]) -> str | None:
     served = f"{number(load['offered_rate'])} requests/s offered, {number(load['served_rate'])} served meanwhile"
     if load["headroom"] is None:
         return served
+    if load["headroom"] < 1 and load["served_rate"] is not None and load["served_rate"] > load["capacity"]:
+        # Equal requests that wait together start together, and are served faster than in another order.
+        return f"{served} (headroom {load['headroom']:.2f}{mark(load)})"
     if load["headroom"] < 1:
-        return f"{served} (about {number(load['capacity'])} could be: headroom {load['headroom']:.2f})"
-    return f"{served}, and requests pile up, though {number(load['capacity'])} could be on average"
+        return f"{served} (about {number(load['capacity'])} could be: headroom {load['headroom']:.2f}{mark(load)})"
+    return f"{served}, and requests pile up, though {number(load['capacity'])} could be on average{mark(load)}"
 
 
 def load_words(load: dict[str, Any]) -> str | None:
@@ -137,7 +145,7 @@ def load_words(load: dict[str, Any]) -> str | None:
     offered = f"{number(load['offered_rate'])} requests/s offered"
     if load["headroom"] is None:
         return offered
-    return f"{offered}, about {number(load['capacity'])} could be served: headroom {load['headroom']:.2f}"
+    return f"{offered}, about {number(load['capacity'])} could be served: headroom {load['headroom']:.2f}{mark(load)}"
 
 
 def setup_words(setup: dict[str, Any], load: dict[str, Any]) -> str:

@@ -113,7 +113,15 @@ Length = Annotated[
 # --- arrivals --------------------------------------------------------------------------------
 
 
-class PoissonArrival(Strict):
+class Capped(Strict):
+    """Arrivals that wait at their sender while it has as many requests under way as it may have."""
+
+    max_concurrency: PositiveInt | None = None
+    """Requests under way at most (``vllm bench serve --max-concurrency``): one that is due beyond that waits at its
+    client, in order, and its arrival is when it is sent. null = no bound."""
+
+
+class PoissonArrival(Capped):
     """Exponential gaps: independent users."""
 
     process: Literal["poisson"]
@@ -121,7 +129,7 @@ class PoissonArrival(Strict):
     """Requests per second over the whole cluster."""
 
 
-class ConstantArrival(Strict):
+class ConstantArrival(Capped):
     """Equal gaps; the first request at 0."""
 
     process: Literal["constant"]
@@ -129,7 +137,7 @@ class ConstantArrival(Strict):
     """Requests per second over the whole cluster."""
 
 
-class GammaArrival(Strict):
+class GammaArrival(Capped):
     """Gamma gaps with this coefficient of variation (burstiness of ``vllm bench serve`` = 1 / cv**2)."""
 
     process: Literal["gamma"]
@@ -139,7 +147,7 @@ class GammaArrival(Strict):
     """Coefficient of variation of the gaps; 1 is Poisson, more is burstier."""
 
 
-class WeibullArrival(Strict):
+class WeibullArrival(Capped):
     """Weibull gaps with this coefficient of variation."""
 
     process: Literal["weibull"]
@@ -158,7 +166,7 @@ class Stage(Strict):
     """Length of the stage in seconds."""
 
 
-class StagesArrival(Strict):
+class StagesArrival(Capped):
     """One Poisson stage after the other; ends the workload by itself."""
 
     process: Literal["stages"]
@@ -166,7 +174,7 @@ class StagesArrival(Strict):
     """The stages in order."""
 
 
-class DiurnalArrival(Strict):
+class DiurnalArrival(Capped):
     """Poisson whose rate swings as a cosine: mean ``rate``, peak ``rate * (1 + amplitude)`` at ``peak_s``."""
 
     process: Literal["diurnal"]
@@ -190,7 +198,7 @@ class ClosedLoopArrival(Strict):
     """Seconds between the end of a client's request and its next one."""
 
 
-class BurstArrival(Strict):
+class BurstArrival(Capped):
     """Everything at one instant: the backlog."""
 
     process: Literal["burst"]

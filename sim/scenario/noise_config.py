@@ -36,4 +36,4 @@ class NoiseConfig(Strict):
     """Requests that are late; null = ``share: 0.02, mean_ms: 10`` or as fitted, for ``kind: profile`` where
     ``client_overhead_ms`` is not given; none otherwise."""
     step: StepNoiseConfig | None = None
-    """Spells of slow steps; null = none."""
+    """Spells of slow steps; null = as fitted (``latency.fit``), else none."""

@@ -11,6 +11,7 @@ from sim.scenario.schema import (
     ClassConfig,
     ClosedLoopArrival,
     Length,
+    LoraConfig,
     PrefixConfig,
     SessionsConfig,
     StagesArrival,
@@ -52,6 +53,7 @@ class ClassPlan:
     prefix_owner: str
     """Classes with the same owner share the same prompts."""
     sessions: SessionsConfig | None
+    lora: str | LoraConfig | None
     requests: int | None
     duration_s: float | None
 
@@ -66,6 +68,11 @@ class ArrivalPlan:
     requests: int | None
     duration_s: float | None
     members: list[ClassPlan]
+
+    @property
+    def max_concurrency(self) -> int | None:
+        """Requests that its sender may have under way; None = no bound, or a closed loop's own."""
+        return None if isinstance(self.arrival, ClosedLoopArrival) else self.arrival.max_concurrency
 
 
 @dataclass(slots=True)
@@ -210,6 +217,7 @@ def _class_plan(
         prefix=prefix,
         prefix_owner=owner,
         sessions=_first(fields.sessions, outer.sessions),
+        lora=fields.lora if fields.lora is not None else outer.lora,
         requests=_first(fields.requests, outer.requests),
         duration_s=min(durations, default=None),
     )
@@ -268,4 +276,7 @@ def _check_outputs(plan: Plan, problems: list[Problem]) -> None:
                 problems.append(Problem(f"{member.where}.n: {message}"))
             if isinstance(arrivals.arrival, ClosedLoopArrival):
                 message = "a closed loop sends one request after one end; use an open arrival process such as poisson"
+                problems.append(Problem(f"{member.where}.n: {message}"))
+            if arrivals.max_concurrency is not None:
+                message = "outputs of a prompt are sent as one request and end one by one; drop `n` or max_concurrency"
                 problems.append(Problem(f"{member.where}.n: {message}"))

@@ -26,6 +26,7 @@ from gpu_calibrate.timing.replays import Settings
 from gpu_calibrate.timing.store import Store
 from sim.errors import InputError
 from sim.latency.models import MODELS
+from sim.latency.uniform import reshaped
 
 DECODE = ("bfloat16", "bfloat16", *CORE_HEADS, 0)
 L2_BYTES = 4 << 20
@@ -237,7 +238,7 @@ def test_host_time_is_of_the_host_alone(gpu: CudaDevice) -> None:
 def test_mixed_layers_are_one_graph(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpu_calibrate.timing import mixed_steps
 
-    small = replace(MODELS["llama-3.1-8b"], hidden_size=512, intermediate_size=1024)
+    small = reshaped(MODELS["llama-3.1-8b"], hidden_size=512, intermediate_size=1024)
     both = next(mix for mix in mixes() if mix.chunks and mix.decodes)
     mix = mixed_steps.Mix(((60, 0), (20, 40)), (33, 100))
     assert (mix.num_tokens, len(both.decodes) > 0) == (82, True)

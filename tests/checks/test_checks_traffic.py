@@ -18,7 +18,12 @@ DATA: dict[str, Any] = {
         "input_tokens": {"dist": "fixed", "value": 40},
         "output_tokens": {"dist": "fixed", "value": 3},
     },
-    "engine": {"model": "llama-2-7b", "gpu": "a100-80gb-sxm", "async_scheduling": False},
+    "engine": {
+        "model": "llama-2-7b",
+        "gpu": "a100-80gb-sxm",
+        "gpu_memory_utilization": 0.9,
+        "async_scheduling": False,
+    },
     "latency": {"kind": "constant", "step_s": 0.01},
 }
 PREFIX = "workload.prefix={groups: 2, tokens: 32}"
@@ -38,7 +43,7 @@ def notes(*overrides: str) -> list[str]:
             ["engine.policy={name: 'policies.fair:Fair', rate_tokens_per_s: {x: 3, default: 9}}"],
             "`engine.policy.rate_tokens_per_s` names 'x', which no request has as its tenant (tenants: 'default')",
         ),
-        (["engine.policy=tiered"], "policy tiered tells nobody apart: no request is of one of its tiers ('premium', "),
+        (["engine.policy=tiered"], "policy tiered tells none apart: no request is of one of its tiers ('premium', "),
         (
             [
                 "engine.policy=tiered",
@@ -58,7 +63,7 @@ def notes(*overrides: str) -> list[str]:
         (["engine.cache_isolation=tenant"], "cache_isolation: tenant changes nothing: all requests are of one tenant"),
         (
             ["workload.arrival={process: closed_loop, concurrency: 6}"],
-            "closed loop: with 6 clients for 6 requests nobody sends a second one",
+            "closed loop: with 6 clients for 6 requests no client sends a second one",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The way in and out: who releases whom when requests are refused or time is up, ids, and the check for losses."""
+"""The way in and out: what releases what when requests are refused or time is up, ids, and the check for losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import sim
 from sim.cluster.gateway import Gateway
-from sim.errors import SimulationError
+from sim.errors import InputError, SimulationError
 from sim.results.results import Results
 
 ENGINE: dict[str, Any] = {
@@ -162,3 +162,91 @@ def test_a_request_that_never_arrives_fails_the_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Gateway, "_release", lambda self, row, after: None)
     with pytest.raises(SimulationError, match="2 of 4 requests never arrived"):
         run(requests([8], [2], requests=4, arrival=closed_loop(2)))
+
+
+# --- max_concurrency -----------------------------------------------------------------------------
+
+
+def capped(cap: int, rate: float = 1.0) -> dict[str, Any]:
+    return {"process": "constant", "rate": rate, "max_concurrency": cap}
+
+
+@pytest.mark.parametrize("stepping", ["fast", "reference"])
+def test_a_request_waits_at_its_client_for_a_seat(stepping: str) -> None:
+    """Due at 0, 1, 2, 3, 4, 5 s; each takes 3 s, the second 1 s; two at once."""
+    workload = requests([8], [3, 1, 3, 3, 3, 3], requests=6, arrival=capped(2))
+    results = run(workload, engine={**ENGINE, "stepping": stepping})
+    assert seconds(results, "arrival_ns") == [0.0, 1.0, 2.0, 3.0, 5.0, 6.0]
+    assert seconds(results, "finish_ns") == [3.0, 2.0, 5.0, 6.0, 8.0, 9.0]
+    assert results.requests["ttft_ms"].tolist() == [1000.0] * 6
+    assert results.record.notes[-1].startswith("max_concurrency held 2 requests back at their client, 1 s in the mean")
+
+
+def test_requests_are_sent_in_the_order_in_which_they_were_due() -> None:
+    workload = requests([8], [5, 4, 3, 2, 1] * 8, requests=40, arrival=capped(3, rate=1e9))
+    arrival = seconds(run(workload), "arrival_ns")
+    assert arrival == sorted(arrival)
+    assert arrival[3] > arrival[2]
+
+
+def test_as_many_are_under_way_as_the_cap_and_no_more() -> None:
+    results = run(
+        requests([8], [3, 1, 2, 4, 1, 2, 3], requests=60, arrival=capped(5, rate=1e9)),
+        cluster={"replicas": 3, "router": "least_outstanding"},
+    )
+    events = sorted(
+        [(at, 1) for at in seconds(results, "arrival_ns")] + [(at, -1) for at in seconds(results, "finish_ns")]
+    )
+    assert max(itertools.accumulate(change for _, change in events)) == 5
+
+
+def test_a_client_hears_of_an_end_before_it_sends_the_next() -> None:
+    latency = {"kind": "constant", "step_s": 1.0, "client_overhead_ms": 500.0}
+    results = run(requests([8], [2], requests=3, arrival=capped(1)), latency=latency)
+    assert seconds(results, "arrival_ns") == [0.0, 2.5, 5.0]
+
+
+def test_a_refused_request_gives_its_seat_back() -> None:
+    results = run(requests([8, 5000, 8], [3, 1, 1], requests=3, arrival=capped(1)))
+    assert seconds(results, "arrival_ns") == [0.0, 3.0, 3.0]
+    assert results.summary["counts"]["rejected"] == 1
+
+
+def test_each_sender_has_seats_of_its_own() -> None:
+    each = requests([8], [3], requests=3)
+    first = {**each, "name": "a", "arrival": capped(1)}
+    second = {**each, "name": "b", "arrival": {"process": "constant", "rate": 1.0}}
+    results = run({"classes": [first, second]})
+    table = results.record.workload
+    of_class = {
+        name: [at for at, index in zip(seconds(results, "arrival_ns"), table.class_index, strict=True) if index == k]
+        for k, name in enumerate("ab")
+    }
+    assert of_class == {"a": [0.0, 3.0, 6.0], "b": [0.0, 1.0, 2.0]}
+
+
+def test_later_turns_of_a_conversation_need_a_seat_too() -> None:
+    workload = requests([8], [2], requests=4, sessions={"turns": 2}, arrival=capped(1))
+    # The conversations open at 0 and 1; the second one's first turn is due before the first one's second turn.
+    assert seconds(run(workload), "arrival_ns") == [0.0, 4.0, 2.0, 6.0]
+
+
+def test_a_cap_that_is_not_reached_changes_nothing() -> None:
+    free, bound = (
+        run(requests([8], [2], requests=9, arrival={"process": "poisson", "rate": 0.5, **cap}))
+        for cap in ({}, {"max_concurrency": 9})
+    )
+    assert seconds(free, "arrival_ns") == seconds(bound, "arrival_ns")
+    assert free.summary["load"] == bound.summary["load"]
+    notes = [note for note in bound.record.notes if note not in free.record.notes]
+    assert notes == ["max_concurrency: 9 bounds nothing: its sender has 9 requests in all"]
+
+
+def test_there_is_no_offered_rate_where_ends_decide_when_requests_are_sent() -> None:
+    workload = requests([8], [3], requests=20, arrival=capped(1))
+    assert run(workload).summary["load"]["offered_rate"] is None
+
+
+def test_outputs_of_a_prompt_are_no_seats() -> None:
+    with pytest.raises(InputError, match="drop `n` or max_concurrency"):
+        run(requests([8], [3], requests=4, n=2, arrival=capped(1)))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sim.cluster import simulate
+from sim.cluster.gateway import Gateway
 from sim.engine.fast.allowed import NotFollowed
 from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.plan import Plan
@@ -18,6 +19,7 @@ from sim.engine.request import State
 from sim.engine.variants.drafts_fast import FastDrafts
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
 from sim.engine.variants.window_fast import WindowReplica
+from sim.workload.senders import Senders
 
 After = Callable[[Counter[str], Any, tuple[Any, ...], Any, Any], None]
 """Takes the counts, the object, the arguments, what the method returned and what ``before`` saw."""
@@ -221,6 +223,9 @@ class Shortcuts:
         self._count(FastGroup, "crash", "crash of a group")
         self._count(FastDrafts, "_look_ahead", "future of drafts")
         self._count(FastDrafts, "_forget", "row of sums forgotten")
+        self._count(Gateway, "_arrive_after_thought", "sent after its parent")
+        self._wrap(Senders, "take_seat", self._after_take_seat)
+        self._wrap(Senders, "give_seat_back", self._after_give_seat_back)
         real = simulate._simulate
 
         def counted(*args: Any, **more: Any) -> Any:
@@ -231,6 +236,12 @@ class Shortcuts:
                 raise
 
         self._patch.setattr(simulate, "_simulate", counted)
+
+    def _after_take_seat(self, counts: Counter[str], it: Any, args: Any, is_taken: bool, _: Any) -> None:
+        counts["held at its client"] += not is_taken
+
+    def _after_give_seat_back(self, counts: Counter[str], it: Any, args: Any, following: int | None, _: Any) -> None:
+        counts["sent after an end"] += following is not None
 
     def _after_lookup(self, counts: Counter[str], kv: Any, args: Any, hits: Any, _: Any) -> None:
         counts["hit"] += hits.num_blocks > 0

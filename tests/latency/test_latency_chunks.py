@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from engines import engine_config
@@ -15,6 +13,7 @@ from sim.latency.models import load_model
 from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.integers import finer, rising
 from sim.latency.profile.library import builtin_names, find_profile
+from sim.latency.uniform import reshaped
 from sim.scenario.schema import LatencyConfig
 
 CHUNKS = [*range(1, 40), *range(40, 600, 37), *range(600, 8193, 411)]
@@ -103,7 +102,7 @@ def test_one_token_of_a_prompt_among_decodes_is_another_decode(gpu: str) -> None
 @pytest.mark.parametrize("gpu", ["a100-80gb-sxm", "h100-sxm"])
 def test_a_window_of_one_token_has_a_time(gpu: str) -> None:
     config = engine_config(model="mistral-7b", gpu=gpu, max_model_len=1024, max_num_batched_tokens=2048)
-    model = replace(load_model("mistral-7b"), sliding_window=1)
+    model = reshaped(load_model("mistral-7b"), sliding_window=1)
     cost = ProfileCost(find_profile(None, load_gpu(gpu)), model, load_gpu(gpu), config)
     one, many = (cost.gpu_ns(StepShape(num_decodes=n, decode_context_tokens=n, num_sampled=n)) for n in (1, 64))
     assert 0 < one < many

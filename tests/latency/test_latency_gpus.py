@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sim.errors import InputError
-from sim.latency.gpus import GIB, GPUS, load_gpu
+from sim.latency.gpus import GIB, GPUS, best_known_first, load_gpu, standing
+from sim.latency.profile.library import profile_for_gpu
 from sim.results.results import Results
 from sim.run import load, run
 from sim.scenario.schema import GpuConfig
@@ -65,8 +66,22 @@ def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
 
 
 def test_a_name_like_nothing_gets_the_list() -> None:
-    with pytest.raises(InputError, match="presets: a100-40gb-sxm"):
+    with pytest.raises(InputError, match="presets: a100-80gb-sxm"):
         load_gpu("tpu")
+
+
+def test_measured_presets_are_named_first_and_the_others_marked() -> None:
+    """As the profiles that come with the program have it."""
+    for name, gpu in GPUS.items():
+        own = profile_for_gpu(name)
+        assert standing(gpu) == ("estimate" if own is None else "measured" if own == name else "scaled")
+    order = [standing(gpu) for gpu in best_known_first()]
+    assert order == sorted(order, key=["measured", "scaled", "estimate"].index)
+    assert {gpu.name for gpu in best_known_first()} == set(GPUS)
+    with pytest.raises(InputError, match=r"rtx-pro-6000, a100-40gb-sxm \(scaled\), rtx-4090 \(estimate\); another"):
+        load_gpu("tpu")
+    with pytest.raises(InputError, match=r"did you mean rtx-4090 \(estimate\)\?"):
+        load_gpu("GeForce RTX 4090")
 
 
 def test_names_do_not_depend_on_case() -> None:
@@ -96,12 +111,12 @@ def test_no_other_gpu_is_suggested(name: str) -> None:
     with pytest.raises(InputError) as raised:
         load_gpu(name)
     assert "did you mean" not in str(raised.value)
-    assert "; presets: a100-40gb-sxm, " in str(raised.value)
+    assert "; presets: a100-80gb-sxm, " in str(raised.value)
     assert "goes in as a section: {name: ..., memory_gib: ..." in str(raised.value)
 
 
 def test_a100_is_both_and_with_its_memory_one() -> None:
-    with pytest.raises(InputError, match="did you mean a100-40gb-sxm or a100-80gb-sxm"):
+    with pytest.raises(InputError, match=r"did you mean a100-80gb-sxm or a100-40gb-sxm \(scaled\)\?"):
         load_gpu("A100")
     with pytest.raises(InputError, match=r"did you mean a100-80gb-sxm\?"):
         load_gpu("A100 80GB")

@@ -258,6 +258,24 @@ def test_override_beyond_the_memory_is_noted() -> None:
     assert any("more than the" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "remedies"),
+    [
+        ({"gpu": "h100-sxm"}, "tensor_parallel_size: 2 or dtype: fp8"),
+        ({"gpu": "l40s", "tensor_parallel_size": 2}, "dtype: fp8 or tensor_parallel_size: 4 (step times: an estimate)"),
+        ({"gpu": "rtx-4090"}, "tensor_parallel_size: 8 (step times: an estimate)"),
+        (
+            {"gpu": "a100-80gb-sxm", "kv_cache_memory_bytes": 10**12, "tensor_parallel_size": 2},
+            "a smaller kv_cache_memory_bytes",
+        ),
+    ],
+)
+def test_remedies_with_measured_step_times_come_first(settings: dict[str, Any], remedies: str) -> None:
+    with pytest.raises(InputError) as raised:
+        plan_memory(engine_config(model="llama-3.1-70b", max_model_len=4096, **settings))
+    assert str(raised.value).partition("; would fit: ")[2] == remedies
+
+
 def test_a_model_that_does_not_fit_says_by_how_much_and_what_would() -> None:
     with pytest.raises(InputError) as error:
         plan_memory(engine("llama-2-70b"))

@@ -11,6 +11,7 @@ from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.gpus import GPUS, GpuSpec
+from sim.latency.layer_kinds import Mlp
 from sim.latency.models import MODELS
 from sim.latency.operators import slower_of
 from sim.latency.roofline import RooflineCost
@@ -31,12 +32,12 @@ def test_decode_attention_reads_the_kv_cache() -> None:
 
 
 def test_grouped_queries_and_tensor_parallelism_divide_the_kv_traffic() -> None:
-    full = make().operators.decode_attention_s()
-    assert make(model="llama-3.1-8b").operators.decode_attention_s() == pytest.approx(full / 4)
-    assert make(tensor_parallel_size=4).operators.decode_attention_s() == pytest.approx(full / 4)
-    replicated = make(model="llama-3.1-8b", tensor_parallel_size=16).operators.decode_attention_s()
+    full = make().operators.attention_times()[0].context_s
+    assert make(model="llama-3.1-8b").operators.attention_times()[0].context_s == pytest.approx(full / 4)
+    assert make(tensor_parallel_size=4).operators.attention_times()[0].context_s == pytest.approx(full / 4)
+    replicated = make(model="llama-3.1-8b", tensor_parallel_size=16).operators.attention_times()[0].context_s
     assert replicated == pytest.approx(
-        make(model="llama-3.1-8b", tensor_parallel_size=8).operators.decode_attention_s()
+        make(model="llama-3.1-8b", tensor_parallel_size=8).operators.attention_times()[0].context_s
     )
 
 
@@ -79,7 +80,9 @@ def test_lm_head_grows_with_sampled_rows() -> None:
 def test_one_mlp_by_hand() -> None:
     """Two GEMMs of 11,008 x 4,096 (gate and up in one) at one token: weights over bandwidth, plus two starts."""
     traffic = (2 * 11_008 * 4096 * 2 + (2 * 11_008 + 4096) * 2) + (11_008 * 4096 * 2 + (11_008 + 4096) * 2)
-    seconds = make().operators.mlp_s(np.array([1.0]), 11_008)[0]
+    operators = make().operators
+    ((kind, _),) = operators.model.kinds
+    seconds = operators.mlp_s(np.array([1.0]), kind, Mlp(width=11_008))[0]
     assert seconds == pytest.approx(traffic / (0.82 * 2039e9) + 4e-6, rel=1e-6)
 
 
@@ -88,7 +91,8 @@ def test_experts_run_at_the_rate_of_grouped_gemms() -> None:
     tokens = 16_384
     model = MODELS["mixtral-8x7b"]
     flops = 2 * tokens * 2 * model.expert_parameters
-    seconds = make(GPUS["h100-sxm"], model="mixtral-8x7b").operators.experts_s(np.array([float(tokens)]))[0]
+    ((kind, _),) = model.kinds
+    seconds = make(GPUS["h100-sxm"], model="mixtral-8x7b").operators.experts_s(np.array([float(tokens)]), kind)[0]
     assert seconds == pytest.approx(flops / (0.5 * 989.4e12), rel=0.01)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.latency.base import StepShape
-from sim.latency.tables import MAX_TABLE, Floats, Rate, Table, TabulatedCost
+from sim.latency.tables import MAX_TABLE, AttentionRates, Floats, Rate, Table, TabulatedCost
 
 
 def linear(counts: Floats) -> Floats:
@@ -56,13 +57,11 @@ def test_counts_beyond_the_table_are_computed() -> None:
     assert falling.ns(100) == 1000
 
 
-def cost(rate_ns: float = 0.123456789) -> TabulatedCost:
+def cost(rate_ns: float = 1.5, windows: Sequence[int | None] = (None,)) -> TabulatedCost:
     return TabulatedCost(
         tokens=Table(linear, 64, least_ns=1),
         sampled=Table(linear, 16, least_ns=0),
-        decode_context=Rate(rate_ns),
-        prefill_pairs=Rate(0.5),
-        prefill_context=Rate(2.0),
+        attention=[AttentionRates(window, Rate(rate_ns), Rate(0.5), Rate(2.0)) for window in windows],
         swap=Rate(0.25),
         pipeline_stages=1,
         host_step_ns=100,
@@ -75,9 +74,12 @@ def cost(rate_ns: float = 0.123456789) -> TabulatedCost:
     context=st.integers(0, 2**40),
     steps=st.integers(0, 40),
     rate_ns=st.sampled_from([1e-4, 0.123456789, 1.0, 777.7]),
+    windows=st.sampled_from([(None,), (128,), (None, 128), (1, None), (64, 4096, None)]),
 )
-def test_a_run_equals_its_steps_bit_for_bit(decodes: int, context: int, steps: int, rate_ns: float) -> None:
-    model = cost(rate_ns)
+def test_a_run_equals_its_steps_bit_for_bit(
+    decodes: int, context: int, steps: int, rate_ns: float, windows: tuple[int | None, ...]
+) -> None:
+    model = cost(rate_ns, windows)
     run = model.decode_run_ns(decodes, context, steps)
     assert run.dtype == np.int64
     assert run.tolist() == [

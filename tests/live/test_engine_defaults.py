@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sim.latency.engine_defaults import resolve_engine
+from sim.latency.engine_defaults import memory_share, resolve_engine
 from sim.latency.gpus import GPUS
 from sim.latency.hf_config import read_model_config
 from sim.latency.models import MODELS
@@ -62,6 +62,12 @@ def test_seats_and_budget_are_vllms(gpu: str, monkeypatch: pytest.MonkeyPatch) -
         assert isinstance(ours, EngineConfig)
         taken = theirs(monkeypatch, engine, ours.max_model_len)
         assert (ours.max_num_batched_tokens, ours.max_num_seqs) == taken, engine
+
+
+def test_the_share_of_memory_is_vllms() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert EngineArgs(model=str(TINY)).gpu_memory_utilization == memory_share()
 
 
 BASE: dict[str, Any] = {

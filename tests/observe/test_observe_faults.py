@@ -66,7 +66,8 @@ def test_every_request_is_sent_as_the_workload_says(tmp_path: Path, capsys: pyte
         code, lines = observe(tmp_path, url + "/v1/", policy="priority")
     assert code == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    # A busy machine makes this client late, which it says.
+    assert [line for line in captured.err.splitlines() if "this client" not in line] == []
     assert "8 of 8 requests completed" in captured.out
     assert max(map(len, captured.out.splitlines()[:-1])) <= 80
     assert [line["status"] for line in lines] == ["completed"] * 8
@@ -497,13 +498,15 @@ def test_conversations_follow_the_real_end_and_share_their_prompts(tmp_path: Pat
             assert line["sent_s"] >= before["end_s"] + 0.05
 
 
-def test_a_closed_loop_keeps_its_concurrency(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arrival", ["{process: closed_loop, concurrency: 3}", "{process: poisson, rate: 1000, max_concurrency: 3}"]
+)
+def test_no_more_requests_are_under_way_than_may_be(tmp_path: Path, arrival: str) -> None:
     plan = Plan(step_s=0.005)
     with serving(plan) as url:
-        code, lines = observe(
-            tmp_path, url, "--set", "workload.arrival={process: closed_loop, concurrency: 3}", requests=12
-        )
+        code, lines = observe(tmp_path, url, "--set", f"workload.arrival={arrival}", requests=12)
     assert code == 0
+    assert len(lines) == 12
     events = sorted([(line["sent_s"], 1) for line in lines] + [(line["end_s"], -1) for line in lines])
     level, most = 0, 0
     for _, change in events:

@@ -13,7 +13,7 @@ from sim.checks.all_checks import check_all
 from sim.cli import main
 from sim.errors import InputError
 from sim.live.import_args import PLACEHOLDER, import_command
-from sim.live.vllm_args import serve_command
+from sim.live.vllm_args import SCHEDULER_CLS, serve_command
 from sim.run import load
 
 SERVE = "vllm serve meta-llama/Llama-3.1-8B-Instruct"
@@ -69,11 +69,12 @@ def simrun(*argv: str) -> int:
             {"compilation_config": {"max_cudagraph_capture_size": 1000, "pass_config": {"fuse_allreduce_rms": True}}},
         ),
         ("--gpu-memory-utilization .95", {"gpu_memory_utilization": 0.95}),
+        ("--enable-lora --max-loras 4 --max-lora-rank 32", {"enable_lora": True, "max_loras": 4, "max_lora_rank": 32}),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )
 def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
-    assert engine(f"{SERVE} {flags}") == {"gpu_memory_utilization": 0.92, **expected}
+    assert engine(f"{SERVE} {flags}") == expected
 
 
 @pytest.mark.parametrize(
@@ -83,12 +84,93 @@ def test_flags_become_settings(flags: str, expected: dict[str, Any]) -> None:
         "CUDA_VISIBLE_DEVICES=0 /opt/bin/vllm serve --max-num-seqs 64 Qwen/Qwen3-8B",
         "export A=1\nexec vllm serve Qwen/Qwen3-8B \\\n  --max-num-seqs=64  # few\n",
         "docker run --gpus all image vllm serve Qwen/Qwen3-8B --max-num-seqs 64",
+        "python -m vllm.entrypoints.cli.main serve Qwen/Qwen3-8B --max-num-seqs 64 2>&1 | tee log",
+        "nohup vllm serve Qwen/Qwen3-8B --max-num-seqs 64 > vllm.log 2>&1 &",
+        "cd /srv && vllm serve Qwen/Qwen3-8B --max-num-seqs 64",
+        "bash -c 'exec vllm serve Qwen/Qwen3-8B --max-num-seqs 64 && echo done'",
     ],
 )
 def test_forms_of_the_command(command: str) -> None:
     found = import_command(command, "h200-sxm")
     told = {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
-    assert found.engine == {**told, "gpu_memory_utilization": 0.92}
+    assert found.engine == told
+
+
+RUN = "sudo docker run --runtime nvidia --gpus all -v ~/.cache:/root/.cache -e HF_TOKEN=s3cret -p 8000:8000 --ipc=host"
+
+
+@pytest.mark.parametrize(
+    ("command", "version", "left_out"),
+    [
+        ("vllm/vllm-openai:v0.15.1 --model Qwen/Qwen3-8B", "0.15.1", []),
+        ("--entrypoint vllm registry.local/mirror/vllm-openai:0.23.0 serve Qwen/Qwen3-8B", "0.23.0", []),
+        ("vllm/vllm-openai:v0.15.1@sha256:0123abc Qwen/Qwen3-8B", "0.15.1", []),
+        ("vllm/vllm-openai:v0.15.1 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen3-8B", "0.15.1", []),
+        ("vllm/vllm-openai:latest --model Qwen/Qwen3-8B", None, ["latest"]),
+        ("vllm/vllm-openai --model Qwen/Qwen3-8B", None, ["vllm/vllm-openai"]),
+        ("vllm/vllm-openai:v0.6.3 --model Qwen/Qwen3-8B", None, ["v0.6.3"]),
+    ],
+)
+def test_a_container_is_read_as_what_runs_in_it(command: str, version: str | None, left_out: list[str]) -> None:
+    found = import_command(f"{RUN} {command} --max-num-seqs 64", "h200-sxm")
+    told = {"model": "Qwen/Qwen3-8B", "gpu": "h200-sxm", "max_num_seqs": 64}
+    assert found.engine == {**told, **({} if version is None else {"vllm_version": version})}
+    assert found.left_out == [f"the image's version {each!r}: vLLM 0.32.0 is simulated" for each in left_out]
+    assert "s3cret" not in str(found)
+
+
+def test_variables_of_a_container_are_read() -> None:
+    flags = f"--scheduling-policy priority --scheduler-cls {SCHEDULER_CLS}"
+    command = f"podman run -e SIMRUN_POLICY=sjf --env=SIMRUN_PREDICTOR=max_tokens vllm/vllm-openai:v0.32.0 {SERVE[11:]}"
+    engine = import_command(f"{command} {flags}", "h100-sxm").engine
+    assert (engine["policy"], engine["predictor"]) == ("sjf", "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "stored"),
+    [
+        ("RedHatAI/Meta-Llama-3.1-70B-Instruct-FP8", "llama-3.1-70b", "fp8"),
+        ("neuralmagic/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "llama-3.1-8b", "int8"),
+        ("Qwen/Qwen3-32B-FP8", "qwen3-32b", "fp8_block"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "qwen2.5-7b", "int4"),
+    ],
+)
+def test_a_quantised_repository_is_its_preset_in_that_format(model: str, preset: str, stored: str) -> None:
+    """From the command line to the memory plan, and back to a command line that asks for no other format."""
+    found = import_command(
+        f"vllm serve {model} -tp 4 --quantization fp8" if "fp8" in stored else f"vllm serve {model}", "h100-sxm"
+    )
+    assert (found.left_out, "dtype" in found.engine) == ([], False)
+    loaded = load(found.document())
+    planned = check_all(loaded)
+    assert (planned.model.name, planned.model.dtype) == (preset, stored)
+    plain = check_all(load(found.document(), [f"engine.model={preset}", "engine.tensor_parallel_size=4"]))
+    size = {"fp8": 0.5, "fp8_block": 0.5, "int8": 0.5, "int4": 0.25}[stored]
+    matrices = planned.memory.weights_bytes * loaded.scenario.engine.tensor_parallel_size
+    assert size * 0.9 < matrices / (plain.memory.weights_bytes * 4) < size + 0.2
+    command = serve_command(loaded)
+    assert command.argv[2] == model
+    assert "--quantization" not in command.argv
+    again = serve_command(load(found.document(), ["engine.dtype=fp8"])) if "fp8" in stored else command
+    assert "--quantization" not in again.argv
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("TheBloke/Llama-2-7B-AWQ", "or `model: llama-2-7b` with `dtype: int4` if it is that"),
+        ("Meta-Llama-3.1-8B-Instruct-FP8", "or `model: llama-3.1-8b` with `dtype: fp8` if it is that"),
+        ("nvidia/Llama-3.1-70B-Instruct-NVFP4", "nor is that format simulated; give the path of its config.json"),
+        ("Qwen/Qwen3-4B-AWQ", "how that repository stores its weights is not known; give the path of its config.json"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int8", "says gptq int8, and how that repository stores its weights"),
+    ],
+)
+def test_other_quantised_repositories_are_never_read_as_something_near(model: str, told: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load(import_command(f"vllm serve {model}", "h100-sxm").document())
+    (problem,) = raised.value.problems
+    assert told in str(problem)
+    assert "did you mean" not in str(problem)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +206,14 @@ def test_what_a_command_leaves_out_is_filled_in_alike_on_both_sides(given: str, 
     there = loaded.scenario.engine
     command = serve_command(loaded)
     flags = dict(group for group in command.arguments if len(group) == 2)
-    for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+    assert "gpu_memory_utilization" not in found.engine
+    assert there.gpu_memory_utilization == 0.92
+    for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"):
         assert flags[f"--{key.replace('_', '-')}"] == str(getattr(there, key))
     assert flags["--dtype"] == there.dtype == "bfloat16"
     again = import_command(command.shell(), gpu)
-    assert {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype"} <= set(again.engine)
+    told = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype", "gpu_memory_utilization"}
+    assert told <= set(again.engine)
     assert load(again.document()).scenario.engine.model_dump() == there.model_dump()
 
 
@@ -160,16 +245,17 @@ def test_keys_of_compilation_that_are_not_modelled_are_left_out_as_they_were_spe
 
 
 def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --enable-lora"
+    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --lora-modules sql=/a"
     assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm") == 0
     out, err = capsys.readouterr()
-    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--enable-lora"]
+    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--lora-modules sql=/a"]
     assert sorted(err.splitlines()) == sorted(f"simrun: note: left out: {each}" for each in left_out)
     for each in left_out:
         assert f"# left out: {each}\n" in out
     assert "# of no matter here: --api-key\n" in out
     assert "s3cret" not in out + err
-    told = "max_model_len 131072, max_num_seqs 1024, max_num_batched_tokens 8192, dtype bfloat16"
+    told = "max_model_len 131072, max_num_seqs 1024, max_num_batched_tokens 8192, dtype bfloat16, "
+    told += "gpu_memory_utilization 0.92"
     assert f"# not in the command line, so that vLLM's defaults count: {told}\n" in out
     (tmp_path / "s.yaml").write_text(out)
     assert load(tmp_path / "s.yaml").scenario.engine.model == "meta-llama/Llama-3.1-8B-Instruct"
@@ -189,6 +275,10 @@ def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixt
         ("vllm serve 'x", "not a command line: no closing quotation"),
         (f"{SERVE} --max-num-seqs many", "--max-num-seqs many: expected a number"),
         (f"{SERVE} --max-num-seqs", "--max-num-seqs is without a value"),
+        (f"{SERVE} --max-num-seqs=", "--max-num-seqs is without a value"),
+        (f"{SERVE} --scheduling-policy --port 80", "--scheduling-policy is without a value"),
+        (f"{SERVE} --dtype= --port 80", "--dtype is without a value"),
+        (f"{SERVE} --kv-cache-dtype", "--kv-cache-dtype is without a value"),
         (f"{SERVE} --speculative-config {{x", "--speculative-config: not JSON"),
         (f"{SERVE} --max-num-seqs 0", "`engine.max_num_seqs` is 0"),
         (f"{SERVE} --scheduling-policy best", "unknown policy 'best'"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sim.results.bottleneck import bottleneck, busy_words
+from sim.cli import main
+from sim.results.bottleneck import bottleneck, bottleneck_words, busy_words
+from sim.results.wording import load_words, overload_sentence
 from sim.run import load, run
 
 
@@ -96,3 +99,62 @@ def test_busy_and_bottleneck_say_what_they_leave() -> None:
     assert busy_words(summary) == "busy 100% (with steps of any size, headroom 1.70)"
     summary["load"] = {"headroom": None}
     assert busy_words(summary) == "busy 100% (with steps of any size)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0}, "more seats would help"),
+        ({"preempted": 500}, "more KV memory"),
+    ],
+)
+def test_advice_comes_after_what_was_counted_and_is_marked(changes: dict[str, Any], advice: str) -> None:
+    sentence = bottleneck(summary(**changes))[1]
+    assert sentence.index("Requests spend") < sentence.index(f"Estimate, not simulated: {advice}")
+
+
+@pytest.mark.parametrize(
+    ("latency", "basis", "is_marked"),
+    [
+        ({}, "measured", False),
+        ({"kind": "roofline"}, "estimated", True),
+        ({"kind": "constant", "step_s": 0.03}, "assumed", False),
+    ],
+)
+def test_headroom_by_estimated_step_times_is_marked(latency: dict[str, Any], basis: str, is_marked: bool) -> None:
+    """Wherever it is told: load, bottleneck, overload."""
+    workload = {
+        "requests": 300,
+        "arrival": {"process": "poisson", "rate": 30},
+        "input_tokens": {"dist": "fixed", "value": 50},
+        "output_tokens": {"dist": "fixed", "value": 100},
+    }
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_num_seqs": 16}
+    told = run(load({"name": "x", "workload": workload, "engine": engine, "latency": latency})).summary
+    assert told["load"]["step_times"] == basis
+    assert told["load"]["saturated"]
+    for words in (bottleneck_words(told), load_words(told["load"]), overload_sentence(told["load"])):
+        assert words is not None
+        assert ("(estimate)" in words) is is_marked
+
+
+def test_verdicts_by_estimated_step_times_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the terminal, in the report, and beside the exit code of ``--check-slo``."""
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(
+        "name: x\n"
+        "workload: {requests: 5, arrival: {process: burst}, input_tokens: {dist: fixed, value: 9},"
+        " output_tokens: {dist: fixed, value: 9}}\n"
+        "engine: {model: llama-3.2-1b, gpu: rtx-4090, max_model_len: 512}\n"
+        "slo: {ttft_p95_ms: 5000}\n"
+    )
+    for kind, is_marked in (("roofline", True), ("constant", False)):
+        settings = ["--set", f"latency={{kind: {kind}, step_s: 0.01}}"] if kind == "constant" else []
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(scenario), "--check-slo", "--out", str(tmp_path / kind), *settings])
+        assert exit_info.value.code == 0
+        out, err = capsys.readouterr()
+        report = (tmp_path / kind / "report.html").read_text()
+        assert ("the verdict goes by estimated step times, off by about 25%" in err) is is_marked
+        assert ("SLO (estimate)" in out) is is_marked
+        assert ("Service-level objectives (estimate)" in report) is is_marked

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from results_records import MS, make_record, random_record
 
+import sim
 from sim.results.context import Price, RunContext
 from sim.results.record import NOT_YET, RunRecord, Status
 from sim.results.results import Results
@@ -272,3 +273,16 @@ def test_a_request_that_never_arrived_has_no_times() -> None:
     assert np.isnan(results.requests["arrival_s"][2])
     assert results.summary["counts"]["cancelled"] == 1
     assert results.summary["queue"]["arrival_rate"] == pytest.approx(2 / 0.1), "at 0, 10 and 100 ms"
+
+
+@pytest.mark.parametrize(("scale", "is_beyond"), [(1.0, False), (0.3, True)])
+def test_steps_shorter_than_the_datasheet_allows_are_told(scale: float, is_beyond: bool) -> None:
+    """A scale or a fit can ask for what no such GPU does: the shares stay as they come out, and a note says why."""
+    workload = {"requests": 8, "arrival": {"process": "burst"}}
+    workload |= {key: {"dist": "fixed", "value": 64} for key in ("input_tokens", "output_tokens")}
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm"}
+    told = sim.simulate({"name": "x", "workload": workload, "engine": engine, "latency": {"time_scale": scale}}).summary
+    notes = [note for note in told["run"]["notes"] if "of the datasheet's rate while busy" in note]
+    assert (told["utilization"]["memory_bandwidth_when_busy"] > 1.0) is is_beyond
+    assert bool(notes) is is_beyond
+    assert all(note.startswith("bandwidth ") and "latency.time_scale and latency.fit" in note for note in notes)

@@ -60,7 +60,7 @@ def elementwise_ns(ops: ProfiledOperators, tokens: Floats, width: int) -> Floats
     if model.has_wide_qk_norm and ops.tp > 1:
         # Each GPU has some of the heads that one norm spans: their squares are added up over all.
         squares = np.maximum(tokens, 1.0) * (2.0 * SQUARES_BYTES)
-        total += np.where(tokens > 0, ops.rising_ns("all_reduce", squares), 0.0) + ops.small_kernels_ns(tokens, 1)
+        total += np.where(tokens > 0, ops.settled_ns("all_reduce", squares), 0.0) + ops.small_kernels_ns(tokens, 1)
     if ops.precision.weights == "fp8_block":
         total += _quantising_ns(ops, tokens)
     if ops.precision.kv == "fp8" and ops.device.compute_capability in QUERIES_IN_8_BITS:
