@@ -59,6 +59,9 @@ class Trace:
     class_: IntColumn | None = None
     """Index into ``class_names``, or NOT_GIVEN."""
     class_names: list[str] = field(default_factory=list)
+    lora: IntColumn | None = None
+    """Index into ``lora_names``, or NOT_GIVEN."""
+    lora_names: list[str] = field(default_factory=list)
     deadline_ns: IntColumn | None = None
     """Time allowed from arrival to end, or NOT_GIVEN."""
     session: IntColumn | None = None
