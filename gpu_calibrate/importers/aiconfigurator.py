@@ -13,6 +13,7 @@ ai-dynamo/aiconfigurator), as far as it matters here:
   result, for reduce-scatter of the input.
 - MoE: routed experts without the router, tokens of all ranks together, one GPU's share of experts (``moe_ep_size``) or
   of each expert's width (``moe_tp_size``). Routing is drawn from a power law or laid out evenly (``expert_tables``).
+  Two kernels that vLLM has beside the one of its newest table come from other tables (``OTHER_EXPERTS``).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def import_aiconfigurator(
     found: dict[str, Operator] = {}
     notes: list[str] = []
     device = device_of(preset, preset)
-    for read in (_gemm, _prefill, _decode, _moe, _custom_all_reduce, _fused_all_reduce, _nccl):
+    for read in (_gemm, _prefill, _decode, _moe, _other_experts, _custom_all_reduce, _fused_all_reduce, _nccl):
         for operator, table in read(place):
             device = device.model_copy(update={"name": table.reported_device or device.name})
             curves, cleaning = build_curves(table.curves, device)
@@ -316,11 +317,14 @@ def _moe(place: _Place) -> _Found:
         return []
     rows, version = read
     origin = place.origin("moe", version)
-    layout = ("moe_dtype", *SHAPE)
-    _need(rows, (*layout, "num_tokens", "distribution"), origin)
+    _need(rows, ("moe_dtype", *SHAPE, "num_tokens", "distribution"), origin)
     rows, notes = _known_dtypes(rows, "moe_dtype", "moe")
     rows, chosen = routed(rows)
     rows, mended = no_slower(rows)
+    return [_expert_table("moe", rows, origin, (*notes, *chosen, *mended))]
+
+
+def _expert_table(operator: str, rows: pd.DataFrame, origin: str, notes: tuple[str, ...]) -> tuple[str, _Table]:
     names = (
         "dtype",
         "hidden_size",
@@ -330,9 +334,59 @@ def _moe(place: _Place) -> _Found:
         "tp",
         "ep",
     )
-    columns = {ours: rows[theirs].to_numpy() for ours, theirs in zip(names, layout, strict=True)}
+    columns = {ours: rows[theirs].to_numpy() for ours, theirs in zip(names, ("moe_dtype", *SHAPE), strict=True)}
     columns |= {"dtype": rows["moe_dtype"].map(DTYPES).to_numpy(), "at": rows["num_tokens"].to_numpy()}
-    return [_table("moe", rows, origin, columns, None, (*notes, *chosen, *mended))]
+    return _table(operator, rows, origin, columns, None, notes)
+
+
+@dataclass(frozen=True)
+class _OtherExperts:
+    """A table of experts in FP8 blocks by a kernel that the engine's newest table has not, or not for these shapes."""
+
+    operator: str
+    engine: str
+    version: str
+    kernel: str
+    is_split_only: bool
+    """Whether rows of whole experts on several GPUs are left out, since the newest table has the kernel there."""
+
+
+OTHER_EXPERTS = {
+    "9.0": _OtherExperts("moe_cutlass", "trtllm", "9999", "moe_torch_flow_cutlass", is_split_only=True),
+    "10.0": _OtherExperts("moe_triton", "vllm", "0.19.0", "vllm_fused_moe", is_split_only=False),
+}
+"""By compute capability. FlashInfer packages TensorRT-LLM's CUTLASS kernel; vLLM 0.19.0's collector timed Triton's."""
+
+
+def _other_experts(place: _Place) -> _Found:
+    gpu = GPU_NAMES[place.gpu]
+    other = OTHER_EXPERTS.get(device_of(gpu, gpu).compute_capability or "")
+    if other is None or place.engine != "vllm":
+        return []
+    source = _Place(place.data, place.gpu, other.engine, other.version)
+    read = source.table("moe", "moe")
+    while read is not None and other.kernel not in set(read[0]["kernel_source"]):
+        source = _Place(place.data, place.gpu, other.engine, _before(source, read[1]))
+        read = source.table("moe", "moe")
+    if read is None:
+        return []
+    rows, version = read
+    origin = source.origin("moe", version)
+    _need(rows, ("moe_dtype", *SHAPE, "num_tokens", "distribution"), origin)
+    rows = rows[(rows["kernel_source"] == other.kernel) & (rows["moe_dtype"] == "fp8_block")]
+    if other.is_split_only:
+        rows = rows[rows["moe_ep_size"] == 1]
+    if not len(rows):
+        return []
+    rows, chosen = routed(rows)
+    return [_expert_table(other.operator, rows, origin, chosen)]
+
+
+def _before(place: _Place, version: str) -> str:
+    """The newest version of experts' tables that is older than ``version``; "" where there is none."""
+    folder = place.data / place.gpu / "moe" / place.engine
+    older = [each for each in _versions(folder, "moe") if _order(each) < _order(version)]
+    return older[-1] if older else ""
 
 
 def _custom_all_reduce(place: _Place) -> _Found:

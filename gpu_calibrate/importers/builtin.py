@@ -55,7 +55,7 @@ def wanted(operator: str, fields: dict[str, str | int]) -> bool:
     if "head_size" in fields:
         size, window = int(fields["head_size"]), int(fields["window"])
         return size in HEAD_SIZES and (window == 0 or (size, window) in WINDOWS)
-    if operator == "moe":
+    if operator.startswith("moe"):
         return int(fields["tp"]) <= MAX_TP and int(fields["ep"]) <= MAX_EP
     return True
 

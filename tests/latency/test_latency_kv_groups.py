@@ -10,8 +10,8 @@ import pytest
 from engines import engine_config
 
 from sim.cluster.deployment import scheduler_settings
-from sim.latency.kv_groups import groups_of
 from sim.latency.kv_layout import KvGroup
+from sim.latency.kv_pages import KvPool
 from sim.latency.memory import plan_memory
 from sim.latency.models import load_model
 
@@ -56,7 +56,7 @@ def test_groups_are_as_large_as_the_smaller_kind(
     layer_types: list[str], expected: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     """The kind that the model begins with comes first, as vLLM's does."""
-    assert shapes(groups_of(load_model(written(tmp_path, layer_types)), 16)) == expected
+    assert shapes(KvPool.of(load_model(written(tmp_path, layer_types)), 1, 2, 2, 16).kv_groups) == expected
 
 
 def test_a_block_is_of_one_group(tmp_path: Path) -> None:

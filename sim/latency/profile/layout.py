@@ -18,6 +18,7 @@ class OperatorLayout:
     meaning: str
 
 
+_EXPERTS = ("dtype", "hidden_size", "intermediate_size", "num_experts", "experts_per_token", "tp", "ep")
 _ATTENTION = ("dtype", "kv_dtype", "num_heads", "num_kv_heads", "head_size", "window")
 
 OPERATORS: dict[str, OperatorLayout] = {
@@ -38,10 +39,12 @@ OPERATORS: dict[str, OperatorLayout] = {
         "one layer, one chunk together with num_decodes decodes of this much KV each",
     ),
     "moe": OperatorLayout(
-        ("dtype", "hidden_size", "intermediate_size", "num_experts", "experts_per_token", "tp", "ep"),
+        _EXPERTS,
         "tokens",
         "routed experts of one layer on one of tp * ep GPUs, without the router; tokens of the whole step",
     ),
+    "moe_triton": OperatorLayout(_EXPERTS, "tokens", "as moe, by Triton's kernel where moe's is another"),
+    "moe_cutlass": OperatorLayout(_EXPERTS, "tokens", "as moe, by FlashInfer's CUTLASS kernel where moe's is another"),
     "all_reduce": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes held by each GPU"),
     "all_gather": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes of the gathered result"),
     "reduce_scatter": OperatorLayout(("implementation", "num_gpus"), "bytes", "bytes of each GPU's input"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from sim.latency.formats import FORMATS, bytes_per_weight
 from sim.latency.profile.file import Device
 
 Floats = npt.NDArray[np.float64]
@@ -31,9 +32,15 @@ ARITHMETIC = {"float16": "bfloat16", "fp8_block": "fp8", "int4": "bfloat16"}
 """Number formats that are multiplied at another one's rate."""
 
 
+def element_bytes(dtype: str) -> float:
+    """Bytes of one number, scales included."""
+    return ELEMENT_BYTES[dtype] if dtype in ELEMENT_BYTES else bytes_per_weight(dtype)
+
+
 def peak_flops(device: Device, dtype: str) -> float:
     """Dense FLOP/s of a number format; a GPU without it multiplies in 16 bits."""
-    rate = device.flops.get(ARITHMETIC.get(dtype, dtype))
+    known = FORMATS[dtype].arithmetic if dtype in FORMATS and dtype not in ELEMENT_BYTES else ""
+    rate = device.flops.get(ARITHMETIC.get(dtype, known or dtype))
     return rate if rate is not None else device.flops["bfloat16"]
 
 
@@ -45,7 +52,7 @@ def _bound(device: Device, dtype: str, flops: Floats, traffic: Floats) -> Floats
 
 def _gemm(device: Device, fields: Fields, m: Floats) -> Floats:
     dtype, n, k = str(fields["dtype"]), float(fields["n"]), float(fields["k"])
-    weight = ELEMENT_BYTES[dtype]
+    weight = element_bytes(dtype)
     activation = 2.0 if weight < 2.0 else weight
     return _bound(device, dtype, 2.0 * m * n * k, n * k * weight + m * (n + k) * activation)
 
@@ -101,7 +108,7 @@ def _moe(device: Device, fields: Fields, tokens: Floats) -> Floats:
     rows = tokens * chosen / float(fields["ep"])
     local = experts / float(fields["ep"])
     touched = local * (1.0 - (1.0 - chosen / experts) ** tokens)
-    traffic = touched * parameters * ELEMENT_BYTES[dtype] + rows * 4.0 * float(fields["hidden_size"])
+    traffic = touched * parameters * element_bytes(dtype) + rows * 4.0 * float(fields["hidden_size"])
     return _bound(device, dtype, 2.0 * rows * parameters, traffic)
 
 
@@ -137,6 +144,8 @@ _BOUNDS: dict[str, Callable[[Device, Fields, Floats], Floats]] = {
     "prefill_attention": _prefill_attention,
     "mixed_attention": _mixed_attention,
     "moe": _moe,
+    "moe_triton": _moe,
+    "moe_cutlass": _moe,
     "all_reduce": _collective(lambda gpus: 2.0 * (gpus - 1.0) / gpus),
     "all_gather": _collective(lambda gpus: (gpus - 1.0) / gpus),
     "reduce_scatter": _collective(lambda gpus: (gpus - 1.0) / gpus),
