@@ -34,11 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-<<<<<<< HEAD
-FINGERPRINT = ""
-=======
-FINGERPRINT = ""
->>>>>>> groups
+FINGERPRINT = "1231dc1820f0382588cf7446538c50ae5ac02f24ec4e3e3319261dbc4ef5cb22"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
