@@ -1,4 +1,4 @@
-"""Engine settings of an InferenceX recipe: the flags of its ``vllm serve``, and what of them a scenario cannot say."""
+"""Engine settings of an InferenceX recipe: the flags of its ``vllm serve``, and those that a scenario cannot say."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_calibrate.importers.rising import rising
+from gpu_calibrate.importers.pooled_falls import pool_falls
 from sim.errors import InputError
 from sim.latency.profile.file import Curve, Device, Key
 from sim.latency.profile.layout import OPERATORS
@@ -161,7 +161,7 @@ def _clean_curve(
         return None
     kept = times[keep]
     if table.operator in NEVER_FALLS:
-        risen = rising(kept)
+        risen = pool_falls(kept)
         cleaning.levelled += int((np.abs(risen / kept - 1.0) > LEVELLED).sum())
         kept = risen
     return Curve(

@@ -13,6 +13,7 @@ from sim.latency.experts import ExpertGroup
 from sim.latency.fitted import Fitted, load_fit
 from sim.latency.kind import latency_kind
 from sim.latency.lockstep_cost import LockstepCost
+from sim.latency.lora import LoraCost
 from sim.latency.memory import load_model_and_gpu
 from sim.latency.models import load_model
 from sim.latency.operators import Efficiency
@@ -59,6 +60,9 @@ def build_step_cost(
         model = load_model(engine.model, base_dir) if planned is None else planned.model
         if ExpertGroup.of(engine, model).is_lockstep:
             return LockstepCost(cost, engine, model)
+    if engine.enable_lora and not isinstance(cost, ConstantCost):
+        model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
+        return LoraCost(cost, model, gpu, engine, latency.time_scale)
     speculative = engine.speculative
     if speculative is None or isinstance(cost, ConstantCost):
         return cost

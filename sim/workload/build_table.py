@@ -12,9 +12,9 @@ from sim.scenario.schema import ClosedLoopArrival, WorkloadConfig
 from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
-from sim.workload.sharing import with_isolated_tenants, with_outputs
+from sim.workload.sharing import with_isolated_tenants, with_outputs, with_own_contents
 from sim.workload.table import NO_GROUP, NO_PARENT, ClassInfo, IntColumn, RequestTable
-from sim.workload.traces import segments_of
+from sim.workload.trace_table import segments_of
 from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
 
 
@@ -25,6 +25,7 @@ def build_workload(
     max_model_len: int | None = None,
     *,
     isolates_tenants: bool = False,
+    serves_loras: bool = False,
 ) -> RequestTable:
     """All requests of a run, in the order of their arrival.
 
@@ -35,7 +36,7 @@ def build_workload(
 
     ``base_dir`` is the scenario's folder, which trace paths are relative to. With ``max_model_len``,
     conversations end before the turn whose prompt would no longer fit. ``isolates_tenants``: requests
-    of different tenants have no content in common.
+    of different tenants have no content in common. ``serves_loras``: adapters that a trace names count.
 
     Raises InputError for contradictory or missing settings and unusable traces.
     """
@@ -46,14 +47,17 @@ def build_workload(
         parts.append(_arrival_rows(arrivals, seed, numbering, max_model_len))
     only_class = config.classes is None
     for member in plan.traces:
-        rows = trace_rows(member, seed, base_dir, numbering, only_class)
+        rows = trace_rows(member, seed, base_dir, numbering, only_class, serves_loras)
         parts.append([_limited(rows, member.requests, member.duration_s)])
     limit = config.requests
     if limit is None and len(parts) == 1 and plan.arrivals:
         limit = plan.arrivals[0].requests
     table = merge(parts, limit, [entry.max_concurrency for entry in plan.arrivals])
     table.notes[:0] = plan.notes
+    table.loras = tuple(numbering.loras)
     table = with_outputs(table, plan, seed)
+    if table.lora is not None:
+        table = with_own_contents(table, table.lora)
     if isolates_tenants:
         table = with_isolated_tenants(table)
     _close_loop(table, plan)
@@ -112,10 +116,10 @@ def _close_loop(table: RequestTable, plan: Plan) -> None:
 
 
 def _limited(rows: Rows, requests: int | None, duration_s: float | None) -> Rows:
-    """The first rows of a trace, before ``duration_s``."""
+    """The first rows of a trace; of conversations those that open before ``duration_s``."""
     count = len(rows.arrival_ns)
     if duration_s is not None:
-        count = int(np.searchsorted(rows.arrival_ns, round(duration_s * NS_PER_S), side="left"))
+        count = int(np.searchsorted(rows.root_ns, round(duration_s * NS_PER_S), side="left"))
     count = count if requests is None else min(count, requests)
     return rows if count == len(rows.arrival_ns) else _take(rows, np.arange(count))
 
@@ -142,6 +146,7 @@ def _take(rows: Rows, order: IntColumn) -> Rows:
         deadline_ns=rows.deadline_ns[order],
         expected_output_tokens=rows.expected_output_tokens[order],
         session=rows.session[order],
+        lora=rows.lora[order],
         segment_count=rows.segment_count[order],
         segment_content_id=rows.segment_content_id[segments],
         segment_end_tokens=rows.segment_end_tokens[segments],
@@ -157,13 +162,14 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
     first of them.
     """
     flat = [rows for group in parts for rows in group]
-    process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
     if len(flat) == 1:
         rows = flat[0]
         if limit is not None and len(rows.arrival_ns) > limit:
             rows = _take(rows, np.arange(limit))
+        process = np.zeros(len(rows.arrival_ns), dtype=np.int8)
     else:
         rows = _concatenate(flat)
+        process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
         order = np.lexsort((rows.root_index, process, rows.root_ns))[:limit]
         rows, process = _take(rows, order), process[order]
     given = [cap for cap in caps if cap is not None]
@@ -180,12 +186,13 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
         deadline_ns=rows.deadline_ns,
         expected_output_tokens=rows.expected_output_tokens,
         session=rows.session,
+        lora=rows.lora if np.any(rows.lora) else None,
         segment_offsets=np.concatenate(([0], np.cumsum(rows.segment_count))).astype(np.int64),
         segment_content_id=rows.segment_content_id,
         segment_end_tokens=rows.segment_end_tokens,
         classes=rows.classes,
         request_ids=rows.request_ids,
-        sender=np.array(sender_of, dtype=np.int64)[process[: len(rows.arrival_ns)]] if given else None,
+        sender=np.array(sender_of, dtype=np.int64)[process] if given else None,
         sender_caps=tuple(given),
         notes=list(dict.fromkeys(rows.notes)),
     )
@@ -220,6 +227,7 @@ def _concatenate(flat: list[Rows]) -> Rows:
         deadline_ns=joined("deadline_ns"),
         expected_output_tokens=joined("expected_output_tokens"),
         session=joined("session"),
+        lora=joined("lora"),
         segment_count=joined("segment_count"),
         segment_content_id=joined("segment_content_id"),
         segment_end_tokens=joined("segment_end_tokens"),

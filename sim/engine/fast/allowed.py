@@ -19,15 +19,26 @@ from typing import Any
 from policies.base import Feedback, Policy, declared
 from policies.checks import label
 from sim.engine import request
-from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
+from sim.engine.reference import (
+    adapters,
+    batch,
+    kv_cache,
+    recompute,
+    replica,
+    scheduler,
+    seats,
+    shares,
+    steering,
+    waiting,
+)
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "a163efa3e67afa8a0156453eefe5a0a2e19de01399c0ca163408caa3811d97e8"
+FINGERPRINT = "1231dc1820f0382588cf7446538c50ae5ac02f24ec4e3e3319261dbc4ef5cb22"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
-    *(batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
+    *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
     *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
@@ -41,13 +52,15 @@ SETTINGS = frozenset(
     {"num_gpu_blocks", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens"}
     | {"enable_chunked_prefill", "max_prefill_tokens_per_step", "scheduler_reserve_full_isl", "watermark"}
     | {"enable_prefix_caching", "async_scheduling", "block_bytes", "prompt_tokens_per_output_token", "sliding_window"}
+    | {"kv_groups"}
 )
-"""Settings that it follows, whatever they are; any other setting must have its default."""
+"""Settings that it follows, whatever they are; any other setting must have its default. Of KV groups it follows those
+that keep all KV or a window, in blocks of one size."""
 
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
-    | {"kv_groups", "prefix_cache_retention_interval"}
+    | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes"}
 )
 """Settings that it is known not to follow."""
 
@@ -68,6 +81,7 @@ ENGINE_KEYS = frozenset(
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
+    | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""
@@ -90,6 +104,10 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
     for field in fields(settings):
         if field.name not in SETTINGS and getattr(settings, field.name) != field.default:
             return f"the fast engine does not know the setting {field.name}"
+    if any(group.kind in ("chunk", "state") for group in settings.kv_groups):
+        return "a KV group keeps neither all KV nor a window"
+    if any(group.block_size != settings.block_size for group in settings.kv_groups):
+        return "KV groups have blocks of several sizes"
     most_tokens = settings.max_num_batched_tokens
     if settings.max_num_seqs >= most_tokens:
         return "a step may not hold a token of every running request"
@@ -143,7 +161,7 @@ def _own(policy: Policy) -> dict[str, Any]:
 
 
 def _changed(policy: Policy) -> Iterator[str]:
-    """What of ``Policy`` is not as it was, and not on the list."""
+    """Which methods of ``Policy`` are not as they were, and not on the list."""
     base, kind, own = vars(Policy), type(policy), _own(policy)
     methods = _methods()
     for name in base:

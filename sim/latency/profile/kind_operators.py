@@ -23,6 +23,8 @@ from sim.latency.state_layers import StateLayer
 
 OF_BLOCK = frozenset({"kv_b", "index"})
 """Matrices that are part of a measured block of attention (``profile.blocks``)."""
+AFTER_NORM = ("qkv", "qkv_a", "q", "kv_a", "up", "in")
+"""Matrices whose input a norm leaves, in 8 bits where they multiply in those."""
 STATE_SMALL_KERNELS = 2
 """Of a layer with a state beside its table's: what splits and gates its inputs."""
 TABLE_NAMES = {"int4_g32": "int4"}
@@ -45,7 +47,9 @@ class KindOperators(ProfiledOperators):
         if known is None:
             model = replace(self.model, layers=((kind, 1),), hidden_size=hidden or self.model.hidden_size)
             own = {each.name: getattr(self, each.name) for each in fields(ProfiledOperators) if each.init}
-            precision = replace(self.precision, weights=weights or self.precision.weights)
+            precision = replace(
+                self.precision, weights=weights or self.precision.weights, follows_checkpoint=weights is None
+            )
             known = self._views[key] = ProfiledOperators(**{**own, "model": model, "precision": precision})
             known.predictor = self.predictor
         return known
@@ -76,8 +80,10 @@ class KindOperators(ProfiledOperators):
     def _products_ns(self, tokens: Floats, kind: LayerKind, matrices: Sequence[Matrix]) -> Floats:
         """One after another, each in its own number format."""
         total = np.zeros_like(tokens)
+        after = {part: self.is_normed_ready(tokens) for part in AFTER_NORM} | {"down": not self.quantises_apart}
         for part, outputs, inputs in matrices:
-            total = total + self.linear_ns(tokens, outputs, inputs, self._format(kind, part))
+            ready = after.get(part, False)
+            total = total + self.linear_ns(tokens, outputs, inputs, self._format(kind, part), is_ready=ready)
         return total
 
     def _times_of(self, kind: LayerKind) -> MixerTimes | None:

@@ -77,7 +77,7 @@ class Predictor:
         curves = self._curves(operator, key)
         return None if curves is None else curves.basis(key)
 
-    def time_ns(self, operator: str, key: Key, at: int) -> float:
+    def time_ns(self, operator: str, key: Key, at: float) -> float:
         """One launch at one place of the axis, nanoseconds."""
         return float(self.times_ns(operator, key, np.array([float(at)]))[0])
 
