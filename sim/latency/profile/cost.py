@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.latency.attention_kinds import GroupedAttention
 from sim.latency.base import StepShape
 from sim.latency.experts import ExpertGroup
 from sim.latency.fitted import Fitted
@@ -445,7 +446,7 @@ def _reaches(model: ModelSpec, longest: int) -> list[tuple[int, float]]:
     """(tokens that a query sees at most, share of the layers), the longest first."""
     layers: dict[int, int] = {}
     for mixer, count in model.mixers:
-        window = mixer.window or longest
+        window = (mixer.sight if isinstance(mixer, GroupedAttention) else None) or longest
         layers[window] = layers.get(window, 0) + count
     total = sum(layers.values())
     return [(window, layers[window] / total) for window in sorted(layers, reverse=True)]
