@@ -1,4 +1,4 @@
-"""Engine settings of an InferenceX recipe: the flags of its ``vllm serve``, and what of them a scenario cannot say."""
+"""Engine settings of an InferenceX recipe: the flags of its ``vllm serve``, and those that a scenario cannot say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,23 @@ from typing import Any
 
 FLAG = re.compile(r"--([a-z][a-z_.-]*)(?:[= ]+(?!--)('[^']*'|\"[^\"]*\"|\S+))?")
 LINE = re.compile(r"^([a-z][a-z-]*): *(.*)$", re.MULTILINE)
+CLIENTS = "$CONC"
+"""What a script has for its number of clients."""
 FULL_CONTEXT = 10240
 """``max-model-len`` of the recipes of 2025 where lengths are neither 1,024 in and out nor 8,192 of either."""
+NO_FLASHINFER, NO_DEEP_GEMM = "VLLM_USE_FLASHINFER_MOE_FP8=0", "VLLM_MOE_USE_DEEP_GEMM=0"
+"""With both, experts in FP8 are left to Triton's kernel."""
+ALWAYS_EXPERT_PARALLEL = frozenset(
+    {
+        ("64c20b6b5ba068ab4e3741c73fa1b3c71311aa55", "benchmarks/single_node/minimaxm2.5_fp8_b200.sh"),
+        ("626932a110a2348591e314eddb782f7a0dee104c", "benchmarks/single_node/minimaxm2.5_fp8_b200.sh"),
+        ("79a42e20a8559784641ca2279994c75c0608dc39", "benchmarks/single_node/minimaxm2.5_fp8_h200.sh"),
+        ("626932a110a2348591e314eddb782f7a0dee104c", "benchmarks/single_node/minimaxm2.5_fp8_h200.sh"),
+    }
+)
+"""(Commit, file) of scripts that ask for expert parallelism from an ``EP_SIZE`` of 1 on (``-ge 1``, others ``-gt 1``),
+which is what every experiment without it is labelled. Over 8 GPUs nothing else would start: 1,536 / 8 = 192 columns of
+an expert are no whole blocks of 128 (vLLM's issue 17569)."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +35,14 @@ class Recipe:
     flags: Mapping[str, str]
     """Flag (or key of its ``config.yaml``) -> value; empty for a switch."""
     env: tuple[str, ...]
+    always_spreads_experts: bool = False
+    """Whether the script passed ``--enable-expert-parallel`` whatever the experiment's label says."""
 
     @property
     def has_fused_all_reduce(self) -> bool:
         """Whether the all-reduce and the norm after it are one kernel."""
-        return any("ALLREDUCE" in each for each in self.env) or "fuse_allreduce_rms" in " ".join(self.flags)
+        told = " ".join((*self.env, *self.flags, self.flags.get("compilation-config", "")))
+        return any(name in told for name in ("ALLREDUCE", "fuse_allreduce_rms", "enable_fi_allreduce_fusion"))
 
     @property
     def graphs(self) -> str:
@@ -56,7 +74,7 @@ def read_recipe(told: Mapping[str, Any]) -> Recipe:
     """From an entry of ``inferencex_vllm_recipes.json``."""
     flags = {name: value.strip("'\"") for name, value in FLAG.findall(told["vllm_serve"])}
     flags |= {name: value.strip("'\"") for name, value in LINE.findall(told["config_yaml"])}
-    return Recipe(flags, tuple(told["env"]))
+    return Recipe(flags, tuple(told["env"]), (told["commit"], told["file"]) in ALWAYS_EXPERT_PARALLEL)
 
 
 def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dict[str, Any]:
@@ -64,7 +82,9 @@ def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dic
     flags = recipe.flags
     settings: dict[str, Any] = {
         # Llama's B200 recipe is without its command; those of the other GPUs give clients as seats.
-        "max_num_seqs": concurrency if "async-scheduling" in flags else int(flags.get("max-num-seqs", "1024")),
+        "max_num_seqs": concurrency
+        if "async-scheduling" in flags or flags.get("max-num-seqs") == CLIENTS
+        else int(flags.get("max-num-seqs", "1024")),
         "max_num_batched_tokens": 2 * isl
         if "ISL" in flags.get("max-num-batched-tokens", "")
         else int(flags.get("max-num-batched-tokens", "8192")),
@@ -81,6 +101,8 @@ def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dic
         compilation["max_cudagraph_capture_size"] = int(flags["max-cudagraph-capture-size"])
     if compilation:
         settings["compilation_config"] = compilation
+    if NO_FLASHINFER in recipe.env and NO_DEEP_GEMM in recipe.env:
+        settings["moe_backend"] = "triton"
     if "block-size" in flags:
         settings["block_size"] = int(flags["block-size"])
     if "kv-cache-dtype" in flags:

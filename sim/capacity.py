@@ -45,6 +45,7 @@ class Mix:
     """Prompt tokens that were found in the prefix cache."""
     priority: IntColumn
     class_index: IntColumn
+    lora: IntColumn | None
 
     @classmethod
     def of(cls, record: RunRecord) -> Mix:
@@ -58,6 +59,7 @@ class Mix:
             np.maximum(requests["num_cached_tokens"][kept], 0),
             workload.priority[row],
             workload.class_index[row],
+            None if workload.lora is None else workload.lora[row],
         )
 
     def sample(self, num_requests: int, seed: int) -> IntColumn:
@@ -149,6 +151,8 @@ def _backlog(mix: Mix, rows: IntColumn, at_once: int, of_run: RequestTable) -> R
         max_tokens=outputs,
         priority=mix.priority[rows],
         class_index=mix.class_index[rows],
+        lora=None if mix.lora is None else mix.lora[rows],
+        loras=of_run.loras,
         parent=np.full(n, NO_PARENT),
         deadline_ns=np.full(n, NO_DEADLINE),
         expected_output_tokens=np.full(n, NO_HINT),

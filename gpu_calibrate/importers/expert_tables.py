@@ -6,10 +6,15 @@ the mean, at 1,024 tokens 3.5 times. Mixtral's own have 1.6 times at most (arXiv
 tokens where 12.5 % are even), and every point of a table is a single draw: with 8 experts one that happens to need a
 second tile of a kernel is a sixth of the time. So models of few experts take the even layout, with as many experts
 touched as tokens that choose by themselves touch.
+
+Those of many experts keep the draw, which is not to touch more experts than that either: 8 drawn tokens that choose 8
+of 256 touch as many as laid out evenly, 64, where tokens that choose by themselves touch 57 at most (an uneven choice
+touches fewer). Up to ``READING`` rows an expert, time is that of reading those which are touched.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +30,11 @@ ROUTING = "power_law_1.01"
 EVEN = "balanced"
 SHAPE = ["hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "moe_ep_size"]
 
+READING = 2.0
+"""Rows for each expert, on average, up to which experts take as long as reading those that are touched."""
+DRAWS = 400
+"""Of tokens that choose by themselves, to find how many experts the busiest GPU has to read."""
+
 FP8_NO_SLOWER_THAN = ("fp8_block", "bfloat16")
 """Experts in FP8 with one scale per tensor have no more bytes, arithmetic or scales than those in blocks or 16 bits."""
 
@@ -38,7 +48,12 @@ def routed(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
         return rows, ()
     even = rows[(rows["distribution"] == EVEN) & (rows["num_experts"] <= FEW_EXPERTS)]
     groups = [_chosen_alone(group) for _, group in even.groupby(["moe_dtype", *SHAPE], sort=True)]
-    notes = (f"moe: routing {ROUTING}; {len(rows) - len(drawn) - len(even)} rows of other distributions left out",)
+    notes: tuple[str, ...] = (
+        f"moe: routing {ROUTING}; {len(rows) - len(drawn) - len(even)} rows of other distributions left out",
+    )
+    drawn, lowered = _touching_no_more(drawn, rows[rows["distribution"] == EVEN])
+    if lowered:
+        notes = (*notes, f"moe: {lowered} drawn rows at the time of as many experts as tokens touch by themselves")
     if not groups:
         return drawn, notes
     evenly = pd.concat(groups)
@@ -65,6 +80,45 @@ def _chosen_alone(rows: pd.DataFrame) -> pd.DataFrame:
     share = touching(by_chance) / touching(laid_out)
     kept = rows.drop_duplicates("num_tokens").sort_values("num_tokens")
     return kept.assign(latency=times * share)
+
+
+def _touching_no_more(drawn: pd.DataFrame, even: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Drawn rows of many experts at no more than the time of as many experts as tokens touch that choose by themselves,
+    and how many that lowered."""
+    places = ["moe_dtype", *SHAPE]
+    known = {tuple(shape): group for shape, group in even.groupby(places, sort=True)}
+    times = drawn["latency"].to_numpy(dtype=np.float64).copy()
+    tokens = drawn["num_tokens"].to_numpy(dtype=np.float64)
+    for shape, rows in drawn.reset_index(drop=True).groupby(places, sort=True):
+        first = rows.iloc[0]
+        experts, chosen, ep = (int(first[name]) for name in ("num_experts", "topk", "moe_ep_size"))
+        laid = known.get(tuple(shape))
+        if experts <= FEW_EXPERTS or laid is None or ep > experts // chosen:
+            continue
+        medians = laid.groupby("num_tokens", sort=True)["latency"].median()
+        laid_out = medians.index.to_numpy(dtype=np.float64) * chosen / ep
+        places_of = rows.index.to_numpy()
+        at = places_of[tokens[places_of] * chosen <= READING * experts]
+        touched = np.array([_touched(experts, chosen, ep, int(number)) for number in tokens[at]])
+        reading = medians.to_numpy(dtype=np.float64)
+        times[at] = np.minimum(times[at], np.exp(np.interp(np.log(touched), np.log(laid_out), np.log(reading))))
+    lowered = int((times < drawn["latency"].to_numpy()).sum())
+    return drawn.assign(latency=times), lowered
+
+
+@cache
+def _touched(experts: int, chosen: int, ep: int, tokens: int) -> float:
+    """Experts that the busiest of ``ep`` GPUs has to read for tokens that choose evenly by themselves, in the mean."""
+    if ep == 1:
+        return experts * (1.0 - (1.0 - chosen / experts) ** tokens)
+    random = np.random.default_rng(0)
+    busiest = 0
+    for _ in range(DRAWS):
+        choice = random.random((tokens, experts)).argpartition(chosen, axis=1)[:, :chosen]
+        is_touched = np.zeros(experts, dtype=np.bool_)
+        is_touched[choice.ravel()] = True
+        busiest += int(is_touched.reshape(ep, -1).sum(axis=1).max())
+    return busiest / DRAWS
 
 
 def no_slower(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim.checks.findings import Findings
+from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.latency.experts import ExpertGroup
     from sim.latency.model_spec import ModelSpec
     from sim.scenario.loader import Parts
-    from sim.scenario.schema import EngineSection
+    from sim.scenario.schema import EngineSection, LatencyConfig
 
 _ENGINE = ("engine",)
+BLOCK = 128
+"""Rows and columns of FP8 weights that share a scale (``fp8_block``)."""
 ONE_MACHINE = 8
 """GPUs of the largest machine whose collectives were measured."""
 
@@ -34,6 +37,9 @@ def check_parallel(engine: EngineSection, model: ModelSpec, parts: Parts, findin
     _check_experts(engine, model, group, findings)
     _check_exchange(engine, model, group, findings)
     _check_imbalance(engine, parts, group, findings)
+    _check_blocks(engine, model, group, findings)
+    if because := _why_no_choice(engine, model, parts, group):
+        findings.unused(engine, _ENGINE, "moe_backend", because)
     if group.is_lockstep:
         _check_lockstep(engine, findings)
         if group.num_gpus > ONE_MACHINE:
@@ -93,6 +99,55 @@ def _check_imbalance(engine: EngineSection, parts: Parts, group: ExpertGroup, fi
             f"`latency.expert_load_imbalance` ({stated:g}) is above {group.ep}, the number of GPUs that share the "
             "experts: one of them cannot have more than all tokens",
         )
+
+
+def _check_blocks(engine: EngineSection, model: ModelSpec, group: ExpertGroup, findings: Findings) -> None:
+    """vLLM stops where a GPU's share of an expert's width is no whole number of blocks (``fp8_utils.py``, 0.32.0)."""
+    if not model.num_experts or group.is_whole or model.dtype != "fp8_block" or engine.dtype not in ("auto", "fp8"):
+        return
+    share, rest = divmod(model.moe_intermediate_size, group.num_gpus)
+    if not rest and share % BLOCK:
+        key = "tensor_parallel_size" if engine.data_parallel_size == 1 else "data_parallel_size"
+        findings.problem(
+            (*_ENGINE, key),
+            f"`engine.{key}`: {group.num_gpus} GPUs with a share of every expert have {share} of its "
+            f"{model.moe_intermediate_size} columns each, no multiple of the {BLOCK} that share a scale in the FP8 "
+            f"weights of {engine.model}; set enable_expert_parallel: true",
+        )
+
+
+def _why_no_choice(engine: EngineSection, model: ModelSpec, parts: Parts, group: ExpertGroup) -> str | None:
+    """Why ``moe_backend`` changes nothing; None = it does, or it is not given."""
+    from sim.latency.kind import latency_kind
+
+    if engine.moe_backend == "auto" or parts.latency is None:
+        return None
+    kind = latency_kind(engine.gpu, parts.latency)
+    if not model.num_experts:
+        return f"{engine.model} has no experts"
+    if kind != "profile":
+        return f"it belongs to `kind: profile`, and this is `kind: {kind}`"
+    if model.dtype != "fp8_block" or engine.dtype not in ("auto", "fp8"):
+        return "it chooses among kernels of experts in FP8 with a scale per block, and these are not"
+    return _why_no_curves(engine, parts.latency, parts, group)
+
+
+def _why_no_curves(engine: EngineSection, latency: LatencyConfig, parts: Parts, group: ExpertGroup) -> str | None:
+    from sim.latency.gpus import load_gpu
+    from sim.latency.profile.expert_kernels import HOPPER, OPERATORS
+    from sim.latency.profile.library import find_profile
+
+    try:
+        profile = find_profile(latency.profile, load_gpu(engine.gpu), parts.base_dir).profile
+    except InputError:
+        return None  # told by the checks of the GPU and the profile
+    is_hopper = profile.device.compute_capability == HOPPER
+    of_table = "flashinfer_cutlass" if group.is_whole else "triton"
+    if is_hopper and engine.moe_backend == of_table:
+        return None
+    if OPERATORS[engine.moe_backend] in profile.operators and not (is_hopper and group.is_whole):
+        return None
+    return f"profile {profile.name} has no curves of that kernel for experts spread like this; those it has stand in"
 
 
 def _check_lockstep(engine: EngineSection, findings: Findings) -> None:

@@ -15,6 +15,7 @@ from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.kv_pages import KvPool
+from sim.latency.lora import lora_bytes
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
 from sim.latency.memory_refusal import does_not_fit, no_room_for_one
 from sim.latency.memory_rules import IN_FLIGHT_KEPT, TOKENS_FROM_CONCURRENCY, memory_rules
@@ -95,6 +96,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         requested_bytes=stage.requested,
         weights_bytes=stage.weights,
         draft_weights_bytes=stage.draft_weights,
+        lora_bytes=stage.lora,
         activation_bytes=stage.activations,
         non_torch_bytes=stage.non_torch,
         graph_bytes=stage.graphs,
@@ -207,6 +209,7 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
     tp, dp = engine.tensor_parallel_size, ExpertGroup.of(engine, model).dp
+    lora = engine.max_loras * lora_bytes(model, engine.max_lora_rank, tp) if engine.enable_lora else 0
     pool = _pool(engine, model, precision, draft)
     sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
     stages: list[Stage] = []
@@ -220,8 +223,9 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
         )
         stages.append(
             Stage(
-                weights=weights + draft_weights,
+                weights=weights + draft_weights + lora,
                 draft_weights=draft_weights,
+                lora=lora,
                 kv_per_token=pool.bytes_per_token(layers) + draft_kv,
                 block_bytes=pool.block_bytes(layers) + draft_kv * engine.block_size,
                 activations=activation_bytes(engine, model, precision, rules, gpu, head=head),

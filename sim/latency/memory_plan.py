@@ -48,6 +48,8 @@ class MemoryPlan:
     """What lives outside PyTorch's pool: a part of ``reserve_bytes``."""
     draft_weights_bytes: int = 0
     """A draft model's part of ``weights_bytes``."""
+    lora_bytes: int = 0
+    """Slots of LoRA adapters, a part of ``weights_bytes``."""
     blocks_of_longest: int = 0
     """Blocks that a request of ``max_model_len`` takes in vLLM; 0 = ``max_blocks_per_request``."""
     tokens_from_concurrency: bool = True
@@ -104,6 +106,7 @@ class Stage:
 
     weights: int
     draft_weights: int
+    lora: int
     kv_per_token: float
     """Bytes that one more token takes of the pool."""
     block_bytes: int

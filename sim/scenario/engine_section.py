@@ -118,6 +118,9 @@ class EngineSection(Strict):
     all2all_backend: All2AllBackend = "allgather_reducescatter"
     """How ranks exchange tokens for experts; only ``allgather_reducescatter`` and ``deepep_high_throughput`` have a
     cost here, the others are refused with the reason."""
+    moe_backend: Literal["auto", "triton", "flashinfer_cutlass"] = "auto"
+    """Kernel of experts in FP8 with a scale per block; ``auto`` = what the version takes on that GPU, the others where
+    a profile has curves of it."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "auto"
     """Weights (AWQ and GPTQ: ``int4``); ``auto`` = what a config.json says by ``torch_dtype`` and
     ``quantization_config``, float32 cast to bfloat16 as by vLLM; presets are bfloat16."""
@@ -177,6 +180,14 @@ class EngineSection(Strict):
     """CUDA graphs and fused kernels."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; null = none."""
+    enable_lora: Flag = False
+    """Serve LoRA adapters beside the model: requests name theirs by ``workload.lora``."""
+    max_loras: PositiveInt = 1
+    """Different adapters in one step, and slots for them on the GPU."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """What each slot, and each adapter's kernels, are sized for."""
+    max_cpu_loras: PositiveInt | None = None
+    """Adapters kept in host memory; one that is not there is read from its file again. null = ``max_loras``."""
     policy: Spec = "fcfs"
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"

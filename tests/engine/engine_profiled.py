@@ -31,6 +31,7 @@ COSTLY = [
     "pipeline_parallel_size",
     "data_parallel_size",
     "all2all_backend",
+    "moe_backend",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",

@@ -116,7 +116,7 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
 
     ``scheduler_cls``: another class, as ``--scheduler-cls`` names it.
     """
-    from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
+    from vllm.config import CacheConfig, DeviceConfig, LoRAConfig, SchedulerConfig, VllmConfig
     from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
@@ -149,6 +149,7 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         cache_config=CacheConfig(block_size=settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
         device_config=DeviceConfig(device="cpu"),
         speculative_config=_speculative_config(settings),
+        lora_config=LoRAConfig(max_loras=settings.max_loras) if settings.max_loras else None,
     )
     # The CPU platform's own preferences (block size, chunking, asynchrony) must not leak in.
     for section, wanted in ((config.scheduler_config, wanted_scheduler), (config.cache_config, wanted_cache)):
@@ -266,6 +267,7 @@ class RealScheduler:
 
     def add_request(self, request: CaseRequest) -> None:
         """A request joins the waiting queue; its arrival time is its step, in seconds."""
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import SamplingParams
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher
         from vllm.v1.request import Request
@@ -292,6 +294,7 @@ class RealScheduler:
                 priority=request.priority,
                 cache_salt=request.tenant if self.settings.has_salts else None,
                 block_hasher=hasher,
+                lora_request=LoRARequest(f"lora{request.lora}", request.lora, "nowhere") if request.lora else None,
             )
         )
 

@@ -188,7 +188,7 @@ def test_a_planted_mistake_shows(mistake: Callable[[WindowKVCache], None]) -> No
         if not isinstance(cache, WindowKVCache):
             continue
         mistake(cache)
-        wrong.scheduler.why_never = lambda request: None  # who reserves too much is to wait, not to be refused
+        wrong.scheduler.why_never = lambda request: None  # what reserves too much is to wait, not to be refused
         differing += first_difference(case, drive(case, RealScheduler(case)), drive(case, wrong)) is not None
     assert differing > 0
 

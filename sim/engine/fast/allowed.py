@@ -19,15 +19,26 @@ from typing import Any
 from policies.base import Feedback, Policy, declared
 from policies.checks import label
 from sim.engine import request
-from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
+from sim.engine.reference import (
+    adapters,
+    batch,
+    kv_cache,
+    recompute,
+    replica,
+    scheduler,
+    seats,
+    shares,
+    steering,
+    waiting,
+)
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "a163efa3e67afa8a0156453eefe5a0a2e19de01399c0ca163408caa3811d97e8"
+FINGERPRINT = "658ce237fa1af81cabadb2b5ed651dc00847e0532aebf6babfb8b2ade47b7f57"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
-    *(batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
+    *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
     *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
@@ -47,6 +58,7 @@ SETTINGS = frozenset(
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
+    | {"max_loras", "max_cpu_loras", "lora_bytes"}
     | {"kv_groups", "prefix_cache_retention_interval"}
 )
 """Settings that it is known not to follow."""
@@ -62,12 +74,13 @@ ENGINE_KEYS = frozenset(
         "enable_expert_parallel",
     }
     | {"all2all_backend", "dtype", "kv_cache_dtype", "block_size", "gpu_memory_utilization", "num_gpu_blocks_override"}
-    | {"kv_cache_memory_bytes"}
+    | {"kv_cache_memory_bytes", "moe_backend"}
     | {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill"}
     | {"max_prefill_tokens_per_step", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"}
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
+    | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""
@@ -143,7 +156,7 @@ def _own(policy: Policy) -> dict[str, Any]:
 
 
 def _changed(policy: Policy) -> Iterator[str]:
-    """What of ``Policy`` is not as it was, and not on the list."""
+    """Which methods of ``Policy`` are not as they were, and not on the list."""
     base, kind, own = vars(Policy), type(policy), _own(policy)
     methods = _methods()
     for name in base:

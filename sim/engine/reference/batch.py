@@ -51,6 +51,12 @@ class SchedulerSettings:
     (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+    max_loras: int = 0
+    """LoRA adapters that a step may hold, and slots for them on the GPU; 0 = no adapters."""
+    max_cpu_loras: int = 0
+    """LoRA adapters that host memory holds, at least ``max_loras``."""
+    lora_bytes: int = 0
+    """Bytes of one adapter over all GPUs of the replica, for the cost of moving it into a slot."""
     prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
     """For policies that weigh the one against the other (``EngineLimits``)."""
 

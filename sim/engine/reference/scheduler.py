@@ -11,10 +11,11 @@ A step in five lines:
 A running request gets no tokens because its last token is in flight (``_ends_in_flight``), the step's tokens, its
 prefill tokens or its group's share are used up, ``max_model_len`` is reached, or it is the one to be preempted.
 A waiting request gets none because a running one was preempted in this step, no seat is free, the step's tokens are
-used up, output of before its preemption is in flight, a whole prompt does not fit (``whole_prompts_only``), its blocks
+used up, output of before its preemption is in flight, the step has as many LoRA adapters as it may and not its
+(``Adapters``), a whole prompt does not fit (``whole_prompts_only``), its blocks
 do not (``_fits``), its group's share is used up, or one before it in the queue was not admitted.
 
-Follows ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py`` (vLLM 0.32.0), without LoRA, multimodal input or
+Follows ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py`` (vLLM 0.32.0), without multimodal input or
 connectors. It has no clock and no SimPy: the caller says what time it is. Variants and baselines are other seats, other
 KV caches (``sim.engine.variants.choice``: windows, several kinds of layers) or a subclass.
 """
@@ -25,6 +26,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from policies.base import Policy
+from sim.engine.reference.adapters import Adapters
 from sim.engine.reference.batch import Batch, SchedulerSettings, Step
 from sim.engine.reference.kv_cache import NO_HIT, Hit
 from sim.engine.reference.recompute import note_resumed, note_stopped
@@ -48,6 +50,7 @@ class Scheduler:
         self.recorder = recorder if recorder is not None else Recorder()
         self.kv = build_kv_cache(settings)
         self.seats = build_seats(settings)
+        self.adapters = Adapters(settings)
         self.steering = Steering(settings, policy, self.kv.num_usable_blocks)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.steering.is_ranked else FcfsQueue()
         self.running: list[Request] = []
@@ -260,12 +263,14 @@ class Scheduler:
         waiting = self.waiting
         passed_over: list[Request] = []
         most_running = self.seats.most_running(len(self.running), len(waiting))
+        self.adapters.begin_step(batch.scheduled)
         while waiting.entries and len(self.running) < most_running:
             if step.token_budget <= 0 or step.prefill_budget <= 0:
                 break
             request = waiting.peek()
-            if request.num_stale_batches:
-                # Output of before its preemption is still in flight: it must not be computed twice.
+            if request.num_stale_batches or not self.adapters.admit(request):
+                # Output of before its preemption is still in flight (it must not be computed twice), or no adapter's
+                # place is left in this step.
                 passed_over.append(waiting.pop())
                 continue
             num_new = self._try_admit(request, step)
@@ -286,6 +291,7 @@ class Scheduler:
             batch.scheduled[request] = num_new
             step.give(request, num_new, is_prefill=True)
             self.seats.take()
+            self.adapters.take(request)
         for request in reversed(passed_over):
             waiting.put_back(request, step.now_ns)
 
@@ -348,6 +354,7 @@ class Scheduler:
             return
         self.outstanding_tokens -= num_tokens
         batch.shape.swap_bytes = self.kv.take_moved_bytes()
+        self.adapters.use(batch)
         self.in_flight.append(batch)
         if self.steering.wants_steps:
             self.policy.on_step(num_tokens, batch.token_budget, 1)

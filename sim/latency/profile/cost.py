@@ -24,9 +24,11 @@ from sim.latency.parallel import Link
 from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
-from sim.latency.profile.all_reduce import fused_limit_bytes
+from sim.latency.profile.all_reduce import fused_limit_bytes, quantises_apart
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
+from sim.latency.profile.expert_kernels import expert_backend
+from sim.latency.profile.gemm_kernels import has_wide_kernel
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
 from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
@@ -34,23 +36,25 @@ from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
-from sim.latency.profile.written import hash_of
+from sim.latency.profile.written import families_read, hash_of
 from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-HOST_STEP_NS = 620_000
-HOST_REQUEST_NS = 39_000
+HOST_STEP_NS = 470_000
+HOST_REQUEST_NS = 23_000
 """Host time of a step and of each request in it, where the profile has none. Fitted on the training half of the public
-Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows): ``docs/accuracy.md``."""
+Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows, and sorted logits, which is
+charged apart): ``docs/accuracy.md``."""
 
 
 class ProfileCost:
     """Step costs from a profile. See the module's text; ``breakdown`` names every term."""
 
     kind = "profile"
+    operators_type: type[ProfiledOperators] = ProfiledOperators
 
     def __init__(
         self,
@@ -84,9 +88,22 @@ class ProfileCost:
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
         self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
-        fused_bytes = fused_limit_bytes(engine, found.device.compute_capability)
-        self.operators = ops = ProfiledOperators(
-            found.profile, found.device, model, precision, tp, pp, link, experts, fused_bytes
+        capability = found.device.compute_capability
+        fused_bytes = fused_limit_bytes(engine, capability)
+        backend = expert_backend(engine, capability, precision.weights)
+        self.operators = ops = self.operators_type(
+            found.profile,
+            found.device,
+            model,
+            precision,
+            tp,
+            pp,
+            link,
+            experts,
+            backend,
+            fused_bytes,
+            has_wide_kernel(engine),
+            quantises_apart(engine),
         )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
         captured = engine.compilation_config.max_cudagraph_capture_size
@@ -107,7 +124,9 @@ class ProfileCost:
             with np.errstate(over="ignore", invalid="ignore"):  # as in ``Table``: ``build_step_cost`` refuses later
                 computing = sum(self.token_terms_ns(fewest).values()) / time_scale
             self._waits_for_launches = not self._graphs or bool(self._launches_ns(fewest) / pp > computing)
-        tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
+        tokens = Table(
+            self._tokens_s, engine.max_num_batched_tokens, least_ns=1, may_fall=ops.has_dispatch(precision.weights)
+        )
         self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)
         rows = Table(self._rows_s, engine.max_num_seqs, least_ns=0)
         self.row_terms = CountTerms(rows, self.row_terms_ns, without, least_ns=0)
@@ -174,6 +193,11 @@ class ProfileCost:
             terms["all_reduce"] = count * ops.all_reduce_ns(sizes) / ops.pp
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
+        return self.scaled_with_launches(terms, tokens, sizes)
+
+    def scaled_with_launches(self, terms: dict[str, Floats], tokens: Floats, sizes: Floats) -> dict[str, Floats]:
+        """``terms`` as fitted, with what launching takes beyond them; ``sizes``: tokens, padded to a graph's."""
+        ops = self.operators
         terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._waits_for_launches:
             # What no graph holds is launched kernel by kernel, which small steps wait for. Attention and the LM head
@@ -418,6 +442,7 @@ class ProfileCost:
             "estimate": False,
             "profile": profile.name,
             "profile_hash": hash_of(profile),
+            **families_read(profile),
             "source": profile.source.kind,
             "origin": profile.source.origin,
             "kernels": {name: profile.operators[name].kernel for name in sorted(profile.operators)},

@@ -26,7 +26,10 @@ FORMULA = {"elementwise": 0.57, "sampling": 0.81}
 BETWEEN = {"moe": 0.04, "all_reduce": 0.05, "all_gather": 0.065, "reduce_scatter": 0.075, "all_to_all": 0.055}
 BEYOND = {"moe": 0.24, "all_reduce": 0.19, "all_gather": 0.23, "reduce_scatter": 0.22, "all_to_all": 0.10}
 """Where a profile states no error of whole shapes: experts of another shape, and other numbers of GPUs."""
-TERM_OF = {"moe": "experts", "reduce_scatter": "combine", "all_to_all": "dispatch"}
+TERM_OF = {
+    **{"moe": "experts", "moe_triton": "experts", "moe_cutlass": "experts"},
+    **{"reduce_scatter": "combine", "all_to_all": "dispatch"},
+}
 """Terms of a step that are not called like the operator that they consist of; matrices are told by their size."""
 OF_LAYERS = frozenset({"matrices", "experts", "elementwise", "prefill_attention", "decode_attention"})
 HELD_OUT, AT_PLACES = "held_out_curves", "random_points"
@@ -107,7 +110,7 @@ def _part(ops: ProfiledOperators, operator: str, key: Key, followed: Key | None)
 
 
 def _by_basis(ops: ProfiledOperators, operator: str, key: Key) -> Part:
-    stated = ops.profile.errors.get(operator, {})
+    stated = ops.predictor.stated_errors(operator, key)
     basis = ops.predictor.basis(operator, key)
     whole, points = stated.get(HELD_OUT), stated.get(AT_PLACES, stated.get(HELD_OUT))
     subject = f"{key[1]} GPUs" if "num_gpus" in OPERATORS[operator].key else "a shape"
