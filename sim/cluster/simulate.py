@@ -371,7 +371,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         itl_of_classes=[(itl_ns, itl_weight)] if len(workload.classes) == 1 else recorder.gaps.of_classes(),
         reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
-        block_size=engine.block_size,
+        block_size=deployment.settings.block_size,
         tokens_per_block=deployment.planned.memory.tokens_per_block,
         num_kv_groups=len(deployment.settings.kv_groups) or 1,
         replica_models=[replica.model for replica in replicas],

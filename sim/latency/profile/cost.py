@@ -113,7 +113,7 @@ class ProfileCost:
         """Whether any batch beyond the graphs takes longer to launch than to compute."""
         self._knots = context_knots(engine.max_model_len)
         self._window = model.sliding_window or self._knots[-1]
-        """Tokens that a query sees at most."""
+        """Tokens that a query sees at most, in all layers."""
         self.time_scale = time_scale
         layers = time_scale * model.num_layers / pp
         self._decode_layers = 0.0 if "decode_attention" in without else layers * self._factor("decode_attention")
