@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "658ce237fa1af81cabadb2b5ed651dc00847e0532aebf6babfb8b2ade47b7f57"
+FINGERPRINT = "295d10b2de2fb7ac0679adba0aee430b5c75c573a52149d77d75bb60205087de"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
