@@ -107,10 +107,11 @@ FITTED = """
     Fitted to measurements of whole engines are: the default of the host's time, per step and per request in it, on
     the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR --fit-host` repeats it); client
     time and how late a few clients are, on the runs of vLLM 0.15.1 and 0.23.0; the time of launching a kernel outside
-    CUDA graphs, on InferenceX's training half. Causes of errors were looked for there and in measured operators. Three
+    CUDA graphs, on InferenceX's training half. Causes of errors were looked for there and in measured operators. Four
     things were chosen with other rows in sight: 16 bits for Llama-3.1-70B's KV cache on H100s, where the recipe says
-    FP8 (its TP 2 rows queue as with 16 bits), and MiniMax-M2.5's count of launches and its router's
-    padding (H100 rows).
+    FP8 (its TP 2 rows queue as with 16 bits), MiniMax-M2.5's count of launches and its router's
+    padding (H100 rows), and which kernel its experts had on H200 under vLLM 0.16 and on B200 under 0.17 (looked up in
+    vLLM's and InferenceX's sources because those rows were off; no number was fitted).
 
     InferenceX's halves: of each model on each GPU, every second configuration (TP, expert parallelism, precision,
     engine settings of the recipe) in the order of their hashes is for training, so that all lengths and numbers of
