@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.accuracy_sets import LLAMA, MINIMAX
-from benchmarks.accuracy_single import A100_AWQ, RTX4090_LLAMA, RTX_MOE, SINGLE
+from benchmarks.accuracy_single import A100_AWQ, RTX4090_LLAMA, RTX_MOE, RTX_MOE_LINK, SINGLE
 
 LEFT_OUT = (LLAMA, MINIMAX, SINGLE)
 """Sets that are not in the front table: two whose rows InferenceX has too, and runs measured one at a time."""
@@ -25,14 +25,15 @@ NOT_VALIDATED = (
     an RTX 4090 at three times its capacity: {rtx4090}.""",
     """**A100 and L40S** beyond 8B and 14B in BF16 on one GPU; **FP8 there; INT8, INT4 (AWQ, GPTQ)** anywhere but for
     one old eager run ({awq}); NVFP4 and MXFP4.""",
-    """**Pipeline parallelism, data-parallel ranks** (one run: {ranks}), **several replicas behind a router, speculative
+    """**Pipeline parallelism, data-parallel ranks** (one run: {ranks}; with the link that its owners
+    state {linked}), **several replicas behind a router, speculative
     decoding, swapping, sliding windows**: not yet measured as whole runs.""",
     """**Prompts above 16,000 tokens, vision, LoRA, other engines than vLLM.**""",
     """**Tails** beyond p99, and p99 of fixed clients: only means were published.""",
 )
 """``{versions}``: those of the measured engines; ``{rtx4090}`` and the like: signed errors of ``ONE_RUN``."""
 
-ONE_RUN = {"rtx4090": RTX4090_LLAMA, "awq": A100_AWQ, "ranks": RTX_MOE}
+ONE_RUN = {"rtx4090": RTX4090_LLAMA, "awq": A100_AWQ, "ranks": RTX_MOE, "linked": RTX_MOE_LINK}
 
 OWN_FIT = """
     A run of twenty minutes at low load is enough to fit step costs, host and client times to your engine

@@ -6,27 +6,61 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
 from benchmarks.accuracy_recipes import Recipe, engine_settings, read_recipe
+from sim.latency.models import MODELS as PRESETS
 
 ROWS = "e2e/inferencex_vllm_rows.csv.gz"
 RECIPES = "e2e/inferencex_vllm_recipes.json"
 
 Row = Mapping[str, str]
 
-MODELS = {"meta-llama/Llama-3.1-70B": "llama-3.1-70b", "MiniMaxAI/MiniMax-M2.5": "minimax-m2.5"}
-TITLES = {"llama-3.1-70b": "Llama-3.1-70B FP8", "minimax-m2.5": "MiniMax-M2.5 FP8"}
+MODELS = {
+    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
+    "MiniMaxAI/MiniMax-M2.5": "minimax-m2.5",
+    "openai/gpt-oss-120b": "gpt-oss-120b",
+    "moonshotai/Kimi-K2.5": "kimi-k2.5",
+}
+TITLES = {
+    "llama-3.1-70b": "Llama-3.1-70B FP8",
+    "minimax-m2.5": "MiniMax-M2.5 FP8",
+    "gpt-oss-120b": "gpt-oss-120B MXFP4",
+    "kimi-k2.5": "Kimi-K2.5 INT4",
+}
+PRECISIONS = {"llama-3.1-70b": "fp8", "minimax-m2.5": "fp8", "gpt-oss-120b": "fp4", "kimi-k2.5": "int4"}
+"""Of the rows that are modelled."""
+AS_PUBLISHED = frozenset({"gpt-oss-120b", "kimi-k2.5"})
+"""Models whose checkpoint has the formats of its own: ``dtype: auto``."""
+UNKNOWN_SEATS = ("gpt-oss-120b", 512)
+"""(model, clients) of rows whose server had fewer seats than clients, and it is not recorded how many: TPOT of 512
+clients of H100s is that of 5 to 100, and the first token of a thousand-token prompt takes 20 s."""
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm"}
-UNKNOWN_VERSION = "0.11.0"
-"""Of the rows of 2025-10-29, whose version is not recorded: the newest release then."""
+LLAMA_VERSION = "0.10.2"
+"""Of the rows of 2025-10-29, which do not record it: ``vllm/vllm-openai:v0.10.2`` is the image of all three GPUs in
+``.github/workflows/70b-tmpl.yml`` of their commit (9596d23d). 0.11.0 came on 4 November (7103d660)."""
 NOT_TOLD = ("enable_prefix_caching", "compilation_config", "moe_backend")
 """Settings that tell no configurations apart. Random prompts share nothing: with a prefix cache or without, it is the
 same experiment. Fused kernels, graphs and kernels of experts came to scenarios after the halves were drawn."""
-KV_AS_MEASURED = {("llama-3.1-70b", "h100-sxm"): "auto"}
-"""Where requests queued as with another KV cache than the recipe's: at TP 2 and 64 clients of 8,192 tokens for 59 s,
-which FP8 (10 s) does not explain and 16 bits (56 s) do. On H200 and B200 FP8 explains the queues."""
+AS_STARTED: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("llama-3.1-70b", "h100-sxm"): {
+            "kv_cache_dtype": "auto",
+            "async_scheduling": False,
+            "enable_prefix_caching": True,
+            "max_model_len": None,
+        },
+        ("llama-3.1-70b", "b200-sxm"): {"max_num_seqs": 512},
+    }
+)
+"""What the scripts of that commit make of the recipes, read after the halves were drawn (which stay).
+
+The H100's starts vLLM with ``--config=config.yaml``, and 0.10.2 looks for ``--config`` as a word of its own
+(``FlexibleArgumentParser.parse_args``): nothing in that file was used. So KV is in 16 bits, which its queues show (59 s
+at TP 2 with 64 clients of 8,192 tokens; FP8 would make it 10 s), and scheduling is synchronous. The other two say
+``--config config.yaml``. The B200's script has 512 seats."""
 NO_FILES = {"report": False, "trace": False, "requests": False, "steps": False}
 
 
@@ -71,14 +105,14 @@ def reason_not_modelled(row: Row) -> str:
     """Why no run stands for the row; empty where one does."""
     if row["mode"] != "agg":
         return "prompts and outputs on engines of their own (disaggregated): not modelled"
-    if "gpt-oss" in row["model"]:
-        return "4-bit floating-point experts (MXFP4) with attention sinks: no operator was measured"
-    if "Kimi" in row["model"]:
-        return "multi-head latent attention: not modelled"
     if row["model"] not in MODELS:
         return "neither the client nor the engine's settings are recorded"
-    if row["precision"] != "fp8":
-        return "4-bit floating-point weights (NVFP4): no operator was measured"
+    if MODELS[row["model"]] not in PRESETS:
+        return "no preset of the model"
+    if row["precision"] != PRECISIONS[MODELS[row["model"]]]:
+        return "4-bit floating-point weights (NVFP4): not yet tried"
+    if (MODELS[row["model"]], int(row["concurrency"])) == UNKNOWN_SEATS:
+        return "512 clients of a server whose number of seats is not recorded"
     if row["system"] not in GPUS:
         return "no profile of this GPU"
     if not row["recipe_files"]:
@@ -131,8 +165,7 @@ def scenario_of(row: Row, recipe: Recipe) -> Scenario:
     isl, osl, clients = (int(row[key]) for key in ("isl", "osl", "concurrency"))
     settings = engine_settings(recipe, isl, osl, clients)
     model, gpu = MODELS[row["model"]], GPUS[row["system"]]
-    if (model, gpu) in KV_AS_MEASURED:
-        settings["kv_cache_dtype"] = KV_AS_MEASURED[model, gpu]
+    settings.update(AS_STARTED.get((model, gpu), {}))
     return {
         "name": _name(row, recipe),
         "workload": {
@@ -144,9 +177,9 @@ def scenario_of(row: Row, recipe: Recipe) -> Scenario:
         "engine": {
             "model": model,
             "gpu": gpu,
-            "vllm_version": row["backend_version"] or UNKNOWN_VERSION,
+            "vllm_version": row["backend_version"] or LLAMA_VERSION,
             "tensor_parallel_size": int(row["tp"]),
-            "dtype": row["precision"],
+            "dtype": "auto" if model in AS_PUBLISHED else row["precision"],
             **({"enable_expert_parallel": True} if is_expert_parallel(row, recipe) else {}),
             **settings,
         },
@@ -197,7 +230,7 @@ def add_inferencex(sets: Sets, table: list[dict[str, str]], told: list[dict[str,
                 scenario,
                 measured,
                 is_training=each in training,
-                version=row["backend_version"] or None,
+                version=row["backend_version"] or LLAMA_VERSION,
                 unsaid=recipe.unsaid,
             )
         )

@@ -33,7 +33,7 @@ def milliseconds(value: float) -> str:
 
 
 def bar_kind(bar: Bar) -> str:
-    """What of the errors a bar is for."""
+    """Which statistic of the errors a bar is for."""
     if bar.statistic == LARGEST:
         return "each run" if len(bar.keys) == 1 else "each of " + ", ".join(STATISTICS)
     return "of the runs" if bar.statistic == SATURATED else bar.statistic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.accuracy_sets import RTX_LLAMA, RTX_QWEN_LINK
-from benchmarks.accuracy_single import RTX4090_LLAMA, RTX_MOE
+from benchmarks.accuracy_single import RTX4090_LLAMA, RTX_MOE_LINK
 
 SERVINGSIM = "LLMServingSim"
 SERVINGSIM_SOURCE = (
@@ -47,7 +47,7 @@ SERVINGSIM_ERRORS: dict[str, dict[str, float]] = {
         **{"mean_tpot_ms": 0.002, "p50_tpot_ms": 0.002, "p90_tpot_ms": 0.002, "p99_tpot_ms": 0.009},
         **{"mean_e2el_ms": 0.005, "p50_e2el_ms": 0.009, "p90_e2el_ms": 0.002, "p99_e2el_ms": 0.004},
     },
-    RTX_MOE: {
+    RTX_MOE_LINK: {
         **{"mean_ttft_ms": -0.136, "p50_ttft_ms": -0.218, "p90_ttft_ms": -0.109, "p99_ttft_ms": -0.010},
         **{"mean_tpot_ms": -0.017, "p50_tpot_ms": -0.016, "p90_tpot_ms": -0.008, "p99_tpot_ms": -0.005},
         **{"mean_e2el_ms": -0.022, "p50_e2el_ms": -0.020, "p90_e2el_ms": -0.018, "p99_e2el_ms": -0.018},

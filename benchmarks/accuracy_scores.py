@@ -19,7 +19,7 @@ MARGIN = 1.15
 """``--check`` allows this many times the bar, so that only what got worse fails it."""
 
 MEDIAN, LARGEST, MAPE, SATURATED = "median", "largest", "MAPE", "saturated"
-"""What of the absolute errors a bar is for.
+"""Which statistic of the absolute errors a bar is for.
 
 ``SATURATED``: the share of runs that are called saturated, which none was."""
 

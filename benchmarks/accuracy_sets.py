@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
 from benchmarks.accuracy_fit import add_fitted
-from benchmarks.accuracy_inferencex import RECIPES, ROWS, UNKNOWN_VERSION, add_inferencex
+from benchmarks.accuracy_inferencex import LLAMA_VERSION, RECIPES, ROWS, add_inferencex
 from benchmarks.accuracy_open_loop import LITE, POISSON, add_lite, add_poisson
-from benchmarks.accuracy_single import SINGLE_SOURCES, WORKLOADS, add_single
+from benchmarks.accuracy_single import OWNERS_LINK, SINGLE_SOURCES, WORKLOADS, add_single
 from sim.seeds import rng
 
 FIXED = "e2e/aiconfigurator_vllm_h100_fixed_concurrency.csv"
@@ -44,13 +44,8 @@ LLAMA, MINIMAX, QWEN = "Llama-3.1-70B FP8, H100", "MiniMax-M2.5 FP8, H100", "Qwe
 RTX_LLAMA, RTX_QWEN = "Llama-3.1-8B, RTX PRO 6000", "Qwen3-32B TP 2, RTX PRO 6000"
 RTX_QWEN_LINK = f"{RTX_QWEN}, link as its owners state"
 
-LLAMA_VERSION = UNKNOWN_VERSION
 MINIMAX_VERSION, QWEN_VERSION, RTX_VERSION = "0.18.0", "0.12.0", "0.19.0"
-"""Engines that were measured; Llama's is not recorded."""
-
-OWNERS_LINK = {"link_bandwidth_gb_s": 16.0, "link_latency_us": 20.0}
-"""Between the two RTX PRO 6000: ``link_bw`` and ``link_latency`` in LLMServingSim's own configuration of this run
-(``bench/examples/configs/Qwen3-32B.json`` when the run was published)."""
+"""Engines that were measured."""
 
 
 def read_sets(data: Path) -> Sets:
@@ -132,8 +127,11 @@ def _rows(table: list[dict[str, str]]) -> Iterator[Point]:
         )
 
 
-def closed_loop(row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario) -> Scenario:
-    """Ten requests per client, all clients starting at once; every request counts."""
+def closed_loop(
+    row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario, sampling: str | None = "plain"
+) -> Scenario:
+    """Ten requests per client, all clients starting at once; every request counts. InferenceX's client asks for
+    temperature 0, ``plain``; None = the model's own sampling, as for a client that asks for none."""
     return {
         "name": row.name,
         "workload": {
@@ -148,19 +146,20 @@ def closed_loop(row: Point, lengths: tuple[Scenario, Scenario], engine: Scenario
             "enable_prefix_caching": False,
             **engine,
         },
-        "latency": {"kind": "profile", "sampling": "plain"},  # temperature 0, or in the host's fitted time
+        "latency": {"kind": "profile", **({} if sampling is None else {"sampling": sampling})},
         "outputs": {"report": False, "trace": False, "requests": False, "steps": False},
     }
 
 
 def llama_point(row: Point) -> Scenario:
-    """Settings of InferenceMAX's script for this model (``70b_fp8_h100_slurm.sh``), KV in 16 bits."""
+    """Settings of InferenceMAX's script for this model (``70b_fp8_h100_slurm.sh``), without its ``config.yaml``
+    (``AS_STARTED``)."""
     settings = {
         "model": "llama-3.1-70b",
         "dtype": "fp8",
+        "async_scheduling": False,
         "max_num_seqs": row.concurrency,
         "max_num_batched_tokens": 8192,
-        "max_model_len": 10240,
         "vllm_version": LLAMA_VERSION,
     }
     return closed_loop(row, (_uniform(row.isl), _uniform(row.osl)), settings)
@@ -190,7 +189,7 @@ def qwen_point(row: Point) -> Scenario:
         "max_num_batched_tokens": row.isl + 1500 + row.concurrency,
         "max_model_len": row.isl + row.osl + 1500,
     }
-    return closed_loop(row, (_fixed(row.isl), _fixed(row.osl)), settings)
+    return closed_loop(row, (_fixed(row.isl), _fixed(row.osl)), settings, sampling=None)
 
 
 def add_fixed_concurrency(sets: Sets, table: list[dict[str, str]]) -> None:
@@ -200,7 +199,9 @@ def add_fixed_concurrency(sets: Sets, table: list[dict[str, str]]) -> None:
     minimax = [row for row in rows if "MiniMax" in row.model and row.data_parallel <= 1]
     qwen = [row for row in rows if row.model.endswith("Qwen3-32B") and not row.precision]
     training = set(rng(0, "accuracy", "training half").permutation(len(qwen))[: len(qwen) // 2].tolist())
-    sets.experiments += [Experiment(LLAMA, row.name, llama_point(row), row.measured) for row in llama]
+    sets.experiments += [
+        Experiment(LLAMA, row.name, llama_point(row), row.measured, version=LLAMA_VERSION) for row in llama
+    ]
     sets.experiments += [
         Experiment(MINIMAX, row.name, minimax_point(row), row.measured, version=MINIMAX_VERSION) for row in minimax
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from benchmarks.accuracy_experiment import Experiment, Scenario, Sets
 
@@ -25,6 +26,10 @@ SINGLE_SOURCES = {
 }
 """Run -> where it was published."""
 H200_QWEN, A100_AWQ, RTX4090_LLAMA, RTX_MOE = SINGLE_SOURCES
+RTX_MOE_LINK = f"{RTX_MOE}, link as its owners state"
+OWNERS_LINK = {"link_bandwidth_gb_s": 16.0, "link_latency_us": 20.0}
+"""Between the two RTX PRO 6000: ``link_bw`` and ``link_latency`` in LLMServingSim's own configurations of its two runs
+on that machine (Qwen3-32B at TP 2, Qwen3-30B-A3B on two ranks: commit 5daddb2), both of 2026-04-25."""
 
 RTX4090_MS = {
     **{"mean_ttft_ms": 65456.6, "p50_ttft_ms": 60110.9, "p90_ttft_ms": 121121.7, "p99_ttft_ms": 137356.3},
@@ -80,7 +85,11 @@ def add_single(sets: Sets, workloads: Iterable[Mapping[str, str]]) -> None:
                 "latency": {},
                 **more,
             }
-            sets.experiments.append(Experiment(SINGLE, name, scenario, found, traces[workload], version="0.19.0"))
+            experiment = Experiment(SINGLE, name, scenario, found, traces[workload], version="0.19.0")
+            sets.experiments.append(experiment)
+            if name == RTX_MOE:
+                linked = {**scenario, "latency": dict(OWNERS_LINK)}
+                sets.experiments.append(replace(experiment, name=RTX_MOE_LINK, scenario=linked))
 
 
 def _traces(workloads: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -11,13 +11,12 @@ from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_sets import (
     LLAMA,
     MINIMAX,
-    OWNERS_LINK,
     QWEN,
     RTX_LLAMA,
     RTX_QWEN,
     RTX_QWEN_LINK,
 )
-from benchmarks.accuracy_single import SINGLE
+from benchmarks.accuracy_single import OWNERS_LINK, SINGLE
 
 WIDTH = 140
 
@@ -39,10 +38,11 @@ ABOUT: dict[str, str] = {
         Client and engine as in InferenceMAX's public script for this model (`70b_fp8_h100_slurm.sh` in
         SemiAnalysisAI/InferenceX): each client sends its next request when its last one ended, ten requests per
         client, all start at once and every request counts; lengths uniform from 0.8 times the stated length up to
-        it, in and out; `max_num_seqs` = clients, `max_num_batched_tokens` 8,192, `max_model_len` 10,240,
-        asynchronous scheduling, no prefix cache. That the points are of that sweep is read off aiconfigurator's own
-        file, which names it. The engine's version is not recorded. The script asks for an FP8 KV cache; the
-        queueing that was measured at TP 2 (59 s at 64 clients, 8,192 in) fits 16-bit KV only, so that is assumed.""",
+        it, in and out; `max_num_seqs` = clients. That the points are of that sweep is read off aiconfigurator's own
+        file, which names it; the sweep's image is vLLM 0.10.2. The script writes FP8 KV, asynchronous scheduling and
+        more into a file that it passes by `--config=config.yaml`, and 0.10.2 reads none that is not passed by two
+        words: KV was in 16 bits, as its queues show (59 s at TP 2, 64 clients, 8,192 in), and scheduling was
+        synchronous.""",
     MINIMAX: """
         Client as above, engine as in `minimaxm2.5_fp8_h100.sh` of the same repository: TP 4 with expert
         parallelism, `max_num_seqs` 256, else vLLM 0.18's defaults (`max_num_batched_tokens` 8,192, asynchronous
@@ -50,13 +50,14 @@ ABOUT: dict[str, str] = {
         not modelled.""",
     QWEN: """
         vLLM 0.12, which scheduled asynchronously only when asked (default since 0.14: release notes, pull request
-        27614). The client is not recorded; assumed are fixed lengths, ten requests per client, the next request
-        sent when the last one ended. Engine as the generator of vLLM benchmarks in ai-dynamo/aiconfigurator sets it
-        (`rule_plugin/benchmark/vllm.rule`): `max_num_batched_tokens` = clients + input + 1,500, `max_model_len` =
-        input + output + 1,500. That rule was found while looking for a token budget that explains the TTFT of nine
-        of the points; 2,048 and 8,192 do not. Half of the points, drawn with a fixed seed, are for training (host
-        time, see above; pauses of 5, 10 and 20 ms between a client's requests were tried on them and fitted TTFT
-        worse than none). They are in the table below and not in the scores.""",
+        27614). The client is not recorded; assumed are fixed lengths, ten requests per client, the next request sent
+        when the last one ended, and no `temperature`, so that the model's own `top_p` is sampled. Engine as the
+        generator of vLLM benchmarks in ai-dynamo/aiconfigurator sets it (`rule_plugin/benchmark/vllm.rule`):
+        `max_num_batched_tokens` = clients + input + 1,500, `max_model_len` = input + output + 1,500. That rule was
+        found while looking for a token budget that explains the TTFT of nine of the points; 2,048 and 8,192 do not.
+        Half of the points, drawn with a fixed seed, are for training (host time, see above; pauses of 5, 10 and 20 ms
+        between a client's requests were tried on them and fitted TTFT worse than none). They are in the table below
+        and not in the scores.""",
     RTX_LLAMA: """
         300 requests of ShareGPT at 10/s on vLLM 0.19.0, replayed with each request's own arrival at the engine
         (`queued_ts`), its lengths, and the settings in the run's own file (`max_num_seqs` 128,
@@ -93,25 +94,27 @@ ABOUT: dict[str, str] = {
         its last one ended, ten requests per client, all start at once; lengths uniform from 0.8 of the stated one.
         What no recipe says is vLLM's default on that GPU (`max_num_seqs` 1,024, `max_num_batched_tokens` 8,192). Rows
         with `dp` = TP and `moe_ep` = TP squared are TP with whole experts on each GPU: their recipes say nothing of
-        data parallelism, and their times are those of the other label. Llama's engine is not recorded; assumed is
-        0.11.0, the newest release of that day. Fused all-reduces, CUDA graphs of decodes only and streaming 20 tokens
-        at a time are not in the scenarios.""",
+        data parallelism, and their times are those of the other label. Llama's rows do not record their engine:
+        it is vLLM 0.10.2, the image in the workflow of their commit; on H100s without the settings of its
+        `config.yaml`, which that version did not read (see Llama-3.1-70B FP8, H100), on B200s with 512 seats. CUDA
+        graphs of decodes only and streaming 20 tokens at a time are not in the scenarios.""",
     ),
     SINGLE: """
         Runs that their authors published one at a time, under the settings that they state: an issue of
         ai-dynamo/aiconfigurator (1148: Qwen3-8B, vLLM 0.18), one of vllm-project/vllm (20469: AWQ, eager, 0.9.1), and
-        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar.""",
+        two runs of casys-kaist/LLMServingSim (`bench/examples`, 0.19). No bar. The two ranks stood in the machine of
+        Qwen3-32B at TP 2, on the same day, and are predicted with the same stated link too.""",
 }
 
 FITTED = """
     Fitted to measurements of whole engines are: the default of the host's time, per step and per request in it, on
     the training half of the Qwen3-32B points (`python -m benchmarks.accuracy --data DIR --fit-host` repeats it); client
     time and how late a few clients are, on the runs of vLLM 0.15.1 and 0.23.0; the time of launching a kernel outside
-    CUDA graphs, on InferenceX's training half. Causes of errors were looked for there and in measured operators. Four
-    things were chosen with other rows in sight: 16 bits for Llama-3.1-70B's KV cache on H100s, where the recipe says
-    FP8 (its TP 2 rows queue as with 16 bits), MiniMax-M2.5's count of launches and its router's
-    padding (H100 rows), and which kernel its experts had on H200 under vLLM 0.16 and on B200 under 0.17 (looked up in
-    vLLM's and InferenceX's sources because those rows were off; no number was fitted).
+    CUDA graphs, on InferenceX's training half. Causes of errors were looked for there and in measured operators. Two
+    things were chosen with other rows in sight: MiniMax-M2.5's count of launches and its router's padding (H100
+    rows). H100 rows of Llama-3.1-70B showed that their engine's settings are not those of the recipe, H200 and B200
+    rows of MiniMax-M2.5 that their experts are not spread as labelled, or not multiplied by the tables' kernel; which
+    they are was then read in its scripts and in the engine.
 
     InferenceX's halves: of each model on each GPU, every second configuration (TP, expert parallelism, precision,
     engine settings of the recipe) in the order of their hashes is for training, so that all lengths and numbers of
@@ -121,21 +124,22 @@ FITTED = """
 HONEST = (
     *FOUND,
     LEFT,
-    """**Settings that nobody recorded.** What is assumed about clients and engines is said at each set. A wrong
+    """**Settings that were not recorded.** What is assumed about clients and engines is said at each set. A wrong
     assumption shows in TTFT first, as how many prompts share a step, in TPOT hardly. Qwen3-32B with 8 to 32
     clients is an example: TTFT at TP 2 is predicted up to 40 % too long with 1,024 tokens in, up to 25 % too
     short with 4,096, while TPOT of the same runs is within 3 %.""",
-    """**Host time.** vLLM 0.12 waits for the host in every step, about 40 us for each request. How long the host of
-    another version or another machine takes is not known; asynchronous scheduling, the default since 0.14, hides
-    it behind the GPU wherever steps are longer than that.""",
+    """**Host time.** vLLM 0.12 waits for the host in every step: 0.47 ms and 23 us for each request, besides its
+    sampler's sorting. The same makes vLLM 0.10.2's steps of Llama-3.1-70B on H100s right, which took no part in it.
+    How long the host of another version or another machine takes is not known; asynchronous scheduling, the default
+    since 0.14, hides it behind the GPU wherever steps are longer than that.""",
     """**Piecewise CUDA graphs.** The MiniMax-M2.5 server on H100s launched attention from the host. That is not
     modelled.""",
     """**Links.** All-reduce times come from one server per GPU. Two GPUs on PCIe that cannot reach each other
     directly are half as fast; a scenario says so with `latency.link_bandwidth_gb_s`, the default cannot know.""",
     """**KV cache.** At TP 2 and 128 clients of 4,096 tokens about 63 requests of Qwen3-32B ran at a time, predicted
     are 68: that server had some 7 % less room for KV than vLLM's defaults leave. It shows where requests queue:
-    TP 2 with 64 and 128 clients. Llama-3.1-70B at TP 2 with 32 clients of 8,192 tokens queued more than is predicted:
-    the plan of vLLM 0.11, held against its logs, counts no CUDA graphs (1.25 GiB); with them the two agreed.""",
+    TP 2 with 64 and 128 clients. Llama-3.1-70B at TP 2 with 32 clients of 8,192 tokens queued more than is predicted.
+    """,
     """**Unequal contexts.** Decode attention is charged by the batch's total context. Where few long requests run
     among short ones (the end of the Llama-3.1-8B run) the longest one holds the step up: 3 ms of 20 at 40 to 60
     requests.""",

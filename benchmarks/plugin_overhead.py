@@ -161,7 +161,7 @@ class Pair:
         heapq.heapify(self.stock.waiting._heap)
 
     def _watch(self, policy: Policy) -> None:
-        """Note what the policy does besides ranking: whom it evicts (and their ranks then), and its caps."""
+        """Note what the policy does besides ranking: what it evicts (and their ranks then), and its caps."""
         plugin = self.plugin
         proactively, preempt, limits = plugin._preempt_proactively, plugin._preempt_request, policy.step_limits
 
@@ -247,7 +247,7 @@ def measure(case: Case, name: str, num_steps: int) -> Figures:
         pair.step()
     pair.num_evicted = 0
     gc.collect()
-    gc.disable()  # a collection would hit whoever is on
+    gc.disable()  # a collection would hit the one that is on
     try:
         times = [pair.step() for _ in range(num_steps)]
     finally:

@@ -49,7 +49,7 @@ def _lognormal(mean: int, cv: float = 1.0, **more: Any) -> Scenario:
     return {"dist": "lognormal", "mean": mean, "cv": cv, **more}
 
 
-SIZES: Scenario = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+SIZES: Scenario = {"gpu_memory_utilization": 0.9, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
 """The same on every GPU and for every version of vLLM, so that rates stay comparable."""
 
 

@@ -115,7 +115,7 @@ def _finish_run(calibration: Calibration, path: Path, name: str) -> int:
 
 
 def _tell_gates(profile: Profile) -> int:
-    """Say which gates failed; the exit code of who has just written the profile."""
+    """Say which gates failed; the exit code after the profile was written."""
     for gate in profile.failed_gates:
         click.echo(f"gpu-calibrate: gate {gate.name} failed: {gate.detail}", err=True)
     return EXIT_FAILED if profile.failed_gates else EXIT_DONE
@@ -195,7 +195,7 @@ class _Bar:
 
 
 def _load(name: str) -> Profile:
-    """A profile file, or a built-in profile by name; gates that failed do not matter to who looks at them."""
+    """A profile file, or a built-in profile by name; gates that failed do not matter for looking at them."""
     from sim.latency.gpus import GPUS
     from sim.latency.profile.file import load_profile
     from sim.latency.profile.library import BUILTIN, SUFFIX, builtin_names

@@ -19,8 +19,8 @@ class Adaptive(Policy):
 
     Load is the share of the last ``window_steps`` steps' token budgets that was used, each step
     measured against the cap it ran under (against the engine's own a small cap could never look
-    full). Below ``low_load`` prompts that fit the cap are not split, unless a step admitted nobody
-    though somebody waited: beside a few decodes a prompt of nearly the cap would find no room for long.
+    full). Below ``low_load`` prompts that fit the cap are not split, unless a step admitted no request
+    though some waited: beside a few decodes a prompt of nearly the cap would find no room for long.
     """
 
     name = "adaptive"
@@ -95,7 +95,7 @@ class Adaptive(Policy):
         self._unstarted.discard(request.request_id)
 
     def on_step(self, num_tokens: int, token_budget: int, num_steps: int) -> None:
-        # Of several equal steps only the first can have started anybody.
+        # Of several equal steps only the first can have started any request.
         self._is_stuck = bool(self._unstarted) and not (self._has_started_one and num_steps == 1)
         self._has_started_one = False
         runs = self._runs

@@ -213,7 +213,7 @@ class Policy:
         return None
 
     def service_group(self, request: RequestView) -> Hashable:
-        """Where ``feedback`` is ``GROUPS``: whom the tokens of ``request`` count for; always the same."""
+        """Where ``feedback`` is ``GROUPS``: the group that the tokens of ``request`` count for; always the same."""
         raise NotImplementedError
 
     def preempt(
@@ -231,7 +231,7 @@ class Policy:
         return None
 
     def victim(self, running: Sequence[RequestView], needy: RequestView) -> RequestView | None:
-        """Simulator only: who yields KV blocks to ``needy``; None = vLLM's rule."""
+        """Simulator only: the request that yields KV blocks to ``needy``; None = vLLM's rule."""
         return None
 
     def share(self, request: RequestView) -> str | None:

@@ -20,7 +20,7 @@ class Deadline(Policy):
     arrival, whichever is first. Without any of these it goes behind those that have one, by arrival.
 
     Hopeless requests: by default the late stay in front, for they are the ones violating. Under
-    sustained overload that makes everybody late; with ``give_up_after_ms`` a request later than that
+    sustained overload that makes every request late; with ``give_up_after_ms`` a request later than that
     goes behind all others, which saves those that can still be on time. It is still served when
     there is room.
     """

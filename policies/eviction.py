@@ -21,7 +21,7 @@ def blocks_short(head: RequestView, limits: EngineLimits, state: EngineState) ->
 
 
 def has_room(head: RequestView, limits: EngineLimits, state: EngineState) -> bool:
-    """Whether ``head`` can be admitted with nobody evicted."""
+    """Whether ``head`` can be admitted with no request evicted."""
     return state.num_running < limits.max_num_seqs and blocks_short(head, limits, state) <= 0
 
 

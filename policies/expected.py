@@ -67,7 +67,7 @@ class PredictingPolicy(Policy):
 
     def remaining_work(self, request: RequestView) -> int:
         """Expected work left, at least one output token. It never grows but when prefill work is lost."""
-        # Asked of every running request whenever somebody waits: few calls.
+        # Asked of every running request whenever one waits: few calls.
         expected = self._expected.get(request.request_id)
         if expected is None:
             expected = self.expected_output(request)

@@ -50,7 +50,7 @@ class Fair(Policy):
 
     Service is every scheduled token, recomputation included; cached prefixes are free. A tenant that
     comes back is lifted to the least counter among the waiting ones (to that of the tenant that last
-    emptied the queue if nobody waits), so that idling saves up nothing.
+    emptied the queue if no request waits), so that idling saves up nothing.
 
     Rate limits: a request's prompt and ``max_tokens`` are taken from its tenant's bucket on arrival, what
     was not generated is given back at its end. vLLM cannot hold a request back, so one over the limit

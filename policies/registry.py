@@ -99,7 +99,7 @@ def build_predictor(
     """The predictor ``name`` with ``params``.
 
     Args:
-        true_output_tokens: true output length by request id; None where nobody knows it (live).
+        true_output_tokens: true output length by request id; None where it is not known (live).
         seed: the scenario's seed, for predictors with errors.
         class_means: the workload's mean output length by class, where it is known.
 

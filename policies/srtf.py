@@ -26,7 +26,7 @@ class Srtf(PredictingPolicy):
     lowers the sum of two ends. With many seats room comes soon by itself, and evicting the longest
     whenever a shorter one waits costs more in recomputation than it gains.
 
-    Progress: the request with the least remaining work is admitted first and nobody may evict it, and
+    Progress: the request with the least remaining work is admitted first and nothing may evict it, and
     an evicted request does not come back looking shorter, so two requests cannot evict one another in
     turn. Many short arrivals can still evict a long request again and again (thrash): each time its
     tokens are computed anew. ``preemption_margin_tokens`` holds that down.
@@ -60,7 +60,7 @@ class Srtf(PredictingPolicy):
     def preempt(
         self, running: Sequence[RequestView], waiting: Sequence[RequestView], state: EngineState
     ) -> Sequence[RequestView]:
-        """The longest running requests whose room lets the shortest waiting one in; nobody if it would not."""
+        """The longest running requests whose room lets the shortest waiting one in; none if it would not."""
         limits, head = self._limits, waiting[0]
         if limits is None or has_room(head, limits, state):
             return ()

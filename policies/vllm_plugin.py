@@ -1,4 +1,4 @@
-"""The policies of this project inside a live vLLM: the one file that imports vllm; imported by nobody here.
+"""The policies of this project inside a live vLLM: the one file that imports vllm; imported by no other here.
 
     SIMRUN_POLICY=srtf vllm serve MODEL \\
         --scheduling-policy priority --scheduler-cls policies.vllm_plugin.PolicyScheduler
@@ -138,7 +138,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
             logger.warning("%s has no effect: policy %s uses no predictor", PREDICTOR, policy.name)
 
     def use_policy(self, policy: Policy) -> None:
-        """Schedule by ``policy`` from the next request on; nobody may be here.
+        """Schedule by ``policy`` from the next request on; no request may be here.
 
         Raises:
             PolicyError: the policy cannot work within the engine's limits, or requests are here.
@@ -181,7 +181,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc,unused-ignore]
         self._chunk_cap = 0
         self._has_step_limits = _defines(policy, "step_limits")
         if self._has_step_limits:
-            # Its chunking follows the policy from step to step; nobody else is to see that.
+            # Its chunking follows the policy from step to step; no other part is to see that.
             self.scheduler_config = copy.copy(self.scheduler_config)
 
     # --- requests come and go ----------------------------------------------------------------

@@ -97,12 +97,12 @@ class RankedHeap:
         """The first of all.
 
         Raises:
-            IndexError: nobody waits.
+            IndexError: no request waits.
         """
         return self._first()[4]
 
     def pop(self) -> Any:
-        """Take the first of all out. Raises IndexError where nobody waits."""
+        """Take the first of all out. Raises IndexError where no request waits."""
         entry = self._first()
         self.discard(entry[4])
         return entry[4]
@@ -140,7 +140,7 @@ class RankedHeap:
                 else:
                     heads.append((self.ask(self._view(head[4])), *head[1:]))
             if not heads:
-                raise IndexError("nobody waits")
+                raise IndexError("no request waits")
             self._head = min(heads)
         return self._head
 

@@ -45,6 +45,7 @@ class Mix:
     """Prompt tokens that were found in the prefix cache."""
     priority: IntColumn
     class_index: IntColumn
+    lora: IntColumn | None
 
     @classmethod
     def of(cls, record: RunRecord) -> Mix:
@@ -58,6 +59,7 @@ class Mix:
             np.maximum(requests["num_cached_tokens"][kept], 0),
             workload.priority[row],
             workload.class_index[row],
+            None if workload.lora is None else workload.lora[row],
         )
 
     def sample(self, num_requests: int, seed: int) -> IntColumn:
@@ -114,7 +116,9 @@ def _at_once(mix: Mix, deployment: Deployment) -> int:
     per_request = float(np.average(own_tokens, weights=mix.output_tokens))
     if settings.contiguous_kv:
         per_request = float(settings.max_model_len)
-    fitting = int(settings.num_gpu_blocks * settings.block_size / per_request)
+    windows = [group.sliding_window for group in settings.kv_groups] or [settings.sliding_window]
+    kept = sum(min(per_request, window + settings.block_size) if window else per_request for window in windows)
+    fitting = int(settings.num_gpu_blocks * settings.block_size / kept)
     return max(1, min(settings.max_num_seqs, fitting)) * deployment.engine.data_parallel_size
 
 
@@ -147,6 +151,8 @@ def _backlog(mix: Mix, rows: IntColumn, at_once: int, of_run: RequestTable) -> R
         max_tokens=outputs,
         priority=mix.priority[rows],
         class_index=mix.class_index[rows],
+        lora=None if mix.lora is None else mix.lora[rows],
+        loras=of_run.loras,
         parent=np.full(n, NO_PARENT),
         deadline_ns=np.full(n, NO_DEADLINE),
         expected_output_tokens=np.full(n, NO_HINT),

@@ -20,6 +20,7 @@ from benchmarks.accuracy_fit import LITE_FITTED
 from benchmarks.accuracy_front import front_page, kind_rows, missed_lines
 from benchmarks.accuracy_host import fit, training
 from benchmarks.accuracy_inferencex import (
+    AS_STARTED,
     GROUPS,
     RECIPES,
     ROWS,
@@ -32,7 +33,7 @@ from benchmarks.accuracy_known import known_misses, write_known
 from benchmarks.accuracy_open_loop import LITE, LITE_0151, POISSON, QWEN_0230
 from benchmarks.accuracy_operators import OperatorScore, ProfileScore, operator_scores
 from benchmarks.accuracy_page import experiment_table, run_table, score_table, tables_page
-from benchmarks.accuracy_recipes import ALWAYS_EXPERT_PARALLEL, engine_settings, read_recipe
+from benchmarks.accuracy_recipes import ALWAYS_EXPERT_PARALLEL, Recipe, engine_settings, read_recipe
 from benchmarks.accuracy_runs import Outcome, predict, predict_all
 from benchmarks.accuracy_scores import BARS, MARGIN, Bar, score, scores, slices
 from benchmarks.accuracy_sets import (
@@ -48,7 +49,7 @@ from benchmarks.accuracy_sets import (
     read_sets,
     statistics_ms,
 )
-from benchmarks.accuracy_single import RTX4090_LLAMA, SINGLE, WORKLOADS
+from benchmarks.accuracy_single import OWNERS_LINK, RTX4090_LLAMA, RTX_MOE, RTX_MOE_LINK, SINGLE, WORKLOADS
 from benchmarks.accuracy_text import ABOUT, flow
 from benchmarks.accuracy_validated import validated
 from sim.latency.gpus import GPUS
@@ -167,7 +168,8 @@ def _write_inferencex(folder: Path) -> None:
     _write(folder / ROWS, INFERENCEX_ROWS)
     (folder / "workloads").mkdir()
     chats = {"workload": "sharegpt-llama-3.1-8b-300-sps10", "input_tokens": 20, "output_tokens": 5}
-    _write(folder / WORKLOADS, [{**chats, "arrival_s": 2.5}, {**chats, "arrival_s": 0.5}])
+    of_ranks = {**chats, "workload": "sharegpt-qwen3-32b-300-sps10", "arrival_s": 0.5}
+    _write(folder / WORKLOADS, [{**chats, "arrival_s": 2.5}, {**chats, "arrival_s": 0.5}, of_ranks])
     (folder / RECIPES).write_text(json.dumps([RECIPE_LLAMA, RECIPE_MOE]))
 
 
@@ -221,6 +223,7 @@ def test_recipes_become_engine_settings() -> None:
     assert (settings["block_size"], settings["gpu_memory_utilization"]) == (32, 0.95)
     assert settings["enable_prefix_caching"] is False
     assert settings["max_model_len"] == 8192 + 1024 + 200
+    assert "gpu_memory_utilization" not in engine_settings(Recipe({}, ()), 8192, 1024, 16), "its version's default"
     assert moe.unsaid == ("fused all-reduce", "streams every 20 tokens")
     decodes = read_recipe({**RECIPE_LLAMA, "config_yaml": "compilation-config: '$FUSION_FLAG'"})
     assert decodes.graphs == "FULL_DECODE_ONLY"
@@ -249,7 +252,15 @@ def test_repeated_rows_are_dropped_and_others_labels_understood(data: Path) -> N
     assert {each["tensor_parallel_size"] for each in engines} == {4}
     assert {each["vllm_version"] for each in engines} == {"0.18.0"}
     unknown = of(sets, GROUPS[0])[0]
-    assert unknown.version is None
+    assert unknown.version == unknown.scenario["engine"]["vllm_version"] == "0.10.2"
+
+
+def test_rows_are_simulated_as_their_script_started_the_engine(data: Path) -> None:
+    """The H100's ``config.yaml`` was not read: 16-bit KV, no scheduling ahead, the model's own length."""
+    (engine, *_) = [each.scenario["engine"] for each in of(read_sets(data), GROUPS[0])]
+    told = [engine[key] for key in ("kv_cache_dtype", "async_scheduling", "max_model_len", "max_num_batched_tokens")]
+    assert told == ["auto", False, None, 8192]
+    assert AS_STARTED["llama-3.1-70b", "b200-sxm"] == {"max_num_seqs": 512}
 
 
 def test_halves_keep_configurations_together_and_do_not_look_at_results(data: Path) -> None:
@@ -277,6 +288,14 @@ def test_single_runs_replay_their_workload_from_the_first_arrival_on(data: Path)
     assert trace is not None
     assert trace.splitlines() == ["arrival_s,input_tokens,output_tokens", "0.5,20,5", "2.5,20,5"]
     assert runs["Qwen3-8B, H200, 9,000 in / 30 out, 64 clients"].measured == {"mean_itl_ms": 308.8}
+
+
+def test_the_two_ranks_are_predicted_with_the_link_of_their_machine_too(data: Path) -> None:
+    runs = {each.name: each for each in of(read_sets(data), SINGLE)}
+    plain, linked = runs[RTX_MOE], runs[RTX_MOE_LINK]
+    assert linked.scenario == {**plain.scenario, "latency": OWNERS_LINK}
+    assert (linked.measured, linked.trace) == (plain.measured, plain.trace)
+    assert plain.scenario["latency"] == {}
 
 
 def test_runs_under_a_fit_use_it_and_fit_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +568,7 @@ def test_measured_kinds_are_told_with_their_errors(data: Path) -> None:
     assert llama["e2e_median"] == llama["tpot_median"] == pytest.approx(0.1)
     rows = [each for each in found if each["set"] == GROUPS[0]]
     assert {each["how"] for each in rows} == {"training", "validation"}
-    assert all(each["e2e_median"] is None and each["vllm_version"] is None for each in rows)
+    assert all(each["e2e_median"] is None and each["vllm_version"] == "0.10.2" for each in rows)
 
 
 # --- page and command --------------------------------------------------------------------------
@@ -593,8 +612,12 @@ def test_the_front_page_is_short_and_says_what_was_not_measured(data: Path) -> N
     rate = next(row for row in rows if row[0] == "dense, BF16: qwen3-14b TP 1; low rate, prompts that share nothing")
     assert rate[1:] == ["h100-sxm", "0.23.0", "1", *["10.0 %"] * 4]
     clients = next(row for row in rows if row[0].startswith("dense, FP8: llama-3.1-70b") and row[1] == "h200-sxm")
-    assert clients[2:] == ["not recorded", "1", "10.0 %", "10.0 %", "not yet measured", "not yet measured"]
-    assert "(one run: not simulated here)" in text
+    assert clients[2:] == ["0.10.2", "1", "10.0 %", "10.0 %", "not yet measured", "not yet measured"]
+    off = "TTFT +10 %, TPOT +10 %"
+    assert f"(one run: {off}; with the link that its owners state {off})" in " ".join(text.split())
+    without = [each for each in outcomes if each.experiment.name != RTX_MOE]
+    text_without = front_page(without, [], "Made today.", "accuracy-tables.md", [])
+    assert f"(one run: not simulated here; with the link that its owners state {off})" in " ".join(text_without.split())
     assert "an RTX 4090 at three times its capacity: TTFT +10 %, TPOT +10 %" in " ".join(text.split())
     assert "1148" not in text  # single runs are in the tables
     assert max(len(line) for line in lines if not line.startswith("|")) <= 150

@@ -397,7 +397,7 @@ def test_every_problem_is_told_at_once_with_its_place(tmp_path: Path) -> None:
 
 
 def test_a_failed_simulation_exits_with_1(tmp_path: Path) -> None:
-    """A policy of one's own that lets nobody through: the run says so and leaves no half-written files."""
+    """A policy of one's own that lets no request through: the run says so and leaves no half-written files."""
     (tmp_path / "nobody.py").write_text(
         "from policies.base import Policy, StepLimits\n"
         "class Nobody(Policy):\n"

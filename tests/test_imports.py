@@ -1,4 +1,4 @@
-"""Who may import whom (docs/architecture.md), read off the sources; and no ``assert`` outside the tests."""
+"""What may import what (docs/architecture.md), read off the sources; and no ``assert`` outside the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from import_graph import ROOT, circles, module_graph, modules, part_graph, part_of
 
 LAYERS: dict[str, set[str]] = {
-    # What each part of sim may import of sim; its own part and those of EVERYBODY always.
+    # What each part of sim may import of sim; its own part and those of ALL_PARTS always.
     "sim.scenario": set(),
     "sim.workload": {"sim.scenario"},
     "sim.latency": {"sim.scenario"},
@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
         *("sim.scenario", "sim.outputs", "sim.progress"),
     },
 }
-EVERYBODY = {"sim.errors", "sim.seeds", "sim.version"}
+ALL_PARTS = {"sim.errors", "sim.seeds", "sim.version"}
 POLICIES_FROM = {"sim.engine", "sim.cluster", "sim.checks", "sim.live", "sim.cli"}
 """Parts that may import ``policies``: those that run them, and those that check or list them by name."""
 CALIBRATION_ORDER = (
@@ -80,7 +80,7 @@ def test_imports_run_one_way() -> None:
         part = part_of(name)
         if part not in LAYERS:
             continue
-        allowed = LAYERS[part] | EVERYBODY | {part}
+        allowed = LAYERS[part] | ALL_PARTS | {part}
         for module, line in imports(name, path):
             target = part_of(module)
             if (target == "sim" or target.startswith("sim.")) and target not in allowed:
@@ -245,7 +245,7 @@ def test_the_command_starts_without_the_heavy_libraries() -> None:
 def test_help_imports_nothing_heavy() -> None:
     """``python -X importtime -m sim.cli --help`` as users pay for it, third parties' imports included.
 
-    It writes one line per module to standard error, ``import time: self [us] | cumulative | name``, indented by who
+    It writes one line per module to standard error, ``import time: self [us] | cumulative | name``, indented by what
     imported it; a module's own cost is the first number, and its importer follows below, one level further left. To
     see what is slow: ``... --help 2>&1 >/dev/null | sort -t'|' -k2 -n | tail``. The whole takes below 0.1 s.
     """

@@ -9,41 +9,14 @@ import numpy as np
 import pytest
 
 import sim
+from benchmarks.overload import LOADS as TABLE_LOADS
+from benchmarks.overload import SMALL_MIXES as MIXES
+from benchmarks.overload import table_row, verdicts
 from sim.results.results import Results
 from sim.results.terminal import print_summary
+from sim.results.wording import overload_sentence
 from sim.run import load, run
 
-A100 = {"model": "llama-3.1-8b", "gpu": "a100-80gb-sxm", "max_model_len": 8192}
-
-
-def lognormal(mean: float) -> dict[str, Any]:
-    return {"dist": "lognormal", "mean": mean, "cv": 1.0}
-
-
-def exponential(mean: float) -> dict[str, Any]:
-    return {"dist": "exponential", "mean": mean}
-
-
-def fixed(value: int) -> dict[str, Any]:
-    return {"dist": "fixed", "value": value}
-
-
-MIXES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "few seats": (
-        {"input_tokens": lognormal(300), "output_tokens": exponential(50)},
-        {**A100, "max_num_seqs": 16},
-    ),
-    "equal lengths": ({"input_tokens": fixed(300), "output_tokens": fixed(50)}, {**A100, "max_num_seqs": 64}),
-    "long prompts": ({"input_tokens": lognormal(3000), "output_tokens": fixed(2)}, A100),
-    "little KV": (
-        {"input_tokens": lognormal(600), "output_tokens": lognormal(60)},
-        {**A100, "num_gpu_blocks_override": 1200},
-    ),
-    "shared prompts": (
-        {"input_tokens": fixed(1200), "output_tokens": exponential(40), "prefix": {"groups": 3, "tokens": 1000}},
-        {**A100, "max_num_seqs": 32},
-    ),
-}
 LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
 REQUESTS = 1500
 
@@ -79,6 +52,16 @@ def test_forty_scenarios_from_half_to_1_3_times_the_capacity() -> None:
     # Each seed draws a mix of its own, whose mean lengths are some percent off the long-run ones.
     assert np.mean(headrooms) == pytest.approx(1.0, abs=0.04)
     assert max(abs(each - 1.0) for each in headrooms) < 0.15
+
+
+def test_the_table_of_the_page_counts_wrong_verdicts_on_either_side() -> None:
+    """Told 1.6 times what it serves, a mix at 70 % is overloaded; told half of it, none is."""
+    served = served_of_a_backlog("few seats")
+    more, half = (verdicts(["few seats"], 400, 1, {"few seats": each * served}) for each in (1.6, 0.5))
+    assert [bool(more[share]) for share in TABLE_LOADS] == [False, True, True, True, False, False, False]
+    assert [bool(half[share]) for share in TABLE_LOADS] == [False] * 4 + [True] * 3
+    assert table_row(400, more, 1) == "| 400 | 3 of 4 | 0 of 1 | 0 of 1 | 0 of 1 |"
+    assert table_row(1400, half, 1) == "| 1,400 | 0 of 4 | 1 of 1 | 1 of 1 | 1 of 1 |"
 
 
 @pytest.mark.parametrize("requests", [1000, 3000])
@@ -162,3 +145,14 @@ def test_the_stated_capacity_is_what_a_long_backlog_is_served_at(model: str, gpu
     begin, end = int(0.3 * len(finished_s)), int(0.85 * len(finished_s))
     served = (end - begin) / (finished_s[end] - finished_s[begin])
     assert found.summary["load"]["capacity"] == pytest.approx(served, rel=0.04)
+
+
+def test_no_more_is_said_to_have_been_served_than_could_be() -> None:
+    """Requests of one length that wait together start together, which the estimate's spread ones do not."""
+    lengths = {"input_tokens": {"dist": "fixed", "value": 100}, "output_tokens": {"dist": "fixed", "value": 10}}
+    workload = {"requests": 4000, "arrival": {"process": "poisson", "rate": 400}, **lengths}
+    engine = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "max_num_seqs": 16}
+    load_ = sim.simulate({"name": "x", "workload": workload, "engine": engine}).summary["load"]
+    assert load_["served_rate"] > load_["capacity"]
+    assert "could be" not in (overload_sentence(load_) or "could be")
+    assert "could be" in (overload_sentence({**load_, "served_rate": load_["capacity"] - 1}) or "")

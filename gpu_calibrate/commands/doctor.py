@@ -133,7 +133,7 @@ def _clocks(card: Mapping[str, str]) -> Finding:
         return Finding("clocks", "bad", f"{seen}; lowered by {', '.join(bad)}", remedy)
     if "applications_clocks_setting" in reasons:
         setting = card.get("clocks.applications.graphics", "?")
-        remedy = "whoever administers it may want to reset them; a profile is true for these clocks only"
+        remedy = "the administrator may want to reset them; a profile is true for these clocks only"
         return Finding("clocks", "note", f"{seen}; application clocks set to {setting} MHz", remedy)
     return Finding("clocks", "ok", seen + (f" ({', '.join(reasons)})" if reasons else ""))
 

@@ -67,7 +67,7 @@ class Buffers:
         return self._view(dtype, shape)
 
     def scratch(self, *shape: int, dtype: str = "bfloat16") -> Any:
-        """Space of a 16-bit format for outputs that nobody reads."""
+        """Space of a 16-bit format for outputs that are not read."""
         space = self._view("scratch", shape)
         return space.view(self.torch.float16) if dtype == "float16" else space
 

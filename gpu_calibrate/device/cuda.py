@@ -51,7 +51,7 @@ def import_torch() -> Any:
         import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         if not gpu_present():
-            # Before anybody installs 3 GB in vain.
+            # Before 3 GB are installed in vain.
             raise InputError(f"no NVIDIA GPU or no driver is on this machine; {WITHOUT_GPU}") from None
         raise InputError("measuring needs torch: pip install 'simrun-llm[torch]'") from None
     if not torch.cuda.is_available():

@@ -31,7 +31,7 @@ class Operation:
     in_graph: bool = True
     """Copies to and from the host are timed without a graph."""
     keep: list[Any] = field(default_factory=list)
-    """Buffers that nobody else holds."""
+    """Buffers that no other part holds."""
 
 
 @dataclass(slots=True)
@@ -147,7 +147,7 @@ class Operations:
             raise PointError("this torch has no FlashAttention for this GPU")
         fields = point.fields
         if fields["kv_dtype"] == "fp8":
-            # FlashAttention-2 takes none; -3 does with FP8 queries, which nobody here has been able to try.
+            # FlashAttention-2 takes none; -3 does with FP8 queries, which could not be tried here.
             raise PointError(f"{self.flash.name} is not called with FP8 KV")
         sets = num_sets(work_of(point).bytes, self.l2_bytes)
         calls = [

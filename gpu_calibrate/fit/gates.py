@@ -89,7 +89,7 @@ def imported_gates(profile: Profile) -> tuple[Gate, ...]:
 
 
 def operators_gate(profile: Profile) -> Gate:
-    """Every profile needs the operators of a dense layer, whoever measured it."""
+    """Every profile needs the operators of a dense layer, wherever it was measured."""
     missing = missing_operators(profile)
     detail = f"missing: {', '.join(missing)}" if missing else "gemm, prefill and decode attention are there"
     return Gate(name=OPERATORS_GATE, passed=not missing, detail=detail)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_calibrate.importers.rising import rising
+from gpu_calibrate.importers.pooled_falls import pool_falls
 from sim.errors import InputError
 from sim.latency.profile.file import Curve, Device, Key
 from sim.latency.profile.layout import OPERATORS
@@ -26,7 +26,10 @@ JUMP, AGREE = 2.0, 1.5
 """More than ``JUMP`` times above or below both neighbours, which differ by less than ``AGREE``, is an outlier."""
 REACH = 0.9
 """Quantile of the bandwidth that cold curves reach, as a share of the peak: what reading is taken to take."""
-NEVER_FALLS = frozenset({"moe", "moe_triton", "moe_cutlass", "prefill_attention", "decode_attention"})
+NEVER_FALLS = frozenset(
+    {"moe", "moe_triton", "moe_cutlass", "prefill_attention", "decode_attention", "expert_exchange"}
+    | {"block_decode", "block_prefill", "state_decode", "state_prefill", "encoder_attention"}
+)
 """Operators whose curves are made to rise. Matrices and collectives choose another kernel from some size on, and there
 a larger size really can take less: the prediction knows."""
 LEVELLED = 0.01
@@ -158,7 +161,7 @@ def _clean_curve(
         return None
     kept = times[keep]
     if table.operator in NEVER_FALLS:
-        risen = rising(kept)
+        risen = pool_falls(kept)
         cleaning.levelled += int((np.abs(risen / kept - 1.0) > LEVELLED).sum())
         kept = risen
     return Curve(

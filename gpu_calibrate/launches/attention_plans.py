@@ -147,7 +147,7 @@ def plan_decode(
 ) -> Plan:
     """Attention of one new token per sequence over its ``context_lens`` tokens of KV (the new one included).
 
-    ``tokens_per_split``, ``num_warps`` and ``merge`` (who merges the splits: the ``last_block`` or a second
+    ``tokens_per_split``, ``num_warps`` and ``merge`` (what merges the splits: the ``last_block`` or a second
     ``kernel``) tune ``paged_attention_split_kv`` and its contiguous twin.
     """
     heads = Heads(num_q_heads, num_kv_heads, head_size, dtype, kv_dtype, block_size)

@@ -119,7 +119,7 @@ def head_matrix(model: ModelSpec, tp: int) -> tuple[int, int]:
 
 
 def fits(model: ModelSpec, tp: int, gpu: GpuSpec) -> bool:
-    """Whether anybody could serve the model so: 8-bit weights in nine tenths of the memory."""
+    """Whether the model could be served so: 8-bit weights in nine tenths of the memory."""
     return model.num_parameters / tp <= 0.9 * gpu.memory_bytes
 
 

@@ -178,7 +178,7 @@ def measure_batch(
 
 
 def _replays(device: Device, prepared: Sequence[Prepared], settings: Settings, rng: random.Random) -> list[list[float]]:
-    """Samples of each, in rounds of a few replays in shuffled order; who is known well enough drops out."""
+    """Samples of each, in rounds of a few replays in shuffled order; what is known well enough drops out."""
     for _ in range(settings.warmup if prepared else 0):
         device.replay(prepared)
     samples: list[list[float]] = [[] for _ in prepared]

@@ -17,7 +17,8 @@ _COMPILATION = ("engine", "compilation_config")
 
 
 def check_compilation(parts: Parts, planned: PlannedEngine | None, findings: Findings) -> None:
-    """Note what of ``engine.compilation_config`` has no effect. ``planned`` is None where the engine has a problem."""
+    """Note which keys of ``engine.compilation_config`` have no effect. ``planned`` is None for an engine with a
+    problem."""
     engine, latency = parts.engine, parts.latency
     if engine is None or latency is None:
         return

@@ -79,7 +79,7 @@ def _tier_notes(policy: Tiered, table: RequestTable) -> list[str]:
         return []
     if len(unknown) == len(tiers):
         return [
-            f"policy tiered tells nobody apart: no request is of one of its tiers ({_listed(policy.tiers)}), so all "
+            f"policy tiered tells none apart: no request is of one of its tiers ({_listed(policy.tiers)}), so all "
             f"count as of the last (a class's tier is its `tier`, else its tenant: {_listed(tiers)})"
         ]
     return [f"policy tiered: requests of {_listed(unknown)} count as of its last tier, {policy.tiers[-1]!r}"]
@@ -114,7 +114,7 @@ def _closed_loop_notes(table: RequestTable) -> list[str]:
     if clients is None or clients < len(table):
         return []
     return [
-        f"closed loop: with {clients:,} clients for {len(table):,} requests nobody sends a second one; "
+        f"closed loop: with {clients:,} clients for {len(table):,} requests no client sends a second one; "
         "this is a burst (raise `requests` or lower `concurrency`)"
     ]
 

@@ -18,7 +18,7 @@ from sim.latency.noise import NO_NOISE, Noise, noise_of
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.token_weight import token_weight
 from sim.results.context import Price
-from sim.results.record import DRAFT_COLUMNS, SWAP_COLUMNS, IntColumn
+from sim.results.record import DRAFT_COLUMNS, LORA_COLUMNS, SWAP_COLUMNS, IntColumn
 
 if TYPE_CHECKING:
     from sim.latency.fitted import Fitted
@@ -66,7 +66,8 @@ class Deployment:
     def shape_columns(self) -> tuple[str, ...]:
         """Further columns of steps, which are fields of ``StepShape``."""
         drafts = DRAFT_COLUMNS if self.engine.speculative is not None else ()
-        return drafts + (SWAP_COLUMNS if self.settings.num_swap_blocks else ())
+        swaps = SWAP_COLUMNS if self.settings.num_swap_blocks else ()
+        return drafts + swaps + (LORA_COLUMNS if self.settings.max_loras else ())
 
     @property
     def terms(self) -> Terms | None:
@@ -142,9 +143,13 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
         static_batching=engine.batching == "static",
         num_swap_blocks=swap_bytes // block_bytes,
         sliding_window=memory.sliding_window,
+        kv_groups=memory.kv_groups,
         pipeline_parallel_size=engine.pipeline_parallel_size,
         num_speculative_tokens=drafts,
         num_lookahead_tokens=drafts if has_draft_model else 0,
         draft_slots=int(has_draft_model),
         block_bytes=block_bytes,
+        max_loras=engine.max_loras if engine.enable_lora else 0,
+        max_cpu_loras=(engine.max_cpu_loras or engine.max_loras) if engine.enable_lora else 0,
+        lora_bytes=memory.lora_bytes * gpus // engine.max_loras,
     )

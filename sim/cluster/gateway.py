@@ -91,16 +91,14 @@ class Gateway:
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
         self._own_ids: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
         """What a conversation's own tokens are called, by the shared prompt that they follow."""
-        self._child_of = {
-            int(parent): row for row, parent in enumerate(workload.parent.tolist()) if parent != NO_PARENT
-        }
+        self._children = workload.children()
         concurrency = workload.closed_loop_concurrency
         self._next_released = len(workload) if concurrency is None else min(concurrency, len(workload))
         self.senders: Senders | None = None
         """Those that have a bound on what they have under way."""
         if workload.sender is not None:
             self.senders = Senders(workload.sender, workload.sender_caps)
-        self.acts_on_ends = concurrency is not None or bool(self._child_of) or self.senders is not None
+        self.acts_on_ends = concurrency is not None or bool(self._children) or self.senders is not None
         """Whether the end of a request makes another one arrive."""
         self.is_acted_on = False
         """Whether anything but arrivals comes from outside."""
@@ -125,8 +123,7 @@ class Gateway:
         A client that has left sends no further turns of its conversation; one of a closed loop goes on with the next.
         """
         self.num_ended += 1
-        child = self._child_of.get(request.row)
-        if child is not None:
+        for child in self._children.get(request.row, ()):
             if status is Status.CANCELLED:
                 self._abandon(child)
             else:
@@ -156,10 +153,10 @@ class Gateway:
 
     def _abandon(self, row: int) -> None:
         """Leave out ``row`` and the turns after it: they are never sent."""
-        turn: int | None = row
-        while turn is not None:
+        left = [row]
+        while left:
             self.num_unsent += 1
-            turn = self._child_of.get(turn)
+            left += self._children.get(left.pop(), ())
 
     # --- what happens to replicas and their requests -----------------------------------------
 
@@ -368,7 +365,7 @@ class Gateway:
             prefix_key = f"content-{segments[0][0]}"
         elif in_session:
             prefix_key = f"session-{session}"
-        return self.request_type(
+        made = self.request_type(
             row=row,
             request_id=request_id,
             order=row if table.request_ids is None else request_id,
@@ -389,6 +386,9 @@ class Gateway:
             session=str(session) if in_session else None,
             prefix_key=prefix_key,
         )
+        if table.lora is not None:
+            made.lora = int(table.lora[row])
+        return made
 
     def _client_ns(self, row: int) -> int:
         """Between the client of ``row`` and the engine, there and back: so much sooner an engine must be done for its

@@ -189,11 +189,13 @@ def _request_type(engine: EngineConfig, workload: RequestTable, settings: Schedu
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
-    """Whether some request grows beyond the sliding window. While none does, every decision is that of full
-    attention: nothing is behind the window, a prefix whose last window is cached is cached whole, and no request
-    needs as many blocks as admission is bounded by."""
+    """Whether a sliding window makes a difference: some request grows beyond it, or blocks are cached, of which vLLM
+    keeps only the ends of prompts. Else every decision is that of full attention: nothing is behind the window, and no
+    request needs as many blocks as admission is bounded by."""
     if settings.sliding_window is None:
         return False
+    if settings.enable_prefix_caching:
+        return True
     outputs = np.minimum(workload.output_tokens, workload.max_tokens)
     tokens = np.minimum(workload.input_tokens + outputs, settings.max_model_len)
     return bool((tokens > settings.sliding_window).any())
@@ -367,6 +369,8 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
         block_size=engine.block_size,
+        tokens_per_block=deployment.planned.memory.tokens_per_block,
+        num_kv_groups=len(deployment.settings.kv_groups) or 1,
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[deployment.gpus for _ in replicas],
         latency={

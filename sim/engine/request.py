@@ -6,6 +6,8 @@ from enum import IntEnum
 
 NEVER = -1
 """An instant that has not come yet."""
+BASE_MODEL = 0
+"""The adapter of a request without one."""
 
 
 class State(IntEnum):
@@ -41,6 +43,7 @@ class Request:
         "first_token_ns",
         "is_catching_up",
         "last_token_ns",
+        "lora",
         "max_tokens",
         "next_cacheable_tokens",
         "num_blocks",
@@ -96,6 +99,7 @@ class Request:
         expected_output_tokens: int | None = None,
         session: str | None = None,
         prefix_key: str | None = None,
+        lora: int = BASE_MODEL,
     ) -> None:
         self.row = row
         self.request_id = request_id
@@ -115,6 +119,8 @@ class Request:
         self.expected_output_tokens = expected_output_tokens
         self.session = session
         self.prefix_key = prefix_key
+        self.lora = lora
+        """Number of its LoRA adapter, or BASE_MODEL."""
 
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens

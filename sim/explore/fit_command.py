@@ -42,8 +42,8 @@ def fit_command(
 ) -> int:
     """Fit step costs, host and client times to measured runs.
 
-    MEASURED are records of `simrun observe` or results of `vllm bench serve --save-result`. Without requests in the
-    file (--save-detailed), the workload is the scenario's.
+    MEASURED are records of `simrun observe` or results of `vllm bench serve --save-result`, SGLang's bench_serving,
+    guidellm, inference-perf or AIPerf. Without requests in the file (--save-detailed), the workload is the scenario's.
     """
     from sim.explore.fit import fit
     from sim.explore.fit_report import fit_text

@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import InputError, Problem
-from sim.live.bench_results import BENCH_LISTS, STARTS_SINCE, has_no_starts, lists_of, read_requests
+from sim.live.bench_results import BENCH_LISTS, STARTS_SINCE, documents_of, has_no_starts, lists_of, read_requests
 from sim.live.measured import (
     Measured,
     bundled_share,
     figures,
     is_record,
     measured_of,
+    measured_of_tool,
+    named_results,
     read_measured,
-    read_results,
     read_text,
     reasons,
 )
+from sim.live.other_tools import ToolRun
+from sim.live.result_kinds import tool_runs
 from sim.live.validate import MUCH_BUNDLED
 from sim.results.metrics import METRICS, STATISTICS
 
@@ -48,13 +51,16 @@ class MeasuredRun:
 def read_runs(name: str) -> list[MeasuredRun]:
     """The runs in the file ``name``: one, or each of those that ``--append-result`` put one after the other.
 
-    Raises InputError for a file that neither ``simrun observe`` nor ``vllm bench serve`` wrote, or for a run that has
-    no figure to fit to.
+    Raises InputError for a file that no known load generator wrote, or for a run that has no figure to fit to.
     """
     text = read_text(name)
     if is_record(text.partition("\n")[0]):
         return [_with_requests(name, name, read_measured(name))]
-    results = read_results(name, text)
+    documents = documents_of(text)
+    others = tool_runs(name, documents)
+    if others is not None:
+        return [_of_tool(name, run) for run in others]
+    results = named_results(name, documents)
     runs, problems = [], []
     for number, (which, result) in enumerate(results, 1):
         try:
@@ -69,6 +75,39 @@ def read_runs(name: str) -> list[MeasuredRun]:
 def _of_result(file: str, called: str, which: str, result: dict[str, Any]) -> MeasuredRun:
     if len(lists_of(result)) == len(BENCH_LISTS):
         return _with_requests(file, called, measured_of(file, which, result))
+    found, counts, notes = _statistics(file, called, which, result)
+    if lists_of(result) and not has_no_starts(result):
+        missing = [key for key in BENCH_LISTS if key not in lists_of(result)]
+        notes.append(f"{called}: its requests are left out, for {', '.join(missing)} are not in it")
+    if has_no_starts(result):
+        return _without_starts(file, called, which, result, found)
+    if not found:
+        raise InputError(
+            Problem(
+                f"{which}has none of the figures that `vllm bench serve --save-result` writes (mean_ttft_ms, "
+                "mean_tpot_ms, p99_itl_ms and the like), so there is nothing to fit to",
+                file,
+            )
+        )
+    return MeasuredRun(called, "vllm bench serve, without requests", _distinct(found), counts, notes=notes)
+
+
+def _of_tool(file: str, run: ToolRun) -> MeasuredRun:
+    """A run of another load generator."""
+    called = file + (f", {run.which.removesuffix(': ')}" if run.which else "")
+    if run.observations is not None:
+        return _with_requests(file, called, measured_of_tool(run))
+    found, counts, notes = _statistics(file, called, run.which, run.figures)
+    if not found:
+        raise InputError(Problem(f"{run.which}{run.why_no_requests}", file))
+    notes = [*run.notes, *notes]
+    return MeasuredRun(called, f"{run.tool}, without requests", _distinct(found), counts, notes=notes)
+
+
+def _statistics(
+    file: str, called: str, which: str, result: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, int], list[str]]:
+    """(figures, counts, notes) that a result states. Raises InputError for what cannot be."""
     found, problems, notes = {}, [], []
     for key in KEYS:
         value = result.get(key)
@@ -89,26 +128,13 @@ def _of_result(file: str, called: str, which: str, result: dict[str, Any]) -> Me
     if problems:
         raise InputError(problems[:20])
     counts = {key: value for key in (*COUNTS, "failed") if (value := result.get(key)) is not None}
-    if lists_of(result) and not has_no_starts(result):
-        missing = [key for key in BENCH_LISTS if key not in lists_of(result)]
-        notes.append(f"{called}: its requests are left out, for {', '.join(missing)} are not in it")
     lacking = [key for key in (*COUNTS, "duration") if key not in result]
     if lacking:
         notes.append(
             f"{called}: {', '.join(lacking)} are not in it, so that the scenario's traffic cannot be held against "
             "them; a fit to other traffic is wrong and does not show it"
         )
-    if has_no_starts(result):
-        return _without_starts(file, called, which, result, found)
-    if not found:
-        raise InputError(
-            Problem(
-                f"{which}has none of the figures that `vllm bench serve --save-result` writes (mean_ttft_ms, "
-                "mean_tpot_ms, p99_itl_ms and the like), so there is nothing to fit to",
-                file,
-            )
-        )
-    return MeasuredRun(called, "vllm bench serve, without requests", _distinct(found), counts, notes=notes)
+    return found, counts, notes
 
 
 def _without_starts(file: str, called: str, which: str, result: dict[str, Any], told: dict[str, float]) -> MeasuredRun:

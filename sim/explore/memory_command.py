@@ -57,6 +57,7 @@ def memory_document(planned: PlannedEngine) -> dict[str, Any]:
         "requested_bytes": plan.requested_bytes,
         "weights_bytes": plan.weights_bytes,
         "draft_weights_bytes": plan.draft_weights_bytes,
+        "lora_bytes": plan.lora_bytes,
         "activation_bytes": plan.activation_bytes,
         "non_torch_bytes": plan.non_torch_bytes,
         "graph_bytes": plan.graph_bytes,
@@ -98,6 +99,8 @@ def memory_text(engine: EngineConfig, planned: PlannedEngine) -> str:
 
 def _parts(engine: EngineConfig, plan: MemoryPlan) -> list[tuple[str, int, str]]:
     drafted = f", {plan.draft_weights_bytes / GIB:.2f} of them the draft model's" if plan.draft_weights_bytes else ""
+    if plan.lora_bytes:
+        drafted += f", {plan.lora_bytes / GIB:.2f} the slots of LoRA adapters"
     counted = "formula" if plan.graph_bytes else "not taken from the KV cache"
     if engine.enforce_eager:
         counted = "none with enforce_eager"

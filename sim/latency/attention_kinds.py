@@ -104,6 +104,17 @@ class GroupedAttention:
         """Width of the keys of one token."""
         return self.num_kv_heads * self.head_size
 
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        sizes = f"{self.head_size}" if not self.value_size else f"{self.head_size} and {self.value_size}"
+        told = f"{self.num_heads} heads of {sizes}, {self.num_kv_heads} KV heads"
+        for name, value in (("window", self.window), ("chunks of", self.chunk)):
+            told += f", {name} {value}" if value else ""
+        if self.index is not None:
+            told += f", the {self.index.top_tokens} tokens that an index chooses"
+        return told
+
     def matrices(self, hidden: int, tp: int = 1) -> list[Matrix]:
         """Query, key and value, and output."""
         kv_heads = 0 if self.shares_kv else heads_per_gpu(self.num_kv_heads, tp)
@@ -188,6 +199,15 @@ class LatentAttention:
     def q_size(self) -> int:
         """Width of the queries of one token."""
         return self.num_heads * (self.nope_size + self.rope_size)
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        told = f"{self.num_heads} heads over a latent of {self.kv_lora_rank} + {self.rope_size}"
+        if self.index is None:
+            return told
+        whose = "an index" if self.index.has_own else "the index of another layer"
+        return f"{told}, the {self.index.top_tokens} tokens that {whose} chooses"
 
     def matrices(self, hidden: int, tp: int = 1) -> list[Matrix]:
         """Down, up and output. In decodes the second half of ``kv_b`` follows attention: as much work."""

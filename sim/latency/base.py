@@ -36,6 +36,16 @@ class StepShape:
     """Speculative decoding: draft tokens of all decodes, verified in this step."""
     verify_attention_pairs: int = 0
     """Where drafts are verified: sum over decodes of (1 + drafts) * KV read, the query-key pairs; else 0."""
+    num_loras: int = 0
+    """LoRA adapters of the step's requests."""
+    num_lora_tokens: int = 0
+    """Tokens of ``num_tokens`` that go through an adapter too."""
+    num_lora_loads: int = 0
+    """Adapters copied into slots on the GPU before this step, ..."""
+    lora_load_bytes: int = 0
+    """... their bytes, over all GPUs, ..."""
+    num_lora_reads: int = 0
+    """... and those of them that were read from their files."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +59,8 @@ class StepShape:
         self.num_decodes = self.decode_context_tokens = 0
         self.num_sampled = self.swap_bytes = 0
         self.num_draft_tokens = self.verify_attention_pairs = 0
+        self.num_loras = self.num_lora_tokens = 0
+        self.num_lora_loads = self.lora_load_bytes = self.num_lora_reads = 0
 
 
 class StepCost(Protocol):

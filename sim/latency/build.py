@@ -13,6 +13,7 @@ from sim.latency.experts import ExpertGroup
 from sim.latency.fitted import Fitted, load_fit
 from sim.latency.kind import latency_kind
 from sim.latency.lockstep_cost import LockstepCost
+from sim.latency.lora import LoraCost
 from sim.latency.memory import load_model_and_gpu
 from sim.latency.models import load_model
 from sim.latency.operators import Efficiency
@@ -59,6 +60,9 @@ def build_step_cost(
         model = load_model(engine.model, base_dir) if planned is None else planned.model
         if ExpertGroup.of(engine, model).is_lockstep:
             return LockstepCost(cost, engine, model)
+    if engine.enable_lora and not isinstance(cost, ConstantCost):
+        model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
+        return LoraCost(cost, model, gpu, engine, latency.time_scale)
     speculative = engine.speculative
     if speculative is None or isinstance(cost, ConstantCost):
         return cost
@@ -85,6 +89,13 @@ def _build_plain_cost(
     fitted: Fitted | None,
 ) -> ConstantCost | RooflineCost | ProfileCost:
     kind = latency_kind(engine.gpu, latency)
+    if kind == "profile":
+        model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
+        named = (model, gpu)
+        if not model.is_plain:
+            if latency.kind is not None or latency.profile is not None:
+                raise InputError(f"latency: {lacks_curves(model)}; use `kind: roofline`")
+            kind = "roofline"
     if fitted is not None and fitted.kind != kind:
         raise InputError(f"latency.fit: fitted under `kind: {fitted.kind}`, and this is `kind: {kind}`")
     if kind == "constant":
@@ -117,9 +128,11 @@ def _build_plain_cost(
             fitted=fitted,
         )
     from sim.latency.profile.cost import ProfileCost
+    from sim.latency.profile.kind_cost import KindCost, has_several_kinds
 
     found = find_profile(latency.profile, gpu, base_dir)
-    return ProfileCost(
+    cost_type = KindCost if has_several_kinds(model) else ProfileCost
+    return cost_type(
         found,
         model,
         gpu,
@@ -131,6 +144,11 @@ def _build_plain_cost(
         fitted=fitted,
         sampling=latency.sampling,
     )
+
+
+def lacks_curves(model: ModelSpec) -> str:
+    """Say that profiles have no curves for a model's layers."""
+    return f"no profile holds curves for layers as {model.name} has them ({', '.join(model.layer_words)})"
 
 
 def _constant_cost(latency: LatencyConfig, fitted: Fitted | None) -> ConstantCost:

@@ -34,7 +34,7 @@ class ConstantCost:
         return self._step_ns if not self._token_ns else self.gpu_ns(shape_of(*counts, **further))
 
     def tokens_ns(self, tokens: int) -> int:
-        """What of a step goes by its tokens."""
+        """The part of a step that goes by its tokens."""
         return self._token_ns * tokens
 
     def group_terms_ns(self, tokens: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""Who holds the experts of a layer, and who exchanges tokens for them: data and expert parallelism of MoE models.
+"""Which ranks hold the experts of a layer and exchange tokens for them: data and expert parallelism of MoE models.
 
 vLLM 0.32.0: ``FusedMoEParallelConfig.make`` (``model_executor/layers/fused_moe/config.py``) spreads the experts over
 data_parallel_size * tensor_parallel_size GPUs, whole ones with ``enable_expert_parallel``, else a share of each.

@@ -60,7 +60,7 @@ PARAMETERS: dict[str, Limits] = {
     "spell_factor": Limits(1.0, 1e3, _ANY),
     "spell_s": Limits(0.001, 1e5, _ANY),
 }
-"""``host_``: of engines that do not schedule ahead, whose host time all shows. ``exposed_``: what of the host's time
+"""``host_``: of engines that do not schedule ahead, whose host time all shows. ``exposed_``: host time that
 shows although the engine schedules ahead. ``client_ms``: between client and engine, there and back. ``late_ms``: how
 late those few requests are that are late at all (``latency.noise``). ``spell_``: the share of the time that spells of
 slow steps take, what they multiply steps by, how long one lasts; all three or none."""

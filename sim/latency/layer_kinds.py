@@ -113,3 +113,15 @@ class LayerKind:
     def format_of(self) -> dict[str, str]:
         """``formats`` to look up."""
         return dict(self.formats)
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        parts = [] if self.mixer is None else [self.mixer.words]
+        if self.mlp is not None:
+            parts.append(f"MLP of {self.mlp.width}")
+        moe = self.experts
+        if moe is not None:
+            shared = f" and {moe.shared_width} shared" if moe.shared_width else ""
+            parts.append(f"{moe.per_token} of {moe.num} experts of {moe.width}{shared}")
+        return " + ".join(parts)

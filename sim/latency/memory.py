@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
-from sim.latency.kv_groups import KvGroups, kv_groups
+from sim.latency.kv_pages import KvPool
+from sim.latency.lora import lora_bytes
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
 from sim.latency.memory_refusal import does_not_fit, no_room_for_one
-from sim.latency.memory_rules import TOKENS_FROM_CONCURRENCY, memory_rules
+from sim.latency.memory_rules import IN_FLIGHT_KEPT, TOKENS_FROM_CONCURRENCY, memory_rules
 from sim.latency.memory_terms import activation_bytes, graph_bytes, non_torch_bytes
 from sim.latency.memory_weights import weights_bytes
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
-from sim.latency.parallel import kv_heads_per_gpu, parallel_problems, pipeline_layers
+from sim.latency.parallel import parallel_problems, pipeline_layers
 from sim.latency.pipelining import pipeline_depth
-from sim.latency.precision import resolve_precision
+from sim.latency.precision import Precision, resolve_precision
 from sim.latency.sliding_window import max_blocks_per_request
 from sim.latency.speculative_cost import draft_engine, load_draft_model
+from sim.latency.state_layers import StateLayer
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig, EngineSection
@@ -77,30 +79,36 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
             does_not_fit(engine, model, gpu, stage, draft, lambda other: _missing_bytes(other, model, gpu, draft))
         )
     override = engine.num_gpu_blocks_override
-    blocks = stage.blocks(engine.block_size) if override is None else override
-    window = kept_window(engine, model, draft)
-    largest = _blocks_of_longest(engine, window)
-    of_longest = _shared_blocks_of_longest(engine, model, draft) or largest
-    if override is None and blocks - 1 < of_longest:
-        raise InputError(no_room_for_one(engine, model, gpu, stage, of_longest, window))
+    blocks = stage.blocks if override is None else override
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
+    pool, window = _pool(engine, model, precision, draft), kept_window(engine, model, draft)
+    largest = of_longest = _blocks_of_longest(engine, window)
+    if pool.kv_groups:
+        largest = request_blocks(engine, pool, engine.max_model_len, pipeline_depth(engine))
+        of_longest = largest
+        if rules.version < IN_FLIGHT_KEPT:
+            of_longest = request_blocks(engine, pool, engine.max_model_len, 1)
+    if override is None and blocks - 1 < of_longest:
+        raise InputError(no_room_for_one(engine, model, gpu, stage, of_longest, window))
     memory = MemoryPlan(
         total_bytes=gpu.memory_bytes,
         requested_bytes=stage.requested,
         weights_bytes=stage.weights,
         draft_weights_bytes=stage.draft_weights,
+        lora_bytes=stage.lora,
         activation_bytes=stage.activations,
         non_torch_bytes=stage.non_torch,
         graph_bytes=stage.graphs,
         reserve_bytes=stage.reserve,
         available_kv_bytes=stage.free,
-        kv_bytes_per_token=stage.kv_per_token,
+        kv_bytes_per_token=round(stage.kv_per_token),
         block_size=engine.block_size,
         num_gpu_blocks=blocks,
         max_model_len=engine.max_model_len,
         sliding_window=window,
         max_blocks_per_request=largest,
+        kv_groups=pool.kv_groups,
         blocks_of_longest=of_longest,
         tokens_from_concurrency=rules.version >= TOKENS_FROM_CONCURRENCY,
         model_runner=rules.runner,
@@ -108,8 +116,8 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         notes=(
             *model.notes,
             *precision.notes,
-            *_notes(engine, model, stage, blocks, largest, window),
-            *_window_notes(engine, model, window),
+            *_notes(engine, model, stage, blocks, largest, window, bool(pool.kv_groups)),
+            *_window_notes(engine, model, window, draft),
         ),
     )
     return PlannedEngine(model, gpu, draft, memory)
@@ -121,10 +129,11 @@ def _split_problems(engine: EngineSection, model: ModelSpec) -> list[Problem]:
 
 
 def kept_window(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> int | None:
-    """The window that KV is kept for, or None where all of it is: no window or none that ``max_model_len`` exceeds,
-    memory reserved in one piece, or a draft model that shares the blocks and looks back on something else."""
+    """The window that KV is kept for, or None where all of it is: no window, memory reserved in one piece, or a draft
+    model that shares the blocks and looks back on something else. A window that ``max_model_len`` does not exceed is
+    one to vLLM all the same: it caches the ends of prompts only."""
     window = model.sliding_window
-    if window is None or engine.max_model_len <= window or engine.kv == "contiguous":
+    if window is None or engine.kv == "contiguous":
         return None
     return window if draft is None or draft.sliding_window == window else None
 
@@ -136,20 +145,28 @@ def _blocks_of_longest(engine: EngineConfig, window: int | None) -> int:
     return max_blocks_per_request(window, in_flight, engine.max_model_len, engine.block_size)
 
 
-def _groups(model: ModelSpec, draft: ModelSpec | None) -> KvGroups:
-    """Groups of layers that share a block; a draft model's layers are put beside the target's, unpadded."""
-    windowed = model.num_window_layers if draft is None else 0
-    return kv_groups(model.num_layers - windowed, windowed)
+def keeps_all(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> bool:
+    """Whether a block holds all layers, and all KV is kept although layers differ: so it is here, unlike in vLLM,
+    beside a draft model, where memory is reserved in one piece, and where KV moves to host memory."""
+    return draft is not None or engine.kv == "contiguous" or engine.preemption == "swap"
 
 
-def _shared_blocks_of_longest(engine: EngineConfig, model: ModelSpec, draft: ModelSpec | None) -> float | None:
-    """Of blocks that hold all layers: as many as a request of ``max_model_len`` takes where some layers keep a window
-    only. vLLM counts blocks of one group each; None where there is one group."""
-    groups = _groups(model, draft)
-    if groups.num_groups == 1:
-        return None
-    full, window = _blocks_of_longest(engine, None), _blocks_of_longest(engine, model.layer_window)
-    return (groups.num_full * full + groups.num_window * min(window, full)) / groups.num_groups
+def _pool(engine: EngineConfig, model: ModelSpec, precision: Precision, draft: ModelSpec | None) -> KvPool:
+    """Groups of layers that share a block table."""
+    return KvPool.of(
+        model,
+        engine.tensor_parallel_size,
+        precision.kv_bytes,
+        precision.activation_bytes,
+        engine.block_size,
+        keeps_all=keeps_all(engine, model, draft),
+    )
+
+
+def request_blocks(engine: EngineConfig, pool: KvPool, tokens: int, batches_in_flight: int) -> int:
+    """Blocks of all groups that a request of so many tokens holds at most."""
+    in_flight = batches_in_flight * engine.max_num_batched_tokens
+    return pool.request_blocks(tokens, in_flight, has_prefix_cache=engine.enable_prefix_caching)
 
 
 def _check_draft(engine: EngineConfig, model: ModelSpec, draft: ModelSpec) -> None:
@@ -174,8 +191,8 @@ def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) ->
     theirs = draft_engine(engine)
     precision, tp = resolve_precision(theirs, gpu, draft), engine.tensor_parallel_size
     weights = weights_bytes(draft, precision, tp, range(draft.num_layers), embed=True, head=True)
-    kv = 2 * kv_heads_per_gpu(draft.num_kv_heads, tp) * draft.head_size * precision.kv_bytes
-    return weights, draft.num_layers * kv, draft.num_layers
+    kv = sum(count * mixer.kept_bytes(tp, precision.kv_bytes) for mixer, count in draft.mixers)
+    return weights, kv, draft.num_layers
 
 
 def _missing_bytes(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft: ModelSpec | None) -> int | None:
@@ -192,8 +209,8 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
     tp, dp = engine.tensor_parallel_size, ExpertGroup.of(engine, model).dp
-    kv_per_layer = 2 * kv_heads_per_gpu(model.num_kv_heads, tp) * model.head_size * precision.kv_bytes
-    padded = _groups(model, draft).padded_layers / model.num_layers
+    lora = engine.max_loras * lora_bytes(model, engine.max_lora_rank, tp) if engine.enable_lora else 0
+    pool = _pool(engine, model, precision, draft)
     sizes = pipeline_layers(model.num_layers, engine.pipeline_parallel_size)
     stages: list[Stage] = []
     first = 0
@@ -201,12 +218,16 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
         layers = range(first, first + size)
         first += size
         head = index == len(sizes) - 1
-        weights = weights_bytes(model, precision, tp, layers, embed=index == 0, head=head, dp=dp)
+        weights = weights_bytes(
+            model, precision, tp, layers, embed=index == 0, head=head, dp=dp, is_whole=engine.enable_expert_parallel
+        )
         stages.append(
             Stage(
-                weights=weights + draft_weights,
+                weights=weights + draft_weights + lora,
                 draft_weights=draft_weights,
-                kv_per_token=round(size * padded) * kv_per_layer + draft_kv,
+                lora=lora,
+                kv_per_token=pool.bytes_per_token(layers) + draft_kv,
+                block_bytes=pool.block_bytes(layers) + draft_kv * engine.block_size,
                 activations=activation_bytes(engine, model, precision, rules, gpu, head=head),
                 non_torch=non_torch_bytes(engine, gpu, rules, dp),
                 graphs=graph_bytes(engine, rules, gpu, size + draft_layers),
@@ -215,14 +236,16 @@ def _tightest_stage(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, draft:
                 pool=engine.kv_cache_memory_bytes,
             )
         )
-    return min(stages, key=lambda stage: stage.free / stage.kv_per_token)
+    return min(stages, key=lambda stage: stage.free / stage.block_bytes)
 
 
 def _notes(
-    engine: EngineConfig, model: ModelSpec, stage: Stage, blocks: int, largest: int, window: int | None
+    engine: EngineConfig, model: ModelSpec, stage: Stage, blocks: int, largest: int, window: int | None, several: bool
 ) -> list[str]:
     notes: list[str] = []
     capacity = (blocks - 1) * engine.block_size
+    if several:
+        capacity = int((blocks - 1) * engine.max_model_len / largest)
     if blocks - 1 < largest:
         longest = f"max_model_len {engine.max_model_len}"
         if window is not None:
@@ -232,9 +255,9 @@ def _notes(
         notes.append(
             f"the KV cache holds {capacity} tokens, fewer than {longest}: longer requests are rejected (vLLM {theirs})"
         )
-    if blocks > max(stage.blocks(engine.block_size), MIN_BLOCKS):
+    if blocks > max(stage.blocks, MIN_BLOCKS):
         notes.append(
-            f"num_gpu_blocks_override {blocks} is more than the {stage.blocks(engine.block_size)} blocks that "
+            f"num_gpu_blocks_override {blocks} is more than the {stage.blocks} blocks that "
             f"{engine.gpu_name} has memory for"
         )
     if engine.kv_cache_memory_bytes is not None and "gpu_memory_utilization" in engine.model_fields_set:
@@ -252,8 +275,12 @@ def _notes(
     return notes
 
 
-def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None) -> list[str]:
+def _window_notes(engine: EngineConfig, model: ModelSpec, window: int | None, draft: ModelSpec | None) -> list[str]:
     """Where a model has a window and the KV behind it is kept all the same."""
+    has_states = any(isinstance(mixer, StateLayer) for mixer, _ in model.mixers)
+    if keeps_all(engine, model, draft) and (model.num_window_layers or has_states):
+        kept = f"a window of {model.layer_window} tokens: they keep all KV here" if model.num_window_layers else ""
+        return [f"{model.name} has layers with {kept or 'a state, which is left out of the KV cache here'}"]
     if model.sliding_window is None or window is not None or engine.max_model_len <= model.sliding_window:
         return []
     why = "kv: contiguous reserves all of it" if engine.kv == "contiguous" else "the draft model looks further back"

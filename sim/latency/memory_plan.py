@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.latency.gpus import GpuSpec
+from sim.latency.kv_layout import KvGroup
 from sim.latency.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class MemoryPlan:
     max_model_len: int
     sliding_window: int | None = None
     """Tokens of KV that a request keeps, beside those being computed; None = all."""
+    kv_groups: tuple[KvGroup, ...] = ()
+    """Layers of several kinds: a block is then one of one group. Empty = a block holds all layers."""
     max_blocks_per_request: int = 0
     """Most blocks that a request of ``max_model_len`` holds at a time."""
     activation_bytes: int = 0
@@ -45,9 +48,10 @@ class MemoryPlan:
     """What lives outside PyTorch's pool: a part of ``reserve_bytes``."""
     draft_weights_bytes: int = 0
     """A draft model's part of ``weights_bytes``."""
-    blocks_of_longest: float = 0.0
-    """Blocks of all layers that a request of ``max_model_len`` would take in vLLM, where some layers keep a window
-    only; else ``max_blocks_per_request``."""
+    lora_bytes: int = 0
+    """Slots of LoRA adapters, a part of ``weights_bytes``."""
+    blocks_of_longest: int = 0
+    """Blocks that a request of ``max_model_len`` takes in vLLM; 0 = ``max_blocks_per_request``."""
     tokens_from_concurrency: bool = True
     """Whether this version logs maximum concurrency times ``max_model_len`` as the size of the KV cache."""
     model_runner: int = 2
@@ -62,8 +66,13 @@ class MemoryPlan:
 
     @property
     def kv_capacity_tokens(self) -> int:
-        """Tokens that fit the usable blocks."""
-        return self.num_usable_blocks * self.block_size
+        """Tokens that fit the usable blocks: of several groups, those of requests of ``max_model_len``."""
+        return int(self.num_usable_blocks * self.tokens_per_block)
+
+    @property
+    def tokens_per_block(self) -> float:
+        """Tokens of requests of ``max_model_len`` for each block that they hold, where there are several groups."""
+        return self.max_model_len / self.max_blocks_per_request if self.kv_groups else self.block_size
 
     @property
     def max_concurrency(self) -> float:
@@ -76,7 +85,8 @@ class MemoryPlan:
         """``GPU KV cache size`` in the log of this version: the null block counts."""
         if self.tokens_from_concurrency:
             return int(self.max_concurrency * self.max_model_len)
-        return self.num_gpu_blocks * self.block_size
+        smallest = min((group.block_size for group in self.kv_groups), default=self.block_size)
+        return self.num_gpu_blocks // max(len(self.kv_groups), 1) * smallest
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,11 @@ class Stage:
 
     weights: int
     draft_weights: int
-    kv_per_token: int
+    lora: int
+    kv_per_token: float
+    """Bytes that one more token takes of the pool."""
+    block_bytes: int
+    """Of a block, which holds layers of one group where there are several."""
     activations: int
     non_torch: int
     graphs: int
@@ -115,13 +129,14 @@ class Stage:
         """Bytes for KV."""
         return self.requested - self.weights - self.reserve if self.pool is None else self.pool
 
-    def blocks(self, block_size: int) -> int:
+    @property
+    def blocks(self) -> int:
         """KV blocks that fit."""
-        return max(0, self.free) // (self.kv_per_token * block_size)
+        return max(0, self.free) // self.block_bytes
 
     def missing_bytes(self, engine: EngineConfig) -> int:
         """How much more memory the smallest pool would need; 0 or less = it fits."""
-        least = MIN_BLOCKS * self.kv_per_token * engine.block_size
+        least = MIN_BLOCKS * self.block_bytes
         if self.pool is not None:
             return max(self.weights + self.reserve + self.pool - self.total, least - self.pool)
         return (1 if engine.num_gpu_blocks_override is not None else least) - self.free

@@ -50,16 +50,19 @@ def does_not_fit(
 
 
 def no_room_for_one(
-    engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: Stage, of_longest: float, window: int | None
+    engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, stage: Stage, of_longest: int, window: int | None
 ) -> str:
     """What one request of ``max_model_len`` needs, ``of_longest`` blocks, what there is, and what would help."""
-    block_bytes, blocks = stage.kv_per_token * engine.block_size, stage.blocks(engine.block_size) - 1
-    fitting = (blocks if window is None else blocks - 1) * engine.block_size  # a window begins anywhere in a block
+    blocks = stage.blocks - 1
+    held = blocks * engine.block_size
+    if of_longest > -(-engine.max_model_len // engine.block_size) + 1:  # blocks of several groups
+        held = blocks * engine.max_model_len // of_longest
+    fitting = held if window is None else held - engine.block_size  # a window begins anywhere in a block
     more = "gpu_memory_utilization" if stage.pool is None else "kv_cache_memory_bytes"
     return (
         f"engine.max_model_len: a request of {engine.max_model_len} tokens needs "
-        f"{of_longest * block_bytes / 1e9:.2f} GB of KV cache per GPU, and {model.name} leaves "
-        f"{blocks * block_bytes / 1e9:.2f} GB on {gpu.name} ({blocks * engine.block_size} tokens): vLLM refuses to "
+        f"{of_longest * stage.block_bytes / 1e9:.2f} GB of KV cache per GPU, and {model.name} leaves "
+        f"{blocks * stage.block_bytes / 1e9:.2f} GB on {gpu.name} ({held} tokens): vLLM refuses to "
         f"start; lower max_model_len to at most {fitting}, or raise {more} or tensor_parallel_size"
     )
 

@@ -48,6 +48,9 @@ SORTED_BEFORE: Version = (0, 17, 0)
 """Until then the sampler sorted all logits; since then a Triton kernel cuts them in place."""
 COPIED_BEFORE: Version = (0, 28, 0)
 """Until then the V2 runner's sampler made a 32-bit copy of the logits even where no request asked for any change."""
+IN_FLIGHT_KEPT: Version = (0, 25, 0)
+"""From here on a window's blocks are kept until the steps that see them have ended (pull request 47728, July 2026): a
+request needs room for the tokens of all batches in flight, not of one."""
 TOKENS_FROM_CONCURRENCY: Version = (0, 20, 0)
 """From here on the logged KV tokens are the maximum concurrency times ``max_model_len``."""
 

@@ -45,6 +45,8 @@ class ModelSpec:
     """How the checkpoint stores its weights, as far as the config says: ``engine.dtype: auto``."""
     dtype_source: str = ""
     """Where the config says so; empty for presets, whose checkpoints are bfloat16."""
+    kv_dtype: str = ""
+    """The KV cache's format that the checkpoint asks for (``kv_cache_dtype: auto``); empty = as activations."""
     architecture: str = ""
     """vLLM's name of the model's class (``LlamaForCausalLM``); empty = not known."""
     vision: VisionSpec | None = None
@@ -102,6 +104,11 @@ class ModelSpec:
     def moes(self) -> tuple[tuple[Experts, int], ...]:
         """Each set of experts with the number of its layers."""
         return _counted((kind.experts, count) for kind, count in self.kinds if kind.experts is not None)
+
+    @property
+    def layer_words(self) -> tuple[str, ...]:
+        """Each kind of layer in words, with its number: ``18 x 64 heads of 64, 8 KV heads, window 128``."""
+        return tuple(f"{count} x {kind.words}" for kind, count in self.alike("mixer", "mlp", "experts"))
 
     @property
     def is_plain(self) -> bool:

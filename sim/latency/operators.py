@@ -195,7 +195,7 @@ class Operators:
         return self.router_and_shared_s(tokens, kind, self.routed_s(tokens, kind))
 
     def router_and_shared_s(self, tokens: Floats, kind: LayerKind, seconds: Floats | float = 0.0) -> Floats:
-        """What of a layer's experts every rank computes for its own tokens, added to ``seconds``."""
+        """The part of a layer's experts that every rank computes for its own tokens, added to ``seconds``."""
         precision, moe, hidden = self.precision, _experts(kind), self.model.hidden_size
         router = self._gemm_s(
             tokens,

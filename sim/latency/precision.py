@@ -73,10 +73,13 @@ def resolve_precision(engine: EngineConfig, gpu: GpuSpec, model: ModelSpec) -> P
     and only reads less: the weights are widened on their way (as Marlin kernels do)."""
     weights = resolve_dtype(engine.dtype, model.dtype)
     activations = weights if weights in FLOATS else "bfloat16"
-    kv = activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    asked = model.kv_dtype if weights == model.dtype and engine.kv_cache_dtype == "auto" else ""
+    kv = asked or (activations if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype)
     plain = gpu.fp32_flops if activations == "float32" else gpu.fp16_flops
     native = rate(weights, gpu)
     notes = notes_on_checkpoint(engine.dtype, model)
+    if asked:
+        notes.append(f"kv_cache_dtype auto: {asked}, as the checkpoint asks for")
     if FORMATS[weights].arithmetic and native is None:
         notes.append(f"{gpu.name} has no {weights} arithmetic: {weights} weights are read small, computed in 16 bits")
     if weights == "float32":

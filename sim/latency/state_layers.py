@@ -45,6 +45,12 @@ class StateLayer:
 
     window: None = None
 
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        names = {"gdn": "gated delta net", "kda": "Kimi delta attention", "mamba2": "Mamba-2"}
+        return f"{names.get(self.kind, self.kind)} of {self.num_heads} heads of {self.head_size} x {self.state_size}"
+
     def matrices(self, hidden: int, tp: int = 1) -> list[Matrix]:
         """As listed."""
         found = []

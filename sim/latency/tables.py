@@ -51,17 +51,21 @@ class Rate:
 class Table:
     """Nanoseconds by count: an integer list, made at once up to a size and one by one beyond it.
 
-    ``seconds`` maps counts to seconds. Values never fall as the count grows.
+    ``seconds`` maps counts to seconds. Values never fall as the count grows, unless they ``may_fall``.
     """
 
-    __slots__ = ("_beyond", "_seconds", "values")
+    __slots__ = ("_beyond", "_may_fall", "_seconds", "values")
 
-    def __init__(self, seconds: Callable[[Floats], Floats], largest: int, *, least_ns: int) -> None:
+    def __init__(
+        self, seconds: Callable[[Floats], Floats], largest: int, *, least_ns: int, may_fall: bool = False
+    ) -> None:
         self._seconds = seconds
+        self._may_fall = may_fall
         counts = np.arange(min(largest, MAX_TABLE) + 1, dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             ns = np.rint(np.fmin(seconds(counts) * 1e9, LONGEST_NS)).astype(np.int64)
-        self.values: list[int] = np.maximum.accumulate(np.maximum(ns, least_ns)).tolist()
+        ns = np.maximum(ns, least_ns)
+        self.values: list[int] = (ns if may_fall else np.maximum.accumulate(ns)).tolist()
         self._beyond: dict[int, int] = {}
 
     def ns(self, count: int) -> int:
@@ -71,7 +75,8 @@ class Table:
         known = self._beyond.get(count)
         if known is None:
             exact = float(self._seconds(np.array([float(count)]))[0])
-            known = self._beyond[count] = max(self.values[-1], round(exact * 1e9))
+            least = 1 if self._may_fall else self.values[-1]
+            known = self._beyond[count] = max(least, round(exact * 1e9))
         return known
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.errors import InputError, Problem
 from sim.live.observation_file import LARGEST_COUNT, NS_PER_S, Observation
+from sim.live.other_tools import from_the_first
 
 WITHOUT_STARTS = ("input_lens", "output_lens", "ttfts", "itls", "errors")
 BENCH_LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors")
@@ -26,26 +27,32 @@ LATEST_START_S, LONGEST_GAP_S = 4e9, 1e7
 MOST_PROBLEMS = 20
 
 
-def parse_results(file: str, text: str) -> list[dict[str, Any]]:
+def checked_results(file: str, documents: list[Any]) -> list[dict[str, Any]]:
     """The results in a file, in order: one, or several where they were appended.
 
     Raises InputError where there is none, or something else.
     """
-    documents = _documents(text)
     if not documents:
         raise InputError(
             Problem(
                 "neither a record of `simrun observe` nor a result of `vllm bench serve --save-result` (with "
-                "--append-result several, one after the other)",
+                "--append-result several, one after the other), nor JSON of SGLang's bench_serving, guidellm, "
+                "inference-perf or AIPerf",
                 file,
             )
         )
     if not all(isinstance(each, dict) for each in documents):
-        raise InputError(Problem("expected the one JSON object that `vllm bench serve` writes", file))
+        raise InputError(
+            Problem(
+                "expected the one JSON object that `vllm bench serve` writes, or what SGLang's bench_serving, "
+                "guidellm, inference-perf or AIPerf write",
+                file,
+            )
+        )
     return documents
 
 
-def _documents(text: str) -> list[Any]:
+def documents_of(text: str) -> list[Any]:
     """JSON documents that follow each other; none where anything else is between them."""
     decoder, found, position = json.JSONDecoder(), [], 0
     while (position := _next(text, position)) < len(text):
@@ -113,7 +120,7 @@ def read_requests(file: str, result: Mapping[str, Any], which: str) -> tuple[lis
             problems.append(Problem(f"{which}request {row}: {error}", file))
     if problems:
         raise InputError(problems[:MOST_PROBLEMS])
-    _from_the_first(rows)
+    from_the_first(rows)
     return rows, _notes(result, rows)
 
 
@@ -124,7 +131,7 @@ def _request(row: int, values: Mapping[str, Any]) -> Observation:
     gaps_s = values["itls"]
     if not isinstance(gaps_s, list):
         raise ValueError(f"itls must hold a list of seconds, found {gaps_s!r:.60}")
-    if outputs < 1 and not gaps_s and not values["ttfts"]:
+    if (outputs < 1 and not gaps_s and not values["ttfts"]) or not inputs:
         return _failed(row, values)
     sent_ns = _ns("start_times", values["start_times"], LATEST_START_S)
     gaps = [_ns("ttfts", values["ttfts"]), *(_ns("itls", gap) for gap in gaps_s)]
@@ -143,7 +150,8 @@ def _failed(row: int, values: Mapping[str, Any]) -> Observation:
     inputs = values["input_lens"]
     seen = Observation(row, str(row), 0, inputs if _is_count(inputs) else 0, max_tokens=1)
     # The benchmark drops the reason where a server's answer has none.
-    seen.reason = str(values["errors"] or "").strip().rpartition("\n")[2] or "no text came back, and no reason is given"
+    told = "no text came back, and no reason is given" if inputs else "its prompt has no tokens"
+    seen.reason = str(values["errors"] or "").strip().rpartition("\n")[2] or told
     return seen
 
 
@@ -162,18 +170,6 @@ def _ns(key: str, value: Any, below_s: float = LONGEST_GAP_S) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < below_s:
         raise ValueError(f"{key} must hold seconds, found {value!r:.60}")
     return round(value * NS_PER_S)
-
-
-def _from_the_first(rows: Sequence[Observation]) -> None:
-    """Count all instants from the first request that completed."""
-    first_ns = min((each.sent_ns for each in rows if each.sent_ns is not None), default=0)
-    for each in rows:
-        if each.sent_ns is None or each.end_ns is None:
-            continue
-        each.due_ns -= first_ns
-        each.sent_ns -= first_ns
-        each.end_ns -= first_ns
-        each.token_ns = [instant - first_ns for instant in each.token_ns]
 
 
 def _notes(result: Mapping[str, Any], rows: Sequence[Observation]) -> list[str]:

@@ -83,7 +83,7 @@ def without_password(url: str) -> str:
 
 def request_body(target: Target, observation: Observation) -> bytes:
     """The JSON that asks for what ``observation`` is to be."""
-    body: dict[str, Any] = {"model": target.model}
+    body: dict[str, Any] = {"model": observation.lora or target.model}
     row, length, segments = observation.row, observation.input_tokens, observation.segments
     if target.endpoint == "chat":
         body["messages"] = [{"role": "user", "content": target.prompts.text(row, length, segments)}]

@@ -419,7 +419,8 @@ def _interrupted(received: signal.Signals) -> int:
 def validate_command(measured: str, scenario: str, overrides: tuple[str, ...], out: str | None, as_json: bool) -> int:
     """Simulate the requests of a measured run; print predicted against measured.
 
-    MEASURED is a record of `simrun observe`, or a result of `vllm bench serve --save-result --save-detailed`.
+    MEASURED is a record of `simrun observe`, a result of `vllm bench serve --save-result --save-detailed`, or what
+    SGLang's bench_serving, guidellm, inference-perf or AIPerf wrote of each request (docs/traces.md).
     """
     from sim.live.comparison_tables import validation_text
     from sim.live.measured import read_measured

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import InputError
+from sim.errors import InputError, Problem
 from sim.latency.hub_names import quantised_preset_of
 from sim.live.server_command import read_server_command
-from sim.live.vllm_args import PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+from sim.live.vllm_args import LORA_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_problem
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ VALUELESS = frozenset(
         *(
             "--disable-uvicorn-access-log",
             "--enable-lora",
+            "--no-enable-lora",
             "--enable-sleep-mode",
             "--headless",
             "--language-model-only",
@@ -86,6 +87,13 @@ QUANTIZATION: Mapping[str, str] = MappingProxyType(
         "gptq_marlin": "int4",
     }
 )
+VALUED = (
+    *PLAIN_VALUES.values(),
+    *LORA_VALUES.values(),
+    *("--dtype", "--quantization", "--kv-cache-dtype", "--scheduling-policy", "--scheduler-cls"),
+    *("--speculative-config", COMPILATION, f"--{CAPTURE}"),
+)
+"""Flags that are read and say nothing without a value."""
 MOE_BACKENDS: Mapping[str, str] = MappingProxyType({each: each for each in ("auto", "triton", "flashinfer_cutlass")})
 OF_CHECKPOINTS = frozenset({"compressed-tensors", "fp8", "fbgemm_fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"})
 """Values of ``--quantization`` that name what a repository is stored in anyway."""
@@ -105,7 +113,7 @@ TOLD_DEFAULTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dty
 
 @dataclass(slots=True)
 class Imported:
-    """A scenario, and what of the command line is not in it."""
+    """A scenario, and the parts of the command line that are not in it."""
 
     engine: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -143,6 +151,8 @@ def import_command(text: str, gpu: str, model: str | None = None) -> Imported:
     flags.pop("--model", None)
     if not isinstance(named, str) or not named:
         raise InputError("import-args: the command names no model; write `vllm serve MODEL ...`, or give --model")
+    if empty := [flag for flag in VALUED if flag in flags and not flags[flag]]:
+        raise InputError([Problem(f"import-args: {flag} is without a value") for flag in empty])
     found.engine = {"model": named, "gpu": gpu}
     if command.image is not None:
         _take_version(command.image, found)
@@ -208,16 +218,14 @@ def _shown(flag: str, value: str | None) -> str:
 
 def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
     """The settings that both sides have under one name."""
-    for key, flag in PLAIN_VALUES.items():
+    for key, flag in {**PLAIN_VALUES, **LORA_VALUES}.items():
         if flag in flags:
             value = flags.pop(flag)
             if key == "max_model_len" and value in FITTED_LENGTHS:
                 found.left_out.append(_shown(flag, value))
                 continue
-            if value is None:
-                raise InputError(f"import-args: {flag} is without a value")
-            found.engine[key] = value if key == "all2all_backend" else _number(flag, value)
-    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling"}.items():
+            found.engine[key] = value if key == "all2all_backend" else _number(flag, value or "")
+    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling", "enable_lora": "enable-lora"}.items():
         for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
             if flag in flags:
                 given = flags.pop(flag)

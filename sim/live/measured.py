@@ -1,4 +1,5 @@
-"""A measured run from its file: a record of ``simrun observe``, or what ``vllm bench serve --save-detailed`` writes."""
+"""A measured run from its file: a record of ``simrun observe``, what ``vllm bench serve --save-detailed`` writes, or
+what another load generator does (``result_kinds.py``)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,17 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, Problem
-from sim.live.bench_results import BENCH_LISTS, lists_of, missing_lists, parse_results, read_requests
+from sim.live.bench_results import (
+    BENCH_LISTS,
+    checked_results,
+    documents_of,
+    lists_of,
+    missing_lists,
+    read_requests,
+)
 from sim.live.observation_file import KIND, NS_PER_S, Observation, read_record
+from sim.live.other_tools import ToolRun
+from sim.live.result_kinds import tool_runs
 from sim.results.metrics import METRICS, STATISTICS, Samples
 
 
@@ -29,6 +39,8 @@ class Measured:
     about: dict[str, Any] = field(default_factory=dict)
     """What the file says of the run."""
     notes: list[str] = field(default_factory=list)
+    has_gaps: bool = True
+    """Whether it says when each token came, beside the first and the last."""
 
     @property
     def completed(self) -> list[Observation]:
@@ -50,14 +62,32 @@ def read_text(name: str) -> str:
 
 
 def read_measured(name: str) -> Measured:
-    """The run in the file ``name``. Raises InputError for a file that is neither kind, with the lines at fault."""
+    """The run in the file ``name``. Raises InputError for a file that is of no known kind, with the lines at fault."""
     path, text = Path(name), read_text(name)
     first = text.partition("\n")[0]
     if is_record(first):
         # Not splitlines(): text in JSON may hold other line ends than \n.
         about, observations, notes = read_record(path, io.StringIO(text, newline="\n"))
         return Measured("simrun observe", observations, about, notes)
-    return _read_bench(name, text)
+    documents = documents_of(text)
+    runs = tool_runs(name, documents)
+    return _read_bench(name, documents) if runs is None else _last_of(name, runs)
+
+
+def _last_of(name: str, runs: list[ToolRun]) -> Measured:
+    """The run that was measured last, of another load generator than vLLM's."""
+    run = runs[-1]
+    if run.observations is None:
+        raise InputError(Problem(f"{run.which}{run.why_no_requests}", name))
+    measured = measured_of_tool(run)
+    if len(runs) > 1:
+        measured.notes.append(f"{name} holds {len(runs)} runs of {run.tool}: the last one is compared")
+    return measured
+
+
+def measured_of_tool(run: ToolRun) -> Measured:
+    """A run that has requests."""
+    return Measured(run.tool, run.observations or [], notes=list(run.notes), has_gaps=run.has_gaps)
 
 
 def is_record(first_line: str) -> bool:
@@ -69,12 +99,12 @@ def is_record(first_line: str) -> bool:
     return isinstance(line, dict) and line.get("record") == KIND
 
 
-def read_results(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
+def named_results(name: str, documents: list[Any]) -> list[tuple[str, dict[str, Any]]]:
     """(what an error message calls it, the result) of each result of ``vllm bench serve`` in the file ``name``.
 
     Raises InputError.
     """
-    results = parse_results(name, text)
+    results = checked_results(name, documents)
     if len(results) == 1:
         return [("", results[0])]
     return [(f"result {number} of {len(results)} (--append-result): ", each) for number, each in enumerate(results, 1)]
@@ -89,9 +119,9 @@ def measured_of(name: str, which: str, result: dict[str, Any]) -> Measured:
     return Measured("vllm bench serve", rows, about, notes)
 
 
-def _read_bench(name: str, text: str) -> Measured:
+def _read_bench(name: str, documents: list[Any]) -> Measured:
     """The last result of the file: the one that was measured last."""
-    results = read_results(name, text)
+    results = named_results(name, documents)
     which, result = results[-1]
     if len(lists_of(result)) < len(BENCH_LISTS):
         raise InputError(Problem(missing_lists(result, which), name))
@@ -134,7 +164,8 @@ def figures(measured: Measured) -> dict[str, Any]:
     samples = {"ttft": first - sent, "tpot": tpot, "itl": itl, "e2el": last - sent}
     for metric in METRICS:
         statistics = Samples(samples[metric]).statistics()
-        found.update({f"{name}_{metric}_ms": statistics[name] for name in STATISTICS})
+        is_known = metric != "itl" or measured.has_gaps
+        found.update({f"{name}_{metric}_ms": statistics[name] if is_known else None for name in STATISTICS})
     return found
 
 
@@ -148,7 +179,10 @@ def reasons(observations: list[Observation]) -> Counter[str]:
 
 
 def bundled_share(measured: Measured) -> float:
-    """Share of output tokens that came together with the one before: in one event, or in events read at once."""
+    """Share of output tokens that came together with the one before: in one event, or in events read at once; 0 where
+    it is not known when each came."""
+    if not measured.has_gaps:
+        return 0.0
     done = measured.completed
     tokens = sum(each.output_tokens for each in done)
     instants = sum(len(set(each.token_ns)) for each in done)

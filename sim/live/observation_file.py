@@ -61,6 +61,8 @@ class Observation:
     """Why it did not complete."""
     http_status: int | None = None
     finish_reason: str | None = None
+    lora: str | None = None
+    """The LoRA adapter that it asked for; None = the model itself."""
 
     def to_json(self) -> dict[str, Any]:
         """The line of this request."""
@@ -83,6 +85,7 @@ class Observation:
             "class": self.class_name,
             "tenant": self.tenant,
             "tier": self.tier,
+            "lora": self.lora,
             "deadline_s": _seconds(self.deadline_ns),
             "expected_output_tokens": self.expected_output_tokens,
             "segments": self.segments,
@@ -108,6 +111,7 @@ class Observation:
             class_name=str(line.get("class", "default")),
             tenant=str(line.get("tenant", "default")),
             tier=str(line.get("tier", "default")),
+            lora=None if line.get("lora") is None else str(line["lora"]),
             deadline_ns=_nanoseconds("deadline_s", line.get("deadline_s")),
             expected_output_tokens=None
             if line.get("expected_output_tokens") is None

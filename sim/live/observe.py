@@ -18,7 +18,7 @@ from sim.live.client import Clock, Target, clock, request_body, send
 from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
 from sim.workload.senders import Senders
-from sim.workload.table import NO_DEADLINE, NO_HINT, NO_PARENT, RequestTable
+from sim.workload.table import NO_DEADLINE, NO_HINT, NO_LORA, NO_PARENT, RequestTable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -65,10 +65,11 @@ def plan(table: RequestTable) -> list[Observation]:
     columns: tuple[npt.NDArray[Any], ...] = (
         *(table.arrival_ns, own, table.input_tokens, table.output_tokens, table.priority, table.class_index),
         *(table.deadline_ns, table.expected_output_tokens),
+        table.session * 0 if table.lora is None else table.lora,
     )
     found = []
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    for row, (arrival, is_root, inputs, outputs, priority, class_index, deadline, hint) in enumerate(rows):
+    for row, (arrival, is_root, inputs, outputs, priority, class_index, deadline, hint, lora) in enumerate(rows):
         info = table.classes[class_index]
         found.append(
             Observation(
@@ -81,6 +82,7 @@ def plan(table: RequestTable) -> list[Observation]:
                 class_name=info.name,
                 tenant=info.tenant,
                 tier=info.tier,
+                lora=None if lora == NO_LORA else table.loras[lora - 1],
                 deadline_ns=None if deadline == NO_DEADLINE else deadline,
                 expected_output_tokens=None if hint == NO_HINT else hint,
                 segments=segments[row],
@@ -137,7 +139,7 @@ async def replay(
 
 
 class _Run:
-    """One replay: who is to be sent when, who is under way, who has ended."""
+    """One replay: which requests are to be sent when, are under way, have ended."""
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class _Run:
         self.outcome = Outcome()
         self._session, self._target, self._record, self._progress = session, target, record, progress
         self._rows = plan(table)
-        self._child_of = {parent: row for row, parent in enumerate(table.parent.tolist()) if parent != NO_PARENT}
+        self._children = table.children()
         concurrency = table.closed_loop_concurrency
         self._next_released = len(table) if concurrency is None else min(concurrency, len(table))
         self._until_ns = table.release_until_ns
@@ -241,7 +243,7 @@ class _Run:
 
     def _release(self, ended: Observation) -> None:
         """Start those that waited for the end of this one, or for its seat."""
-        rows = [self._child_of[ended.row]] if ended.row in self._child_of else []
+        rows = [*self._children.get(ended.row, ())]
         if self._next_released < len(self._rows):
             rows.append(self._next_released)
             self._next_released += 1

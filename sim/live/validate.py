@@ -16,7 +16,7 @@ from sim.live.measured import Measured, bundled_share, figures, reasons
 from sim.live.observation_file import Observation
 from sim.results.metrics import METRICS, STATISTICS
 from sim.results.staging import staging_folder
-from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, RequestTable
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, RequestTable
 
 if TYPE_CHECKING:
     from sim.results.results import Results
@@ -47,6 +47,8 @@ def table_of(done: list[Observation]) -> RequestTable:
     counts = [len(each.segments) for each in done]
     pairs = [pair for each in done for pair in each.segments]
 
+    adapters = {name: number for number, name in enumerate(sorted({each.lora for each in done if each.lora}), 1)}
+
     def column(values: list[int]) -> Any:
         return np.array(values, dtype=np.int64)
 
@@ -64,6 +66,8 @@ def table_of(done: list[Observation]) -> RequestTable:
             [NO_HINT if each.expected_output_tokens is None else each.expected_output_tokens for each in done]
         ),
         session=np.full_like(nothing, NO_GROUP),
+        lora=column([adapters.get(each.lora or "", NO_LORA) for each in done]) if adapters else None,
+        loras=tuple(adapters),
         segment_offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         segment_content_id=column([contents.setdefault(content, len(contents)) for content, _ in pairs]),
         segment_end_tokens=column([end for _, end in pairs]),

@@ -22,7 +22,7 @@ from sim.scenario.vllm_version import DEFAULT_VERSION, version_of
 
 if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
-    from sim.scenario.schema import NamedSpec
+    from sim.scenario.schema import EngineSection, NamedSpec
 
 SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
 """What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
@@ -56,9 +56,13 @@ SWITCHES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Settings that are ``--NAME`` or ``--no-NAME``."""
+LORA_VALUES: Mapping[str, str] = MappingProxyType(
+    {"max_loras": "--max-loras", "max_lora_rank": "--max-lora-rank", "max_cpu_loras": "--max-cpu-loras"}
+)
+"""Settings beside ``--enable-lora``."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
-    | {"moe_backend"}
+    | {"moe_backend", "enable_lora", *LORA_VALUES}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
@@ -142,6 +146,7 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += [[_switch(flag, getattr(engine, key))] for key, flag in SWITCHES.items()]
     command.arguments += _policy_flags(loaded, command, problems)
     command.arguments += _speculative_flags(loaded, command, problems)
+    command.arguments += _lora_flags(engine)
     if engine.moe_backend != "auto":
         command.arguments.append(["--moe-backend", engine.moe_backend])
     if given := engine.compilation_config.model_dump(exclude_defaults=True):
@@ -288,6 +293,16 @@ def _output_weight(loaded: LoadedScenario) -> int:
     engine = loaded.scenario.engine
     cost = build_step_cost(engine, loaded.scenario.latency, loaded.base_dir)
     return token_weight(engine, cost, plan_memory(engine, loaded.base_dir))
+
+
+def _lora_flags(engine: EngineSection) -> Iterator[list[str]]:
+    """Adapters' slots; which adapters there are, ``--lora-modules`` says, and no scenario knows their files."""
+    if not engine.enable_lora:
+        return
+    yield ["--enable-lora"]
+    for key, flag in LORA_VALUES.items():
+        if (value := getattr(engine, key)) is not None:
+            yield [flag, str(value)]
 
 
 def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:

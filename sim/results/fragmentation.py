@@ -3,7 +3,7 @@
 Only full blocks are shared, so a request's last block is its own, and what is unused of it follows from its tokens:
 with blocks of 16, a request of 40 tokens has 3 blocks and 8 unused places. Tokens are taken to come at an even pace
 between the first and the last; before the first, the whole prompt counts as held. A preempted request counts as if it
-had kept its blocks.
+had kept its blocks. Layers of several groups have a last block each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def mean_unused_slots(record: RunRecord, window: tuple[int, int]) -> float | Non
     np.divide(unused_sum, later, out=while_decoding, where=later > 0)
     before = _unused(prompt, block_size, reserved)
     total = np.sum(before * (first - scheduled).astype(np.float64) + while_decoding * (end - first))
-    return float(total) / length_ns
+    return float(total) / length_ns * record.num_kv_groups
 
 
 def _unused(tokens: IntColumn, block_size: int, reserved: int) -> IntColumn:

@@ -84,6 +84,7 @@ DRAFT_COLUMNS = (
 )
 """Further columns of steps where there is speculative decoding."""
 SWAP_COLUMNS = ("swap_bytes",)  # moved between GPU and host before the step
+LORA_COLUMNS = ("num_loras", "num_lora_tokens", "num_lora_loads", "lora_load_bytes", "num_lora_reads")
 """Further columns of steps where requests can be swapped."""
 
 GROUP_COLUMNS = (
@@ -346,6 +347,11 @@ class RunRecord:
     num_gpu_blocks: list[int]
     """Usable KV blocks of each replica."""
     block_size: int
+    tokens_per_block: float
+    """Tokens that a block holds of a request of any kind: fewer than ``block_size`` where layers of several groups take
+    blocks of their own."""
+    num_kv_groups: int
+    """Block tables of a request."""
     replica_models: list[str]
     gpus_per_replica: list[int]
     latency: dict[str, object]

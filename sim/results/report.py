@@ -148,7 +148,7 @@ def _slo_table(summary: dict[str, Any]) -> str:
         for name, entry in verdict["shares"].items()
     ]
     head = ["requests", "limit on", "value (ms or share)", "limit", "verdict"]
-    return f"<h2>Service-level objectives {badge(slo['met'])}</h2>{table(head, rows)}"
+    return f"<h2>Service-level objectives{wording.mark(summary['load'])} {badge(slo['met'])}</h2>{table(head, rows)}"
 
 
 def _group_tables(summary: dict[str, Any]) -> str:

@@ -109,7 +109,7 @@ class Results:
                 for name, content in (more or {}).items():
                     (staging / name).write_text(content, encoding="utf-8", newline="\n")
                     names.append(name)
-                # Of an earlier run, not of somebody who keeps a file of such a name here.
+                # Of an earlier run, not a file of such a name that is kept here for another purpose.
                 stale = [name for name in FILES if name not in names] if (target / RESOLVED).exists() else []
                 for name in names:
                     os.replace(staging / name, target / name)

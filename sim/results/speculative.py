@@ -11,7 +11,7 @@ def speculative_section(record: RunRecord) -> dict[str, Any] | None:
     """Totals and rates over the run; None without speculative decoding, rates None where nothing was drafted.
 
     ``mean_acceptance_length`` counts the token that the model itself adds, as in vLLM's log; ``tokens_per_step`` leaves
-    out accepted drafts behind a request's last token, which nobody gets.
+    out accepted drafts behind a request's last token, which no client gets.
     """
     drafts = record.drafts
     if drafts is None:

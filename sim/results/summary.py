@@ -185,7 +185,7 @@ def _kv(record: RunRecord, use: KvUse, window: tuple[int, int]) -> dict[str, Any
     return {
         "block_size": record.block_size,
         "num_gpu_blocks": blocks,
-        "capacity_tokens": blocks * record.block_size,
+        "capacity_tokens": int(blocks * record.tokens_per_block),
         "mean_usage": _ratio(sum(means), blocks) if means else None,
         "max_usage": max(shares, default=None),
         "mean_unused_slots": unused_slots,

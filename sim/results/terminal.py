@@ -13,6 +13,7 @@ from sim.results.wording import (
     endings,
     error_words,
     load_words,
+    mark,
     nice_number,
     number,
     overload_sentence,
@@ -54,7 +55,7 @@ def print_summary(summary: dict[str, Any], written: Sequence[Path] = (), file: T
             console.print(_groups(head, groups))
         if summary["slo"] is not None:
             console.print()
-            console.print(_slo(summary["slo"]))
+            console.print(_slo(summary["slo"], f"SLO{mark(summary['load'])}"))
         _notes(console, summary["run"]["notes"])
         if written:
             console.print()
@@ -187,12 +188,12 @@ def _groups(head: str, groups: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _slo(slo: dict[str, Any]) -> RenderableType:
+def _slo(slo: dict[str, Any], head: str) -> RenderableType:
     from rich.text import Text
 
     words = {True: ("met", "green"), False: ("MISSED", "bold red")}
     table = _grid(
-        {"header": "SLO", "style": "bold"},
+        {"header": head, "style": "bold"},
         {"header": "of", "max_width": 24, "no_wrap": True, "overflow": "ellipsis"},
         {"header": "value", "justify": "right"},
         {"header": "limit", "justify": "right"},

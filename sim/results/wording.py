@@ -130,6 +130,9 @@ def overload_sentence(load: dict[str, Any]) -> str | None:
     served = f"{number(load['offered_rate'])} requests/s offered, {number(load['served_rate'])} served meanwhile"
     if load["headroom"] is None:
         return served
+    if load["headroom"] < 1 and load["served_rate"] is not None and load["served_rate"] > load["capacity"]:
+        # Equal requests that wait together start together, and are served faster than in another order.
+        return f"{served} (headroom {load['headroom']:.2f}{mark(load)})"
     if load["headroom"] < 1:
         return f"{served} (about {number(load['capacity'])} could be: headroom {load['headroom']:.2f}{mark(load)})"
     return f"{served}, and requests pile up, though {number(load['capacity'])} could be on average{mark(load)}"

@@ -180,6 +180,14 @@ class EngineSection(Strict):
     """CUDA graphs and fused kernels."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; null = none."""
+    enable_lora: Flag = False
+    """Serve LoRA adapters beside the model: requests name theirs by ``workload.lora``."""
+    max_loras: PositiveInt = 1
+    """Different adapters in one step, and slots for them on the GPU."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """What each slot, and each adapter's kernels, are sized for."""
+    max_cpu_loras: PositiveInt | None = None
+    """Adapters kept in host memory; one that is not there is read from its file again. null = ``max_loras``."""
     policy: Spec = "fcfs"
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"

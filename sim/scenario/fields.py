@@ -19,7 +19,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one value may be. One of ``model``, ``branches``, ``item(s)``, ``choices``, ``kind`` says it."""
+    """What one value may be. One of ``model``, ``branches``, ``item(s)``, ``entry``, ``choices``, ``kind`` says it."""
 
     model: type[BaseModel] | None = None
     """A section."""
@@ -31,6 +31,8 @@ class Shape:
     """A list of these."""
     items: tuple[Shape, ...] = ()
     """A list of exactly these."""
+    entry: Shape | None = None
+    """A section whose keys are names that the user gives; each value one of these."""
     kind: type | None = None
     """int, float, bool or str."""
     choices: tuple[str, ...] = ()
@@ -49,6 +51,8 @@ class Shape:
             return f"a list of {len(self.items)}: {', then '.join(item.words() for item in self.items)}"
         if self.item is not None:
             return f"a list, each item {self.item.words()}"
+        if self.entry is not None:
+            return f"a section, each value {self.entry.words()}"
         if self.discriminator is not None:
             return f"a section with `{self.discriminator}` one of {', '.join(self.branches)}"
         if self.branches:
@@ -107,6 +111,8 @@ def shape_of(annotation: Any, metadata: tuple[Any, ...] = ()) -> Shape:
         return Shape(choices=get_args(annotation))
     if origin is list:
         return Shape(item=shape_of(get_args(annotation)[0]))
+    if origin is dict:
+        return Shape(entry=shape_of(get_args(annotation)[1]))
     if origin is tuple:
         return Shape(items=tuple(shape_of(member) for member in get_args(annotation)))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -178,7 +184,7 @@ def follow(location: Path) -> tuple[Path, Shape | None, type[BaseModel] | None]:
             path.append(step)
             parent = shape.model
             shape = field_shape(shape.model, str(step))
-        elif shape.items or shape.item is not None:
+        elif shape.items or shape.item is not None or shape.entry is not None:
             path.append(step)
             shape = _item(shape, step)
     return tuple(path), shape, parent
@@ -191,7 +197,7 @@ def shape_at(path: Path, data: Any) -> Shape | None:
     for step in path:
         if shape is None:
             return None
-        if shape.items or shape.item is not None:
+        if shape.items or shape.item is not None or shape.entry is not None:
             shape = _item(shape, step)
         else:
             model = shape.section(value)
@@ -203,7 +209,7 @@ def shape_at(path: Path, data: Any) -> Shape | None:
 def _item(shape: Shape, step: str | int) -> Shape | None:
     if shape.items:
         return shape.items[step] if isinstance(step, int) and step < len(shape.items) else None
-    return shape.item
+    return shape.item or shape.entry
 
 
 def _child(value: Any, step: str | int) -> Any:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from sim.errors import InputError, Problem
 from sim.scenario import overrides as command_line
 from sim.scenario.document import Document, Path, Place, parse
-from sim.scenario.messages import did_you_mean, translate
+from sim.scenario.messages import nearest_of, translate
 from sim.scenario.schema import ClusterConfig, EngineSection, LatencyConfig, ResolvedScenario, Scenario, WorkloadConfig
 
 MAX_BYTES = 64 * 2**20
@@ -135,10 +135,11 @@ def _read(path: FilePath, given: str) -> str:
 
 def _nearby(path: FilePath) -> str:
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+        names = {entry.stem: entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")}
     except OSError:
         return f"; there is no folder {path.parent} either"
-    return did_you_mean(path.name, names)
+    nearest = nearest_of(path.stem, names)  # by stems: the ending that all have makes none of them alike
+    return f"; did you mean `{names[nearest]}`?" if nearest else ""
 
 
 def _validate(document: Document, base_dir: FilePath) -> tuple[Scenario | None, Parts, list[Problem]]:

@@ -11,12 +11,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from sim.errors import Problem
+from sim.scenario.distributions import ClosedLoopArrival
 from sim.scenario.document import Document, Path
 from sim.scenario.fields import Shape, allowed_keys, bounded_words, follow, sections
 from sim.scenario.types import LARGEST
 
 # Other tools' words for keys of ours (vllm serve, vllm bench serve, and common shorthand).
 _ALIASES = {
+    "concurrency": "max_concurrency",
     "burstiness": "cv",
     "max_batch_size": "max_num_seqs",
     "max_concurrency": "concurrency",
@@ -53,6 +55,12 @@ _VALUE_ALIASES = {
     "fp32": "float32",
 }
 
+# Keys that are not what they seem to be where they stand.
+_REMEDIES: dict[tuple[type[BaseModel], str], str] = {
+    (ClosedLoopArrival, "rate"): "a closed loop has no rate; a rate with a bound on what is under way is "
+    "{process: poisson, rate: 20, max_concurrency: 16}",
+}
+
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NOT_LETTERS = re.compile(r"[^a-z]")
 
@@ -69,8 +77,10 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def nearest_of(word: str, known: Iterable[str]) -> str | None:
-    """The name in ``known`` that ``word`` was most likely meant to be."""
-    names = {name.lower(): name for name in known}
+    """The name in ``known`` that ``word`` was most likely meant to be: none with another number in it (``p96`` is no
+    ``p99``)."""
+    numbers = _NUMBER.findall(word)
+    names = {name.lower(): name for name in known if not numbers or _NUMBER.findall(name) == numbers}
     plain = word.lower().replace("-", "_") if word.lower() not in names else word.lower()
     matches = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
     matches = matches or difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
@@ -161,6 +171,8 @@ def unknown_key(path: Path, parent: type[BaseModel]) -> tuple[str, str | None]:
     """The message for a key that ``parent`` has not, and the key of ``parent`` that was meant, if one was."""
     key, section = str(path[-1]), dotted(path[:-1])
     inside = f" in `{section}`" if section else ""
+    if remedy := _REMEDIES.get((parent, key)):
+        return f"unknown key `{key}`{inside}; {remedy}", None
     keys = list(parent.model_fields)
     alias = _ALIASES.get(key.lower().replace("-", "_").removeprefix("__"))
     if alias in keys:

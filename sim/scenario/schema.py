@@ -78,6 +78,7 @@ __all__ = [
     "LatencyConfig",
     "Length",
     "LognormalLength",
+    "LoraConfig",
     "MeasureConfig",
     "NamedSpec",
     "NoiseConfig",
@@ -117,6 +118,10 @@ def _count_or_length(value: Any) -> str:
 # --- workload --------------------------------------------------------------------------------
 
 
+def _name_or_many(value: Any) -> str:
+    return "name" if isinstance(value, str) else "section"
+
+
 class PrefixConfig(Strict):
     """Each request opens with one of ``groups`` shared prompts of ``tokens`` tokens (counted in its input)."""
 
@@ -138,17 +143,37 @@ class SessionsConfig(Strict):
     """Seconds between the end of a turn and the next one."""
 
 
+class LoraConfig(Strict):
+    """Several LoRA adapters, of which each request (each conversation) has one drawn by chance."""
+
+    adapters: PositiveInt
+    """How many there are."""
+    skew: NonNegativeFloat = 0.0
+    """How uneven their use is: the n-th most used has a weight of 1 / n ** skew; 0 = all alike."""
+
+
 class TraceConfig(Strict):
-    """A recorded workload, plain or gzip."""
+    """A recorded workload, plain or gzip. What is read of each format: ``docs/traces.md``."""
 
     path: Text
     """The file; looked for beside the scenario file, then in the current directory."""
-    format: Literal["azure", "mooncake", "generic", "vllm_bench"]
-    """Azure LLM inference CSV, Mooncake JSONL, this project's CSV or JSONL, ``vllm bench serve`` result JSON."""
+    format: Literal["azure", "burstgpt", "mooncake", "servegen", "generic", "vllm_bench"]
+    """Azure LLM inference CSV, BurstGPT CSV, Mooncake JSONL, ServeGen's requests, this project's CSV or JSONL,
+    ``vllm bench serve`` result JSON."""
+    columns: dict[str, Text] | None = None
+    """Names of the file's own columns or keys, as ``{input_tokens: prompt_len}``: on the left ``arrival_s``,
+    ``input_tokens``, ``output_tokens`` or another column that the format may have, on the right the file's name."""
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    """What arrivals (and Mooncake's ``delay``) are counted in; null = ms for ``mooncake``, else s."""
+    block_size: PositiveInt | None = None
+    """``mooncake``: tokens that each of the ``hash_ids`` stands for; null = 512."""
+    turns: Literal["whole", "added"] | None = None
+    """``mooncake`` rows of one ``session_id``: whether ``input_length`` is the ``whole`` prompt (Mooncake, Dynamo) or
+    what a turn has ``added`` to the conversation (AIPerf, Dynamo's mooncake-delta); null = whole."""
     rate_scale: PositiveFloat = 1.0
     """2 replays the trace twice as fast."""
     limit: PositiveInt | None = None
-    """Only the first so many requests; null = all."""
+    """Only the first so many rows; null = all."""
 
 
 class SloConfig(Strict):
@@ -211,7 +236,7 @@ class TrafficFields(Strict):
     sessions: SessionsConfig | None = None
     """Multi-turn conversations."""
     tenant: Text = "default"
-    """Who sends the requests: the line they are reported under and the one fair shares are counted by."""
+    """The sender of the requests: the line they are reported under and the one fair shares are counted by."""
     tier: Text | None = None
     """Service tier, for ``tiered``; null = the tenant's name."""
     priority: Int = 0
@@ -222,6 +247,12 @@ class TrafficFields(Strict):
     """How long a client waits from its request's arrival for the last token; then it leaves: the request is cancelled
     and its blocks are free. It sends no further turns of that conversation; a client of a closed loop goes on with its
     next request. null = it waits for ever."""
+    lora: (
+        Annotated[Annotated[Text, Tag("name")] | Annotated[LoraConfig, Tag("section")], Discriminator(_name_or_many)]
+        | None
+    ) = None
+    """The LoRA adapter of these requests, by name, or several of them: ``{adapters: 20, skew: 1}``. Needs
+    ``engine.enable_lora``. null = the model itself."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 
@@ -335,7 +366,7 @@ class Scenario(Strict):
     workload: WorkloadConfig
     """The traffic."""
     cluster: ClusterConfig = ClusterConfig()
-    """How many engines, and who chooses between them."""
+    """How many engines, and the router that chooses between them."""
     engine: EngineSection
     """One replica."""
     latency: LatencyConfig = LatencyConfig()

@@ -12,9 +12,9 @@ from sim.scenario.schema import ClosedLoopArrival, WorkloadConfig
 from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
-from sim.workload.sharing import with_isolated_tenants, with_outputs
+from sim.workload.sharing import with_isolated_tenants, with_outputs, with_own_contents
 from sim.workload.table import NO_GROUP, NO_PARENT, ClassInfo, IntColumn, RequestTable
-from sim.workload.traces import segments_of
+from sim.workload.trace_table import segments_of
 from sim.workload.traffic_plan import ArrivalPlan, Plan, plan_workload
 
 
@@ -53,7 +53,10 @@ def build_workload(
         limit = plan.arrivals[0].requests
     table = merge(parts, limit, [entry.max_concurrency for entry in plan.arrivals])
     table.notes[:0] = plan.notes
+    table.loras = tuple(numbering.loras)
     table = with_outputs(table, plan, seed)
+    if table.lora is not None:
+        table = with_own_contents(table, table.lora)
     if isolates_tenants:
         table = with_isolated_tenants(table)
     _close_loop(table, plan)
@@ -112,10 +115,10 @@ def _close_loop(table: RequestTable, plan: Plan) -> None:
 
 
 def _limited(rows: Rows, requests: int | None, duration_s: float | None) -> Rows:
-    """The first rows of a trace, before ``duration_s``."""
+    """The first rows of a trace; of conversations those that open before ``duration_s``."""
     count = len(rows.arrival_ns)
     if duration_s is not None:
-        count = int(np.searchsorted(rows.arrival_ns, round(duration_s * NS_PER_S), side="left"))
+        count = int(np.searchsorted(rows.root_ns, round(duration_s * NS_PER_S), side="left"))
     count = count if requests is None else min(count, requests)
     return rows if count == len(rows.arrival_ns) else _take(rows, np.arange(count))
 
@@ -142,6 +145,7 @@ def _take(rows: Rows, order: IntColumn) -> Rows:
         deadline_ns=rows.deadline_ns[order],
         expected_output_tokens=rows.expected_output_tokens[order],
         session=rows.session[order],
+        lora=rows.lora[order],
         segment_count=rows.segment_count[order],
         segment_content_id=rows.segment_content_id[segments],
         segment_end_tokens=rows.segment_end_tokens[segments],
@@ -180,6 +184,7 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
         deadline_ns=rows.deadline_ns,
         expected_output_tokens=rows.expected_output_tokens,
         session=rows.session,
+        lora=rows.lora if np.any(rows.lora) else None,
         segment_offsets=np.concatenate(([0], np.cumsum(rows.segment_count))).astype(np.int64),
         segment_content_id=rows.segment_content_id,
         segment_end_tokens=rows.segment_end_tokens,
@@ -220,6 +225,7 @@ def _concatenate(flat: list[Rows]) -> Rows:
         deadline_ns=joined("deadline_ns"),
         expected_output_tokens=joined("expected_output_tokens"),
         session=joined("session"),
+        lora=joined("lora"),
         segment_count=joined("segment_count"),
         segment_content_id=joined("segment_content_id"),
         segment_end_tokens=joined("segment_end_tokens"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
 from sim.workload.presets import draw_preset_lengths
-from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ClassInfo, IntColumn
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, IntColumn
+from sim.workload.trace_classes import trace_classes
 from sim.workload.trace_fields import NOT_GIVEN
-from sim.workload.traces import Trace, read_trace
+from sim.workload.traces import read_trace
 from sim.workload.traffic_plan import ClassPlan
 
 NS_PER_S = 1_000_000_000
@@ -27,6 +28,8 @@ class Numbering:
     next_content: int = 0
     next_session: int = 0
     owners: dict[str, int] = field(default_factory=dict)
+    loras: dict[str, int] = field(default_factory=dict)
+    """Number of each LoRA adapter by name."""
 
     def content(self, count: int, owner: str | None = None) -> int:
         """First of ``count`` new content ids; the same again for the same owner."""
@@ -37,6 +40,10 @@ class Numbering:
         if owner is not None:
             self.owners[owner] = first
         return first
+
+    def lora(self, name: str) -> int:
+        """The number of the adapter of that name, from 1 on."""
+        return self.loras.setdefault(name, len(self.loras) + 1)
 
     def sessions(self, count: int) -> int:
         """First of ``count`` new conversation numbers."""
@@ -65,6 +72,7 @@ class Rows:
     deadline_ns: IntColumn
     expected_output_tokens: IntColumn
     session: IntColumn
+    lora: IntColumn
     segment_count: IntColumn
     segment_content_id: IntColumn
     segment_end_tokens: IntColumn
@@ -125,6 +133,7 @@ def generated_rows(
         deadline_ns=_deadlines(plan, n),
         expected_output_tokens=np.full(n, NO_HINT, dtype=np.int64),
         session=session,
+        lora=_draw_loras(plan, seed, turns.conversation, numbering),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),
@@ -134,6 +143,22 @@ def generated_rows(
         # A conversation opens with its prefix once; where the first prompt is shorter, the rest is not in it.
         _add_prefix(rows, plan, seed, turns.conversation, turns.first_input, numbering)
     return rows
+
+
+def _draw_loras(plan: ClassPlan, seed: int, conversation: IntColumn, numbering: Numbering) -> IntColumn:
+    """The adapter of each row: one name for all, or one of several for each conversation."""
+    if plan.lora is None:
+        return np.full(len(conversation), NO_LORA, dtype=np.int64)
+    if isinstance(plan.lora, str):
+        return np.full(len(conversation), numbering.lora(plan.lora), dtype=np.int64)
+    numbers = np.array([numbering.lora(f"{plan.name}/{k + 1}") for k in range(plan.lora.adapters)], dtype=np.int64)
+    weights = 1.0 / np.arange(1, len(numbers) + 1) ** plan.lora.skew
+    cumulative = np.cumsum(weights)
+    count = int(conversation[-1]) + 1 if len(conversation) else 0
+    draws = rng(seed, "lora", plan.name).random(count) * cumulative[-1]
+    chosen = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(numbers) - 1)
+    drawn: IntColumn = numbers[chosen[conversation]]
+    return drawn
 
 
 def _deadlines(plan: ClassPlan, n: int) -> IntColumn:
@@ -226,18 +251,21 @@ def capped_outputs(plan: ClassPlan, seed: int, outputs: IntColumn, notes: list[s
 
 
 def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool) -> Rows:
-    """The requests of a trace, up to the class's ``requests`` and ``duration_s``; tenants become classes."""
+    """The requests of a trace; the classes, tenants and tiers that it names become classes."""
     if plan.trace is None:
         raise ValueError("this class has no trace")
     trace = read_trace(plan.trace, base_dir)
     n = len(trace.arrival_ns)
     notes = list(trace.notes)
     outputs, max_tokens = capped_outputs(plan, seed, trace.output_tokens, notes)
-    classes, class_index = _tenants(plan, trace, only_class)
+    classes, class_index = trace_classes(plan, trace, only_class)
     none = np.full(n, NO_GROUP, dtype=np.int64)
     priority = np.full(n, plan.priority, dtype=np.int64)
     if trace.priority is not None:
         priority = np.where(trace.priority == NOT_GIVEN, plan.priority, trace.priority)
+    deadline_ns = _deadlines(plan, n)
+    if trace.deadline_ns is not None:
+        deadline_ns = np.where(trace.deadline_ns == NOT_GIVEN, deadline_ns, trace.deadline_ns)
     session = none if trace.session is None else trace.session
     if trace.session is not None:
         first = numbering.sessions(int(session.max()) + 1)
@@ -245,7 +273,7 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
     rows = Rows(
         name=plan.name,
         classes=classes,
-        root_ns=trace.arrival_ns,
+        root_ns=trace.root_ns(),
         root_index=np.arange(n),
         arrival_ns=trace.arrival_ns,
         input_tokens=trace.input_tokens,
@@ -253,10 +281,11 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
         max_tokens=max_tokens,
         priority=priority,
         class_index=class_index,
-        parent=np.full(n, NO_PARENT, dtype=np.int64),
-        deadline_ns=_deadlines(plan, n),
+        parent=np.full(n, NO_PARENT, dtype=np.int64) if trace.parent is None else trace.parent,
+        deadline_ns=deadline_ns,
         expected_output_tokens=none if trace.expected_output_tokens is None else trace.expected_output_tokens,
         session=session,
+        lora=_draw_loras(plan, seed, np.arange(n), numbering),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),
@@ -274,26 +303,3 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
     elif plan.prefix is not None:
         _add_prefix(rows, plan, seed, np.arange(n), trace.input_tokens, numbering)
     return rows
-
-
-def _tenants(plan: ClassPlan, trace: Trace, only_class: bool) -> tuple[list[ClassInfo], IntColumn]:
-    """A class for each tenant that the trace names; rows without one belong to the plan's own class."""
-    n = len(trace.arrival_ns)
-    if trace.tenant is None:
-        return [plan.info], np.zeros(n, dtype=np.int64)
-    classes: list[ClassInfo] = []
-    place: dict[str, int] = {}
-
-    def class_of(tenant: str) -> int:
-        if tenant not in place:
-            place[tenant] = len(classes)
-            name = tenant if only_class else f"{plan.name}/{tenant}"
-            classes.append(replace(plan.info, name=name, tenant=tenant, tier=plan.tier or tenant))
-        return place[tenant]
-
-    index_of = np.array([class_of(tenant) for tenant in trace.tenant_names], dtype=np.int64)
-    missing = trace.tenant == NOT_GIVEN
-    if not np.any(missing):
-        return classes, index_of[trace.tenant]
-    own = class_of(plan.info.tenant)
-    return classes, np.where(missing, own, index_of[np.where(missing, 0, trace.tenant)])

@@ -9,7 +9,7 @@ from sim.workload.table import NO_GROUP, IntColumn
 
 
 class Senders:
-    """The seats of each sender. Who is due first is sent first, as by a semaphore that serves in order.
+    """The seats of each sender. The request that is due first is sent first, as by a semaphore that serves in order.
 
     Example: with a cap of 2 and requests due at 0, 0, 0 and 5 s, each under way for 10 s, two are sent at 0 and two at
     10 s.

@@ -11,7 +11,7 @@ from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
 from sim.workload.table import NO_GROUP, IntColumn, RequestTable
-from sim.workload.traces import segments_of
+from sim.workload.trace_table import segments_of
 from sim.workload.traffic_plan import ClassPlan, Plan
 
 
@@ -66,6 +66,7 @@ def _repeated(table: RequestTable, prompt: IntColumn, counts: IntColumn) -> Requ
         deadline_ns=table.deadline_ns[prompt],
         expected_output_tokens=table.expected_output_tokens[prompt],
         session=table.session[prompt],
+        lora=None if table.lora is None else table.lora[prompt],
         segment_offsets=_offsets(np.diff(table.segment_offsets)[prompt]),
         segment_content_id=table.segment_content_id[segments],
         segment_end_tokens=table.segment_end_tokens[segments],
@@ -120,19 +121,25 @@ def with_isolated_tenants(table: RequestTable) -> RequestTable:
     if len(tenants) == 1:
         return table
     of_class = np.array([tenants.index(info.tenant) for info in table.classes], dtype=np.int64)
-    of_row = of_class[table.class_index]
-    of_segment = np.repeat(of_row, np.diff(table.segment_offsets))
+    return with_own_contents(table, of_class[table.class_index])
+
+
+def with_own_contents(table: RequestTable, group: IntColumn) -> RequestTable:
+    """The table with contents that differ between groups of rows: tenants, or LoRA adapters, whose KV of equal tokens
+    differs (``vllm/v1/core/kv_cache_utils.py`` hashes the adapter's name into each block)."""
+    num_groups = int(group.max(initial=0)) + 1
+    of_segment = np.repeat(group, np.diff(table.segment_offsets))
     session = table.session.copy()
     in_session = session != NO_GROUP
-    session[in_session] = _numbered(session[in_session], of_row[in_session], len(tenants))
+    session[in_session] = _numbered(session[in_session], group[in_session], num_groups)
     return replace(
         table,
-        segment_content_id=_numbered(table.segment_content_id, of_segment, len(tenants)),
+        segment_content_id=_numbered(table.segment_content_id, of_segment, num_groups),
         session=session,
     )
 
 
-def _numbered(values: IntColumn, tenant: IntColumn, num_tenants: int) -> IntColumn:
-    """A number for each pair of value and tenant, in the order of the pairs."""
-    numbers: IntColumn = np.unique(values * num_tenants + tenant, return_inverse=True)[1].astype(np.int64)
+def _numbered(values: IntColumn, group: IntColumn, num_groups: int) -> IntColumn:
+    """A number for each pair of value and group, in the order of the pairs."""
+    numbers: IntColumn = np.unique(values * num_groups + group, return_inverse=True)[1].astype(np.int64)
     return numbers

@@ -13,6 +13,7 @@ NO_PARENT = -1
 NO_DEADLINE = -1
 NO_HINT = -1
 NO_GROUP = -1
+NO_LORA = 0
 
 
 @dataclass(slots=True)
@@ -61,6 +62,10 @@ class RequestTable:
     """Position in ``sender_caps`` of what sends a row; NO_GROUP = sent when it is due. None = all of them are."""
     sender_caps: tuple[int, ...] = ()
     """Requests that each sender has under way at most; one that is due beyond that waits until another has ended."""
+    lora: IntColumn | None = None
+    """Number of each row's LoRA adapter, from 1 on; NO_LORA = the model itself. None = no row has one."""
+    loras: tuple[str, ...] = ()
+    """Names of the adapters: number 1 is the first."""
     prompt: IntColumn | None = None
     """Number of the prompt that a row is an output of: rows of one prompt follow each other. None = one row each."""
     notes: list[str] = field(default_factory=list)
@@ -72,6 +77,13 @@ class RequestTable:
     def prompt_numbers(self) -> IntColumn:
         """The number of each row's prompt."""
         return np.arange(len(self)) if self.prompt is None else self.prompt
+
+    def children(self) -> dict[int, list[int]]:
+        """The rows that wait for the end of a row, by that row."""
+        found: dict[int, list[int]] = {}
+        for row in np.flatnonzero(self.parent != NO_PARENT).tolist():
+            found.setdefault(int(self.parent[row]), []).append(row)
+        return found
 
     def request_id(self, row: int) -> str:
         """The id of a row, as written in every output."""

@@ -43,11 +43,19 @@ class Field:
     """One column: ``extend`` takes a chunk of cells or raises ValueError, ``append`` one cell."""
 
     expected = "a value"
+    aliases: tuple[str, ...] = ()
+    """Other names that the format has for it."""
 
     def __init__(self, name: str, required: bool = True) -> None:
         self.name = name
+        """In the file."""
         self.required = required
         self.values = array("q")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that a file may have for it."""
+        return (self.name, *self.aliases)
 
     def extend(self, cells: Sequence[Cell]) -> None:
         """Take a whole chunk (at least one cell), all of it or (ValueError, TypeError, OverflowError) none."""
@@ -123,26 +131,38 @@ class IntField(Field):
         return int(number)
 
 
-class TimeField(Field):
-    """A time of at least 0 in a unit of ``unit_ns``, to integer ns."""
+UNITS_NS = {"seconds": NS_PER_S, "ms": 1_000_000, "us": 1000, "ns": 1}
 
-    def __init__(self, name: str, unit: str, unit_ns: int) -> None:
-        super().__init__(name)
-        self.unit_ns = unit_ns
+
+class TimeField(Field):
+    """A time of at least 0 in a unit of ``UNITS_NS``, to integer ns."""
+
+    def __init__(self, name: str, unit: str, required: bool = True) -> None:
+        super().__init__(name, required)
+        self.unit_ns = UNITS_NS[unit]
         self.expected = f"a time in {unit} of at least 0"
 
     def extend(self, cells: Sequence[Cell]) -> None:
+        blank = np.array([is_blank(cell) for cell in cells]) if not self.required else None
+        given = cells if blank is None else [cell for cell in cells if not is_blank(cell)]
+        times = self._times(given)
+        # Written so that NaN fails too.
+        if len(times) and not (times.min() >= 0 and times.max() * self.unit_ns < FLOAT_EXACT_S * NS_PER_S):
+            raise ValueError
+        exact = np.rint(times * self.unit_ns).astype(np.int64)
+        if blank is not None:
+            column = np.full(len(cells), NOT_GIVEN, dtype=np.int64)
+            column[~blank] = exact
+            exact = column
+        self.values.frombytes(exact.tobytes())
+
+    def _times(self, cells: Sequence[Cell]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         kinds = set(map(type, cells))
         if kinds == {str}:
-            times = np.array(array("d", map(float, cells)))
-        elif kinds <= {int, float}:
-            times = np.array(cells, dtype=np.float64)
-        else:
-            raise ValueError
-        # Written so that NaN fails too.
-        if not (times.min() >= 0 and times.max() * self.unit_ns < FLOAT_EXACT_S * NS_PER_S):
-            raise ValueError
-        self.values.frombytes(np.rint(times * self.unit_ns).astype(np.int64).tobytes())
+            return np.array(array("d", map(float, cells)))
+        if kinds <= {int, float}:
+            return np.array(cells, dtype=np.float64)
+        raise ValueError
 
     def parse(self, cell: Cell) -> int:
         try:
@@ -181,16 +201,16 @@ class TimestampField(Field):
 
 
 class NameField(Field):
-    """Text by which rows belong together (a tenant, a session), as small whole numbers: see ``names``."""
+    """Text by which rows belong together (a tenant, a session), as small whole numbers: see ``numbers``."""
 
     expected = "text"
 
     def __init__(self, name: str) -> None:
         super().__init__(name, required=False)
-        self.names: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        names = self.names
+        names = self.numbers
         if not all(type(cell) is str or cell is None for cell in cells):
             raise ValueError
         self.values.extend([names.setdefault(cell, len(names)) if cell else NOT_GIVEN for cell in cells])
@@ -198,7 +218,7 @@ class NameField(Field):
     def parse(self, cell: Cell) -> int:
         if isinstance(cell, bool | dict | list) or (isinstance(cell, float) and not math.isfinite(cell)):
             raise self.wrong(cell)
-        return self.names.setdefault(str(cell), len(self.names))
+        return self.numbers.setdefault(str(cell), len(self.numbers))
 
 
 class IdField(Field):
@@ -227,13 +247,35 @@ class IdField(Field):
         self.texts.append("" if cell is None else str(cell).strip())
 
 
+class MediaField(Field):
+    """How many images (or pieces of sound, of video) a request has: a number, or a list of one entry each."""
+
+    expected = "a whole number of at least 0, or a list"
+
+    def extend(self, cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            self.append(cell)
+
+    def append(self, cell: Cell) -> None:
+        if isinstance(cell, list):
+            self.values.append(len(cell))
+        elif isinstance(cell, str) and cell.strip().startswith("["):
+            self.values.append(0 if not cell.strip()[1:].rstrip("]").strip() else cell.count(",") + 1)
+        elif is_blank(cell):
+            self.values.append(0)
+        else:
+            counted = IntField(self.name, minimum=0)
+            counted.append(cell)
+            self.values.append(counted.values[0])
+
+
 class HashesField(Field):
-    """Mooncake's ``hash_ids``: the names of a prompt's 512-token blocks, kept as two flat arrays."""
+    """Mooncake's ``hash_ids``: the names of a prompt's blocks, kept as two flat arrays. A row without has none."""
 
     expected = "a list of whole numbers of at least 0"
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        super().__init__(name, required=False)
         self.counts = array("q")
 
     def extend(self, cells: Sequence[Cell]) -> None:
@@ -248,9 +290,28 @@ class HashesField(Field):
         del self.counts[n:]
 
     def append(self, cell: Cell) -> None:
+        if cell is None:
+            cell = []
         if not isinstance(cell, list) or not set(map(type, cell)) <= {int}:
             raise self.wrong(cell)
         if cell and not 0 <= min(cell) <= max(cell) < 1 << 62:
             raise self.wrong(cell)
         self.values.extend(cell)
         self.counts.append(len(cell))
+
+
+class WaitsField(NameField):
+    """Names of rows that must have ended first: a list of one, or text; more than one are not modelled."""
+
+    expected = "a list of at most one name (a request that waits for several others is not modelled)"
+
+    def extend(self, cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            self.append(cell)
+
+    def append(self, cell: Cell) -> None:
+        if isinstance(cell, list):
+            if len(cell) > 1:
+                raise self.wrong(cell)
+            cell = cell[0] if cell else None
+        super().append(cell)

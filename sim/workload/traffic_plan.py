@@ -11,6 +11,7 @@ from sim.scenario.schema import (
     ClassConfig,
     ClosedLoopArrival,
     Length,
+    LoraConfig,
     PrefixConfig,
     SessionsConfig,
     StagesArrival,
@@ -52,6 +53,7 @@ class ClassPlan:
     prefix_owner: str
     """Classes with the same owner share the same prompts."""
     sessions: SessionsConfig | None
+    lora: str | LoraConfig | None
     requests: int | None
     duration_s: float | None
 
@@ -215,6 +217,7 @@ def _class_plan(
         prefix=prefix,
         prefix_owner=owner,
         sessions=_first(fields.sessions, outer.sessions),
+        lora=fields.lora if fields.lora is not None else outer.lora,
         requests=_first(fields.requests, outer.requests),
         duration_s=min(durations, default=None),
     )

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gpu_calibrate.importers.expert_tables import routed
-from gpu_calibrate.importers.rising import rising
+from gpu_calibrate.importers.pooled_falls import pool_falls
 
 READ_MS = {1: 0.10, 2: 0.20, 4: 0.40, 8: 0.40, 16: 0.44}
 """Of 2 of 8 experts laid out evenly: 0.05 ms for each one touched, then a little arithmetic."""
@@ -90,7 +90,7 @@ def test_a_table_without_drawn_rows_is_taken_as_it_is() -> None:
 
 def test_one_high_point_does_not_lift_what_follows() -> None:
     """Measured of Mixtral, two GPUs: 0.571 ms at 8 tokens between 0.246 and 0.489."""
-    found = rising(np.array([0.246, 0.571, 0.489, 0.524, 0.517, 0.561]))
+    found = pool_falls(np.array([0.246, 0.571, 0.489, 0.524, 0.517, 0.561]))
     assert (np.diff(found) >= 0).all()
     assert found[1] == found[4] == pytest.approx((0.517 * 0.524) ** 0.5)
     assert found[0] == 0.246
@@ -98,11 +98,11 @@ def test_one_high_point_does_not_lift_what_follows() -> None:
 
 
 def test_a_run_of_outliers_among_more_points_does_not_count() -> None:
-    found = rising(np.array([9.4, 25.8, 26.1, 10.2, 10.4, 11.0, 11.1, 12.0, 40.0]))
+    found = pool_falls(np.array([9.4, 25.8, 26.1, 10.2, 10.4, 11.0, 11.1, 12.0, 40.0]))
     assert found.max(initial=0, where=np.arange(9) < 8) < 13
     assert found[-1] == 40.0
 
 
 def test_a_curve_that_rises_stays_as_it_is() -> None:
     times = np.array([1.0, 1.0, 1.7, 3.3])
-    assert rising(times).tolist() == times.tolist()
+    assert pool_falls(times).tolist() == times.tolist()

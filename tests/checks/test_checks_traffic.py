@@ -43,7 +43,7 @@ def notes(*overrides: str) -> list[str]:
             ["engine.policy={name: 'policies.fair:Fair', rate_tokens_per_s: {x: 3, default: 9}}"],
             "`engine.policy.rate_tokens_per_s` names 'x', which no request has as its tenant (tenants: 'default')",
         ),
-        (["engine.policy=tiered"], "policy tiered tells nobody apart: no request is of one of its tiers ('premium', "),
+        (["engine.policy=tiered"], "policy tiered tells none apart: no request is of one of its tiers ('premium', "),
         (
             [
                 "engine.policy=tiered",
@@ -63,7 +63,7 @@ def notes(*overrides: str) -> list[str]:
         (["engine.cache_isolation=tenant"], "cache_isolation: tenant changes nothing: all requests are of one tenant"),
         (
             ["workload.arrival={process: closed_loop, concurrency: 6}"],
-            "closed loop: with 6 clients for 6 requests nobody sends a second one",
+            "closed loop: with 6 clients for 6 requests no client sends a second one",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The way in and out: who releases whom when requests are refused or time is up, ids, and the check for losses."""
+"""The way in and out: what releases what when requests are refused or time is up, ids, and the check for losses."""
 
 from __future__ import annotations
 

@@ -146,6 +146,7 @@ LEAST: dict[str, dict[str, int]] = {
     },
     "variants": {},
     "capped": {"held at its client": 1000, "sent after an end": 1000},
+    "following": {"sent after its parent": 600, "hit": 60, "plan": 200},
 }
 """Half as often as it did when this was written; ``test_engine_fast_forward.py`` prints what it counts."""
 
@@ -159,6 +160,7 @@ LEAST_NOISE: dict[str, dict[str, int]] = {
     "ranks": {"late": 3, "spells": 4, "step of a group": 1000},
     "drafts": {"late": 1, "set_cost": 500, "spells": 4},
     "variants": {"late": 3, "set_cost": 10, "spells": 3},
+    "following": {"late": 3, "sent after its parent": 100, "set_cost": 50, "spells": 4},
     "capped": {"held at its client": 200, "late": 3, "set_cost": 1000, "spells": 6},
 }
 """The same of runs with noise."""

@@ -199,6 +199,30 @@ def segments(rng: Random, name: str) -> Document:
     return {"trace": {"path": str(path), "format": "mooncake"}}
 
 
+def agents(rng: Random, name: str) -> Document:
+    """Turns that follow the end of the one before or of a request that they name, tools between them."""
+    lines: list[Document] = []
+    for agent in range(rng.randint(1, 5)):
+        at_ms, blocks = rng.choice([0, 0, rng.randint(0, 900)]), rng.randint(1, 4)
+        for turn in range(rng.randint(1, 6)):
+            line: Document = {"request_id": f"{agent}/{turn}", "session_id": f"s{agent}"}
+            line |= {"output_length": rng.choice([1, 2, 17, 60]), "input_length": 16 * blocks - rng.randint(0, 15)}
+            line["hash_ids"] = [agent % 2 * 100 + block for block in range(blocks)]
+            if turn == 0:
+                line["timestamp"] = at_ms
+            else:
+                line |= rng.choice([{"delay": rng.choice([0, 1, 30])}, {"tool_wait_ms": rng.choice([0, 10, 200])}])
+                if chance(rng, 0.3):  # several requests wait for one
+                    line["wait_for"] = [f"{agent}/{rng.randrange(turn)}"]
+            lines.append(line)
+            blocks += rng.randint(0, 3)
+    if chance(rng, 0.3):
+        lines = [{key: value for key, value in line.items() if key != "hash_ids"} for line in lines]
+    path = _folder() / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"trace": {"path": str(path), "format": "mooncake", "block_size": 16}}
+
+
 def noises(rng: Random) -> Document:
     """Late clients, spells of slow steps that are shorter or longer than steps, or both."""
     client = {"share": rng.choice([0.1, 1.0]), "mean_ms": rng.choice([0.001, 10.0, 300.0])}
@@ -409,9 +433,19 @@ def capped(rng: Random, name: str) -> Document:
     return found
 
 
+def following(rng: Random, name: str) -> Document:
+    """Requests that follow others, with room and without, whole or in chunks."""
+    engine = engines(rng, [70, 200, 4000], TAKEN) | {"enable_prefix_caching": chance(rng, 0.8), "block_size": 16}
+    found = scenario(rng, agents(rng, name), engine, latencies(rng), [*LIVE_ROUTERS, "round_robin"])
+    if chance(rng, 0.3):
+        found["workload"]["patience_s"] = rng.choice([0.05, 0.2])
+    return found
+
+
 Family = Callable[[Random, str], Document]
 FAMILIES: dict[str, Family] = {
-    each.__name__: each for each in (usual, bounds, tight, evicting, shared, windows, ranks, drafts, variants, capped)
+    each.__name__: each
+    for each in (usual, bounds, tight, evicting, shared, windows, ranks, drafts, variants, capped, following)
 }
 
 

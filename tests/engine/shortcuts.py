@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sim.cluster import simulate
+from sim.cluster.gateway import Gateway
 from sim.engine.fast.allowed import NotFollowed
 from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.plan import Plan
@@ -222,6 +223,7 @@ class Shortcuts:
         self._count(FastGroup, "crash", "crash of a group")
         self._count(FastDrafts, "_look_ahead", "future of drafts")
         self._count(FastDrafts, "_forget", "row of sums forgotten")
+        self._count(Gateway, "_arrive_after_thought", "sent after its parent")
         self._wrap(Senders, "take_seat", self._after_take_seat)
         self._wrap(Senders, "give_seat_back", self._after_give_seat_back)
         real = simulate._simulate

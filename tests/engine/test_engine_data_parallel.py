@@ -56,7 +56,7 @@ def test_the_slowest_rank_governs_and_the_others_wait() -> None:
     assert long["gpu_ns"] == short["gpu_ns"]
     assert long["end_ns"] == short["end_ns"]
     assert long["own_ns"][0] > short["own_ns"][0], "a prompt of 1,500 tokens takes longer than one of 100"
-    assert long["group_tokens"][0] == 1600, "too many for a CUDA graph: nobody is padded"
+    assert long["group_tokens"][0] == 1600, "too many for a CUDA graph: nothing is padded"
     terms = run.results.record.terms
     assert terms is not None
     by_term = terms(run.results.record.steps)
@@ -73,7 +73,7 @@ def test_the_slowest_rank_governs_and_the_others_wait() -> None:
 @pytest.mark.parametrize(
     ("at_s", "formed_s", "start_s", "why"),
     [
-        (0.5, 1.0, 1.0, "after the first step ranks ask each other for work, so that nobody is ahead"),
+        (0.5, 1.0, 1.0, "after the first step ranks ask each other for work, so that none is ahead"),
         (1.5, 2.0, 3.0, "its part of the third step was settled when the second was launched"),
         (2.0, 2.0, 3.0, "arrivals of an instant come before the batches of that instant"),
         (2.5, 3.0, 4.0, "the fourth is settled"),
@@ -111,11 +111,11 @@ def test_a_rank_with_nothing_to_add_holds_up_the_others() -> None:
     assert gaps[:7] == [0, 0, 1_000_000, 0, 0, 0, 0]
 
 
-# --- until nobody has work -----------------------------------------------------------------------------------
+# --- until none has work -----------------------------------------------------------------------------------
 
 
 def test_dummies_go_on_until_ranks_ask_each_other() -> None:
-    """All is done at 3 s; the group goes on to its 16th step. Who comes meanwhile waits for a step, later nobody."""
+    """All is done at 3 s; the group goes on to its 16th step. What comes meanwhile waits for a step, later nothing."""
     assert DP_SYNC_INTERVAL == 16
     run = simulate(arrivals((0.0, 8, 3), (5.2, 8, 1), (40.3, 8, 1)), **SYNC)
     first_tokens = run.seconds("first_token_ns")

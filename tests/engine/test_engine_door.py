@@ -1,4 +1,4 @@
-"""What the outside does to a replica: cancel, crash, drain, a step cost that changes, and who hears of ends."""
+"""What the outside does to a replica: cancel, crash, drain, a step cost that changes, and what hears of ends."""
 
 from __future__ import annotations
 

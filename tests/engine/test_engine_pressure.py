@@ -13,7 +13,7 @@ NO_CACHE: dict[str, Any] = {"enable_prefix_caching": False, "block_size": 4}
 
 
 def preempted_by_step(driver: Driver) -> dict[int, list[str]]:
-    """Who was preempted in which step."""
+    """Which requests were preempted in which step."""
     return {
         step: [request.request_id for request in batch.preempted]
         for step, batch in enumerate(driver.batches)
@@ -62,7 +62,7 @@ def test_the_reservation_counts_generated_tokens_too(reserve: bool, resumed_in: 
 
 
 def test_tokens_of_a_victim_that_was_already_scheduled_go_to_those_behind() -> None:
-    """The victim stands before the request that evicts it: its token is given back, and nobody is skipped."""
+    """The victim stands before the request that evicts it: its token is given back, and none is skipped."""
     driver = Driver(
         Priority(), num_gpu_blocks=7, max_num_batched_tokens=3, scheduler_reserve_full_isl=False, **NO_CACHE
     )

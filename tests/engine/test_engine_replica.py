@@ -54,7 +54,7 @@ def test_an_idle_engine_starts_at_the_instant_of_an_arrival() -> None:
     assert run.seconds("finish_ns") == [1.25, 8.125]
 
 
-# --- who joins which step ------------------------------------------------------------------------
+# --- what joins which step ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "joins", "first_token"), [(SYNC, 1, 2.0), (ASYNC, 2, 3.0)])
@@ -114,7 +114,7 @@ def test_a_seat_is_taken_again_by_the_step_after_the_end_is_known() -> None:
 
 def a_request_that_yields_to_itself(latency: dict[str, Any] | None = None) -> Run:
     """Three usable blocks. Request 0, the less urgent, is first in the running pass and needs a third block while
-    request 1 holds the last one: it is its own victim, which ends the pass, and the step schedules nobody."""
+    request 1 holds the last one: it is its own victim, which ends the pass, and the step schedules nothing."""
     rows: dict[str, Any] = arrivals((0.0, 7, 3), (0.001, 3, 3))
     rows["classes"][0]["priority"] = 5
     settings: dict[str, Any] = {"num_gpu_blocks_override": 4, "block_size": 4, "max_model_len": 12}
@@ -168,7 +168,7 @@ def test_host_time_is_added_in_sync_and_hidden_in_async(host_ms: float, depth: s
     elif host_ms == 1.0:  # shorter than a step: the accelerator never waits
         assert start[1:] == end[:-1]
         assert scheduled[2:] == end[:-2]
-    else:  # longer than a step: the host is what everybody waits for
+    else:  # longer than a step: the host is what all wait for
         assert all(b - a == host_ns for a, b in itertools.pairwise(start))
     gpu_alone = sum(steps["gpu_ns"].tolist())
     total = round(run.results.summary["duration"] * 1e9)
@@ -280,7 +280,7 @@ def test_a_line_of_decisions() -> None:
 
 
 def test_preempted_are_in_the_order_of_preemption() -> None:
-    """The last admitted goes first; those who go wait at the front, the last to go first."""
+    """The last admitted goes first; those that go wait at the front, the last to go first."""
     run = simulate(
         backlog([8, 4, 4], [9, 3, 3]),
         block_size=4,

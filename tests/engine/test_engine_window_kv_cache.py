@@ -12,11 +12,13 @@ from windowed_model import windowed_model
 
 from policies.priority import Priority
 from sim.cluster import simulate
-from sim.engine.fast.segments import SegmentKVCache
+from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.reference.batch import SchedulerSettings
+from sim.engine.reference.replica import Replica
 from sim.engine.request import Content
 from sim.engine.variants.choice import build_kv_cache
 from sim.engine.variants.window import NULL_BLOCK, WindowKVCache
+from sim.engine.variants.window_fast import WindowReplica
 from sim.errors import SimulationError
 from sim.run import load, run
 
@@ -119,10 +121,11 @@ def test_lookups_equal_a_scan_block_by_block(cached: set[int], prompt: int, wind
     assert blocks == (*[NULL_BLOCK] * num_behind, *[index + 1 for index in range(num_behind, len(blocks))])
 
 
-def test_it_is_used_where_lengths_exceed_the_window() -> None:
+def test_it_is_used_wherever_there_is_a_window() -> None:
     given: dict[str, Any] = {"num_gpu_blocks": 10, "max_model_len": 100}
     assert isinstance(build_kv_cache(SchedulerSettings(**given, sliding_window=99)), WindowKVCache)
-    assert not build_kv_cache(SchedulerSettings(**given, sliding_window=100)).has_window
+    assert isinstance(build_kv_cache(SchedulerSettings(**given, sliding_window=100)), WindowKVCache)
+    assert not build_kv_cache(SchedulerSettings(**given)).has_window
     assert not build_kv_cache(SchedulerSettings(**given, sliding_window=99, contiguous_kv=True)).has_window
     with pytest.raises(SimulationError, match="sliding_window"):
         WindowKVCache(SchedulerSettings(**given))
@@ -156,8 +159,8 @@ def test_swapping_moves_the_window_only() -> None:
     driver.scheduler.kv.check_empty()
 
 
-def whole_run(inputs: list[int], stepping: str) -> tuple[Any, list[Any]]:
-    """Request columns, and the caches that served, of a run with a window of 300 and prompts that share 40 tokens."""
+def whole_run(inputs: list[int], stepping: str, *, caches_prompts: bool) -> tuple[Any, list[Any]]:
+    """Request columns, and the replicas, of a run with a window of 300 and prompts that share 40 tokens."""
     scenario = {
         "name": "window",
         "workload": {
@@ -174,27 +177,39 @@ def whole_run(inputs: list[int], stepping: str) -> tuple[Any, list[Any]]:
             "num_gpu_blocks_override": 90,
             "max_num_batched_tokens": 128,
             "max_num_seqs": 64,
+            "enable_prefix_caching": caches_prompts,
             "stepping": stepping,
         },
     }
-    caches: list[Any] = []
+    replicas: list[Any] = []
     real = simulate._check_nothing_lost
 
     def spy(gateway: Any) -> None:
         real(gateway)
-        caches.extend(getattr(replica, "scheduler", replica).kv for replica in gateway.replicas)
+        replicas.extend(gateway.replicas)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulate, "_check_nothing_lost", spy)
         results = run(load(scenario))
-    return {name: column.tolist() for name, column in results.record.requests.items()}, caches
+    return {name: column.tolist() for name, column in results.record.requests.items()}, replicas
 
 
-@pytest.mark.parametrize(("inputs", "is_fast"), [([150, 200, 90], True), ([150, 400, 90], False)])
-def test_fast_stepping_jumps_only_where_nobody_outgrows_the_window(inputs: list[int], is_fast: bool) -> None:
-    """With 200 + 100 tokens nothing is ever behind the window of 300, and the run is one of full attention."""
-    theirs, reference = whole_run(inputs, "reference")
-    ours, fast = whole_run(inputs, "fast")
-    assert isinstance(reference[0], WindowKVCache)
-    assert isinstance(fast[0], SegmentKVCache if is_fast else WindowKVCache)
+@pytest.mark.parametrize(
+    ("inputs", "caches_prompts", "kind"),
+    [
+        ([150, 200, 90], False, FastReplica),
+        ([150, 400, 90], False, WindowReplica),
+        ([150, 200, 90], True, Replica),
+        ([150, 400, 90], True, Replica),
+    ],
+)
+def test_a_window_that_makes_no_difference_is_none_to_fast_stepping(
+    inputs: list[int], caches_prompts: bool, kind: type[Any]
+) -> None:
+    """With 200 + 100 tokens nothing is ever behind the window of 300, and the run is one of full attention. Shared
+    content is the reference's: vLLM caches the ends of prompts only."""
+    theirs, reference = whole_run(inputs, "reference", caches_prompts=caches_prompts)
+    ours, fast = whole_run(inputs, "fast", caches_prompts=caches_prompts)
+    assert isinstance(reference[0].scheduler.kv, WindowKVCache)
+    assert type(fast[0]) is kind
     assert ours == theirs

@@ -78,7 +78,7 @@ NUMERIC = [
     mistake("sees_the_future", PREFILL, ("<= prior + min(first + row", "<= prior + 1 + min(first + row")),
     mistake("forgets_prior", PREFILL, ("<= prior + min(first + row", "<= min(first + row")),
     mistake("counter_left", SPLIT, ("if (*ticket == used - 1) *arrived = 0;", "")),
-    # Asynchronous copies that nobody waits for.
+    # Asynchronous copies that nothing waits for.
     mistake("no_wait", PREFILL, ("copy_async_wait<1>();", "")),
 ]
 

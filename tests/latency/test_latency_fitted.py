@@ -1,4 +1,4 @@
-"""What a fit changes of step costs, and what of its file is refused."""
+"""What a fit changes of step costs, and which files are refused."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_without_graphs_launching_is_a_floor_of_the_group() -> None:
     assert eager.group_step([prefill(2000), prefill(2000)]).gpu_ns > launches
 
 
-# --- who exchanges with whom --------------------------------------------------------------------------------
+# --- which ranks exchange tokens --------------------------------------------------------------------------------
 
 
 def test_groups_as_vllm_makes_them() -> None:

@@ -44,9 +44,10 @@ def test_blocks_of_a_request_are_bounded_by_window_and_steps_in_flight() -> None
     assert stages.max_blocks_per_request == 769
 
 
-def test_a_window_as_long_as_any_request_is_none() -> None:
+def test_a_window_as_long_as_any_request_is_one_to_vllm() -> None:
+    """4,096 tokens are 256 blocks of 16, and one for where the window begins."""
     plan = plan_memory(engine(max_model_len=4096))
-    assert (plan.sliding_window, plan.max_blocks_per_request, plan.notes) == (None, 256, ())
+    assert (plan.sliding_window, plan.max_blocks_per_request, plan.notes) == (4096, 257, ())
 
 
 def test_a_pool_smaller_than_the_window_is_noted() -> None:

@@ -71,16 +71,26 @@ QUANTIZED: list[tuple[dict[str, Any], str]] = [
     (compressed(group_0=("float", 8, "block", True)), "fp8_block"),
     (compressed(group_0=("int", 4, "group", False), group_1=("int", 4, "channel", False)), "int4"),
     (compressed(group_0=("int", 8, "channel", True)), "int8"),
+    ({"quant_method": "gptq", "bits": 8}, "int8_weights"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb_4bit"),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8_weights"),
+    ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8"),
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+    ({"quant_method": "modelopt", "quant_algo": "MXFP8"}, "mxfp8"),
+    (compressed(group_0=("float", 4, "group", True)), "nvfp4"),
+    (compressed(group_0=("float", 4, "group", False)), "nvfp4_weights"),
+    (compressed(group_0=("float", 8, "channel", False)), "fp8_weights"),
 ]
-UNREAD: list[dict[str, Any]] = [
-    {"quant_method": "gptq", "bits": 8},
-    {"quant_method": "mxfp4"},
-    {"bits": 4},
-    compressed(group_0=("float", 4, "group", True)),
-    compressed(group_0=("float", 8, "channel", False)),
-    compressed(group_0=("int", 4, "group", False), group_1=("float", 8, "channel", True)),
-    compressed(),
-    {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": None}}},
+UNREAD: list[tuple[dict[str, Any], str]] = [
+    ({"quant_method": "gguf"}, "quant_method gguf is not read"),
+    ({"quant_method": "gptq", "bits": 3}, "3 bits in groups of 128 are not read"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 48}, "4 bits in groups of 48"),
+    ({"bits": 4}, "quant_method that is not named is not read"),
+    ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo W4A8_AWQ is not read"),
+    ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "without quantized_layers"),
+    (compressed(group_0=("int", 2, "group", False)), "int of 2 bits"),
+    (compressed(), "config_groups is missing"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": None}}}, "without weights"),
 ]
 
 
@@ -101,11 +111,56 @@ def test_quantised_formats(tmp_path: Path, quantization: dict[str, Any], dtype: 
     assert model.notes == ()
 
 
-@pytest.mark.parametrize("quantization", UNREAD)
-def test_what_the_simulator_has_no_format_for_is_said(tmp_path: Path, quantization: dict[str, Any]) -> None:
-    model = load_model(written(tmp_path, torch_dtype="float16", quantization_config=quantization))
-    assert model.dtype == "float16"
-    assert "is not read: engine.dtype says how the weights are stored" in model.notes[0]
+@pytest.mark.parametrize(("quantization", "told"), UNREAD)
+def test_formats_that_are_not_known_are_refused_by_name(
+    tmp_path: Path, quantization: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        load_model(written(tmp_path, torch_dtype="float16", quantization_config=quantization))
+
+
+def test_what_lies_beside_the_config_is_read(tmp_path: Path) -> None:
+    """ModelOpt before 0.31 wrote a file of its own."""
+    beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
+    model = load_model(written(tmp_path))
+    assert (model.dtype, model.kv_dtype) == ("fp8", "fp8")
+    found = resolve_precision(
+        engine_config(model=str(tmp_path), gpu="h100-sxm", dtype="auto"), load_gpu("h100-sxm"), model
+    )
+    assert (found.kv, found.kv_bytes) == ("fp8", 1)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "formats"),
+    [
+        ({"quant_method": "fp8", "modules_to_not_convert": ["lm_head", "model.layers.0.self_attn.q_proj"]}, {"qkv"}),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["model.layers.0.self_attn*"]}, {"qkv", "out"}),
+        (compressed(group_0=("int", 4, "group", False)) | {"ignore": ["re:.*layers.0.mlp.*"]}, {"up", "down"}),
+        ({"quant_method": "awq", "modules_to_not_convert": ["model.layers.0"]}, {"qkv", "out", "up", "down"}),
+    ],
+)
+def test_modules_that_are_left_out_stay_in_16_bits(
+    tmp_path: Path, quantization: dict[str, Any], formats: set[str]
+) -> None:
+    model = load_model(written(tmp_path, quantization_config=quantization))
+    (first, one), (second, others) = model.layers
+    assert (one, others) == (1, 31)
+    assert first.format_of == dict.fromkeys(formats, "bfloat16")
+    assert second.formats == ()
+
+
+def test_each_module_has_the_format_that_is_listed_for_it(tmp_path: Path) -> None:
+    listed = {
+        f"model.layers.{layer}.mlp.{name}": {"quant_algo": "W4A16_NVFP4", "group_size": 16}
+        for layer in range(32)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+    listed |= {f"model.layers.{layer}.self_attn.o_proj": {"quant_algo": "FP8"} for layer in range(32)}
+    told = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed}
+    model = load_model(written(tmp_path, quantization_config=told))
+    ((kind, _),) = model.layers
+    assert (model.dtype, kind.format_of) == ("nvfp4_weights", {"out": "fp8", "qkv": "bfloat16"})
 
 
 def test_a_quantised_text_decoder_within_a_larger_model(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class World:
 
     def launch(self, rank: int) -> int:
         """A rank's part of a step goes to its accelerator; the end of the step. Workers agree on padding first, so that
-        nobody launches alone, and prepare a step once the one ``depth`` before it has ended."""
+        none launches alone, and prepare a step once the one ``depth`` before it has ended."""
         number = self.launched[rank]
         if number >= self.depth:
             self.wait(rank, lambda: self.now_ns >= self.ends_ns[number - self.depth])

@@ -29,7 +29,7 @@ IN_PROCESS_ONLY = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
 
 def free_port() -> int:
-    """A port at which nobody listens now."""
+    """A port at which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from traces import MAX_RECORDS, Case, CaseRequest, CaseSettings, Replay, StepRecord
+from traces import MAX_RECORDS, Case, CaseGroup, CaseRequest, CaseSettings, Replay, StepRecord
 
 PINNED_VERSION = "0.32.0"
 """The vLLM the simulator follows."""
@@ -116,7 +116,8 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
 
     ``scheduler_cls``: another class, as ``--scheduler-cls`` names it.
     """
-    from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
+    from vllm.config import CacheConfig, DeviceConfig, LoRAConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
@@ -135,6 +136,7 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         "block_size": settings.block_size,
         "enable_prefix_caching": settings.enable_prefix_caching,
         "num_gpu_blocks": settings.num_gpu_blocks,
+        "mamba_cache_mode": "align" if settings.enable_prefix_caching else "none",
     }
     config = VllmConfig(
         model_config=_model_config(settings.max_model_len),
@@ -147,32 +149,61 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         cache_config=CacheConfig(block_size=settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
         device_config=DeviceConfig(device="cpu"),
         speculative_config=_speculative_config(settings),
+        lora_config=LoRAConfig(max_loras=settings.max_loras) if settings.max_loras else None,
     )
     # The CPU platform's own preferences (block size, chunking, asynchrony) must not leak in.
     for section, wanted in ((config.scheduler_config, wanted_scheduler), (config.cache_config, wanted_cache)):
         for name, value in wanted.items():
             setattr(section, name, value)
+    kv_cache_config = KVCacheConfig(
+        num_blocks=settings.num_gpu_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[
+            KVCacheGroupSpec([f"layer{number}"], _layer(settings, group))
+            for number, group in enumerate(_groups(settings))
+        ],
+        prefix_cache_retention_interval=settings.prefix_cache_retention_interval,
+    )
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache_config, config)
     return config.scheduler_config.get_scheduler_cls()(
         vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=settings.num_gpu_blocks,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], _layer(settings))],
-        ),
+        kv_cache_config=kv_cache_config,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=settings.block_size,
+        block_size=block_size,
+        hash_block_size=hash_block_size,
     )
 
 
-def _layer(settings: CaseSettings) -> Any:
-    """The KV of the model's only layer."""
+def _groups(settings: CaseSettings) -> tuple[CaseGroup, ...]:
+    if settings.kv_groups:
+        return settings.kv_groups
+    window = settings.sliding_window
+    return (CaseGroup("full" if window is None else "window", settings.block_size, window),)
+
+
+def _layer(settings: CaseSettings, group: CaseGroup) -> Any:
+    """The KV of the only layer of a group."""
     import torch
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+    from vllm.v1 import kv_cache_interface as specs
 
     shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 32, "dtype": torch.float32}
-    if settings.sliding_window is None:
-        return FullAttentionSpec(block_size=settings.block_size, **shape)
-    return SlidingWindowSpec(block_size=settings.block_size, sliding_window=settings.sliding_window, **shape)
+    size = group.block_size
+    if group.kind == "full":
+        return specs.FullAttentionSpec(block_size=size, **shape)
+    if group.kind == "latent":
+        return specs.MLAAttentionSpec(block_size=size, **shape)
+    if group.kind == "window":
+        return specs.SlidingWindowSpec(block_size=size, sliding_window=group.window or 0, **shape)
+    if group.kind == "chunk":
+        return specs.ChunkedLocalAttentionSpec(block_size=size, attention_chunk_size=group.window or 0, **shape)
+    return specs.MambaSpec(
+        block_size=size if settings.enable_prefix_caching else settings.max_model_len,
+        shapes=((32,),),
+        dtypes=(torch.float32,),
+        mamba_cache_mode="align" if settings.enable_prefix_caching else "none",
+        num_prefill_checkpoint_blocks=int(group.checkpoint_alignment is not None),
+        prefill_checkpoint_alignment=group.checkpoint_alignment,
+    )
 
 
 def _speculative_config(settings: CaseSettings) -> Any:
@@ -236,6 +267,7 @@ class RealScheduler:
 
     def add_request(self, request: CaseRequest) -> None:
         """A request joins the waiting queue; its arrival time is its step, in seconds."""
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import SamplingParams
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher
         from vllm.v1.request import Request
@@ -245,7 +277,7 @@ class RealScheduler:
         self._requests[request.request_id] = (index, request)
         hasher = None
         if self.settings.enable_prefix_caching:
-            hasher = get_request_block_hasher(self.settings.block_size, _block_hash_function())
+            hasher = get_request_block_hasher(self.scheduler.hash_block_size, _block_hash_function())
         self.scheduler.add_request(
             Request(
                 request_id=request.request_id,
@@ -262,6 +294,7 @@ class RealScheduler:
                 priority=request.priority,
                 cache_salt=request.tenant if self.settings.has_salts else None,
                 block_hasher=hasher,
+                lora_request=LoRARequest(f"lora{request.lora}", request.lora, "nowhere") if request.lora else None,
             )
         )
 

@@ -13,6 +13,7 @@ from policies.priority import Priority
 from sim.engine.reference.batch import Batch, SchedulerSettings
 from sim.engine.reference.scheduler import Scheduler
 from sim.engine.request import Content, Request, State
+from sim.latency.kv_layout import KvGroup
 
 
 def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
@@ -31,6 +32,12 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
         enable_prefix_caching=settings.enable_prefix_caching,
         async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
+        max_loras=settings.max_loras,
+        kv_groups=tuple(
+            KvGroup(each.kind, each.block_size, each.window, checkpoint_alignment=each.checkpoint_alignment)
+            for each in settings.kv_groups
+        ),
+        prefix_cache_retention_interval=settings.prefix_cache_retention_interval,
     )
 
 
@@ -80,6 +87,7 @@ class SimScheduler:
             expected_output_tokens=request.expected_output_tokens,
             deadline_ns=None if request.deadline_steps is None else arrival_ns + request.deadline_steps * NS_PER_STEP,
             content=self._content(request, row),
+            lora=request.lora,
         )
         refusal = self.scheduler.why_never(mine)
         if refusal is not None:
@@ -120,7 +128,7 @@ class SimScheduler:
 
     def _content(self, request: CaseRequest, row: int) -> Content:
         """A segment's id stands for it and all before it, as the simulator wants them."""
-        salt = request.tenant if self.settings.has_salts else ""
+        salt = (request.tenant if self.settings.has_salts else "", request.lora)
         if request.session is not None:
             return Content(self._content_id((salt, "session", request.session)))
         segments = tuple(

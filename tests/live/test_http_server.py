@@ -151,7 +151,7 @@ def test_waiting_clients_are_served_by_tier_not_by_arrival(slow_url: str) -> Non
         waiting.append(client)
         wait_for(slow_url, WAIT_S, num_requests_waiting=len(waiting))
     assert not any(client.first_s for client in waiting)
-    for client in seated[:-1]:  # all seats but one stay taken until those who waited are through
+    for client in seated[:-1]:  # all seats but one stay taken until those that waited are through
         assert client.is_alive()
     leave(seated[-1:])
     for client in waiting:

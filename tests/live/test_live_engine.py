@@ -1,4 +1,4 @@
-"""A real engine on CPU with a tiny Llama, run by the policies: who goes first, who yields, what must not change."""
+"""A real engine on CPU with a tiny Llama, run by the policies: what goes first, what yields, what must not change."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_mix_presses(stock_run: LiveRun) -> None:
 
 
 def test_admission_follows_the_policy(stock: LiveEngine, plugin: LiveEngine) -> None:
-    """Four requests fill the seats; of those that wait, who is admitted next is the policy's choice."""
+    """Four requests fill the seats; of those that wait, which is admitted next is the policy's choice."""
     first = [request(f"seat{number}", 1, 8, 30 + number) for number in range(4)]
     waiting = [
         request("long", 2, 20, 60, "budget", priority=0),

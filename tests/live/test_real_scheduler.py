@@ -80,7 +80,7 @@ def test_a_request_larger_than_the_pool_waits_for_ever_and_the_replay_is_cut() -
 
 
 def test_equal_requests_can_preempt_each_other_in_a_circle() -> None:
-    # Everybody ties, so vLLM's victim is the first of `running`: each takes the blocks the one before it has filled.
+    # All tie, so vLLM's victim is the first of `running`: each takes the blocks the one before it has filled.
     settings = CaseSettings(
         policy="priority",
         block_size=1,

@@ -45,6 +45,8 @@ def with_window(case: Case, beyond: int = 0) -> Case:
         budget = max(settings.max_num_seqs, rng.choice([8, 16, 17, 24]))
         settings = replace(settings, max_num_batched_tokens=budget)
     settings = replace(settings, sliding_window=window, enable_prefix_caching=rng.random() < 0.8)
+    retention = rng.choice([0, 0, None, block_size, 3 * block_size])
+    settings = replace(settings, prefix_cache_retention_interval=retention)
     need = longest_need(settings, case.requests, beyond)
     if case.group in TIGHT_GROUPS or rng.random() < 0.4:
         num_blocks = need + rng.choice([0, 0, 1, 2, need // 4, need // 2, need])
@@ -145,15 +147,17 @@ def test_whole_runs(policy: Policy, async_scheduling: bool, tmp_path: Path) -> N
     for group in GROUPS:
         for seed in range(2):
             case = as_trace(draw_window_case(group, policy, async_scheduling, seed))
+            case = replace(case, settings=replace(case.settings, prefix_cache_retention_interval=0))
             differences += compare(case, tmp_path, None, policy, "exact")[0]
     assert not differences, "\n".join(differences)
 
 
 @pytest.mark.parametrize("group", ["prefix", "sessions", "prefix_pressure"])
 def test_a_window_that_nobody_outgrows_is_full_attention_to_vllm(group: str) -> None:
-    """What fast stepping stands on: it then runs without a window."""
+    """What fast stepping stands on: without a prefix cache it then runs without a window."""
     for seed in range(10):
         case = draw_case(group, "fcfs", True, seed)
+        case = replace(case, settings=replace(case.settings, enable_prefix_caching=False))
         longest = max(each.prompt_tokens + each.output_tokens for each in case.requests)
         windowed = replace(case, settings=replace(case.settings, sliding_window=longest))
         assert drive(windowed, RealScheduler(windowed)) == drive(case, RealScheduler(case))
@@ -184,7 +188,7 @@ def test_a_planted_mistake_shows(mistake: Callable[[WindowKVCache], None]) -> No
         if not isinstance(cache, WindowKVCache):
             continue
         mistake(cache)
-        wrong.scheduler.why_never = lambda request: None  # who reserves too much is to wait, not to be refused
+        wrong.scheduler.why_never = lambda request: None  # what reserves too much is to wait, not to be refused
         differing += first_difference(case, drive(case, RealScheduler(case)), drive(case, wrong)) is not None
     assert differing > 0
 

@@ -10,6 +10,17 @@ Policy = Literal["fcfs", "priority"]
 
 
 @dataclass(frozen=True, slots=True)
+class CaseGroup:
+    """Layers with a block table of their own."""
+
+    kind: Literal["full", "latent", "window", "chunk", "state"]
+    block_size: int
+    window: int | None = None
+    """Tokens of a window or of a chunk."""
+    checkpoint_alignment: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CaseSettings:
     """What a scheduler is built from. Names are vLLM's."""
 
@@ -33,6 +44,11 @@ class CaseSettings:
     """Drafts come from a draft model, else from n-grams."""
     sliding_window: int | None = None
     """Tokens that all layers look back on; None = full attention."""
+    max_loras: int = 0
+    """LoRA adapters that a step may hold; 0 = none are served."""
+    kv_groups: tuple[CaseGroup, ...] = ()
+    """Layers of several kinds; empty = one group, as ``sliding_window`` says."""
+    prefix_cache_retention_interval: int | None = 0
     has_salts: bool = False
     """Each tenant's requests have a cache salt of their own."""
 
@@ -61,6 +77,8 @@ class CaseRequest:
     """Shared content: (content id, end token) pairs; what follows is the request's own."""
     session: int | None = None
     """Requests of one session have the same content position by position, prompt and output; excludes segments."""
+    lora: int = 0
+    """Number of its LoRA adapter; 0 = the base model."""
     tenant: str = "default"
     tier: str = "default"
     class_name: str = "default"
@@ -91,7 +109,7 @@ class Case:
 
 
 MAX_RECORDS = 3000
-"""A replay is cut here. Where everybody ties, vLLM's priority mode can preempt in a circle for ever."""
+"""A replay is cut here. Where all tie, vLLM's priority mode can preempt in a circle for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,4 +366,19 @@ def with_salts(case: Case) -> Case:
         case,
         settings=replace(case.settings, has_salts=True),
         requests=tuple(replace(request, tenant=rng.choice(tenants)) for request in case.requests),
+    )
+
+
+def with_loras(case: Case) -> Case:
+    """The case with LoRA adapters: a few of them, more or fewer than a step may hold, some requests without one."""
+    rng = random.Random(f"loras/{case.name}")
+    num_adapters = rng.choice([1, 2, 3, 5, 8])
+    share = rng.choice([0.5, 0.8, 1.0])
+    return replace(
+        case,
+        settings=replace(case.settings, max_loras=rng.choice([1, 1, 2, 3, 4])),
+        requests=tuple(
+            replace(request, lora=rng.randint(1, num_adapters) if rng.random() < share else 0)
+            for request in case.requests
+        ),
     )

@@ -160,7 +160,7 @@ def serving(plan: Plan) -> Iterator[str]:
 
 
 def free_url() -> str:
-    """An address at which nobody listens."""
+    """An address at which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"

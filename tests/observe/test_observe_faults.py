@@ -66,7 +66,8 @@ def test_every_request_is_sent_as_the_workload_says(tmp_path: Path, capsys: pyte
         code, lines = observe(tmp_path, url + "/v1/", policy="priority")
     assert code == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    # A busy machine makes this client late, which it says.
+    assert [line for line in captured.err.splitlines() if "this client" not in line] == []
     assert "8 of 8 requests completed" in captured.out
     assert max(map(len, captured.out.splitlines()[:-1])) <= 80
     assert [line["status"] for line in lines] == ["completed"] * 8

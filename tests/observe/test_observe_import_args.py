@@ -70,6 +70,7 @@ def simrun(*argv: str) -> int:
             {"compilation_config": {"max_cudagraph_capture_size": 1000, "pass_config": {"fuse_allreduce_rms": True}}},
         ),
         ("--gpu-memory-utilization .95", {"gpu_memory_utilization": 0.95}),
+        ("--enable-lora --max-loras 4 --max-lora-rank 32", {"enable_lora": True, "max_loras": 4, "max_lora_rank": 32}),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )
@@ -245,10 +246,10 @@ def test_keys_of_compilation_that_are_not_modelled_are_left_out_as_they_were_spe
 
 
 def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --enable-lora"
+    flags = "--api-key s3cret --compilation-config '{\"mode\": 3}' --kv-cache-dtype fp8_e5m2 --lora-modules sql=/a"
     assert simrun("import-args", f"{SERVE} {flags}", "--gpu", "h100-sxm") == 0
     out, err = capsys.readouterr()
-    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--enable-lora"]
+    left_out = ["""--compilation-config '{"mode": 3}'""", "--kv-cache-dtype fp8_e5m2", "--lora-modules sql=/a"]
     assert sorted(err.splitlines()) == sorted(f"simrun: note: left out: {each}" for each in left_out)
     for each in left_out:
         assert f"# left out: {each}\n" in out
@@ -275,6 +276,10 @@ def test_what_is_left_out_is_said_and_secrets_are_not(capsys: pytest.CaptureFixt
         ("vllm serve 'x", "not a command line: no closing quotation"),
         (f"{SERVE} --max-num-seqs many", "--max-num-seqs many: expected a number"),
         (f"{SERVE} --max-num-seqs", "--max-num-seqs is without a value"),
+        (f"{SERVE} --max-num-seqs=", "--max-num-seqs is without a value"),
+        (f"{SERVE} --scheduling-policy --port 80", "--scheduling-policy is without a value"),
+        (f"{SERVE} --dtype= --port 80", "--dtype is without a value"),
+        (f"{SERVE} --kv-cache-dtype", "--kv-cache-dtype is without a value"),
         (f"{SERVE} --speculative-config {{x", "--speculative-config: not JSON"),
         (f"{SERVE} --max-num-seqs 0", "`engine.max_num_seqs` is 0"),
         (f"{SERVE} --scheduling-policy best", "unknown policy 'best'"),

@@ -45,7 +45,7 @@ def test_splits_a_prompt_that_finds_no_room_beside_the_decodes() -> None:
         policy.on_arrival(view, 0)
     policy.on_scheduled(first, 1)
     policy.on_step(1, 512, 1)
-    assert policy.step_limits(0) == StepLimits(512, False), "somebody was admitted: the queue moves"
+    assert policy.step_limits(0) == StepLimits(512, False), "one was admitted: the queue moves"
     policy.on_step(1, 512, 1)
     assert policy.step_limits(0) == StepLimits(512, True)
     policy.on_scheduled(second, 1)

@@ -1,4 +1,4 @@
-"""While a waiting request has a seat and blocks, nobody is evicted for it, and its rank stands still."""
+"""While a waiting request has a seat and blocks, none is evicted for it, and its rank stands still."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shortest remaining time first: whom it evicts, that it ends, and that nothing beats it one at a time."""
+"""Shortest remaining time first: what it evicts, that it ends, and that nothing beats it one at a time."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_promoted_request_keeps_its_promotion_while_it_runs_and_when_it_is_evi
 
 @given(st.sampled_from(["premium", "standard", "budget"]), st.integers(1, 10**6), st.integers(0, 10**9))
 def test_nobody_starves(tier: str, length: int, newer_by: int) -> None:
-    """Once aged to the front, a request is ahead of whoever arrives later, whatever its tier and length."""
+    """Once aged to the front, a request is ahead of all that arrive later, whatever its tier and length."""
     policy = tiered()
     view = View("a", 0, tier=tier, max_tokens=length)
     now = 900 * SECOND

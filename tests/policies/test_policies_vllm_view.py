@@ -98,7 +98,7 @@ def test_arrivals_are_on_the_monotonic_clock_and_keep_their_order(monkeypatch: p
     assert clock.arrival_ns(day_ns / 1e9 - 1.0) == pytest.approx(running_ns - 1_000_000_000, abs=1000)
     clock_now["day"] += 300_000  # the clocks drift a little: the same arrival stays where it was
     assert clock.arrival_ns(day_ns / 1e9 - 1.0) == pytest.approx(running_ns - 1_000_000_000, abs=1000)
-    clock_now["day"] -= 3_600_000_000_000  # somebody sets the clock back by an hour
+    clock_now["day"] -= 3_600_000_000_000  # the clock is set back by an hour
     arrived = clock.arrival_ns(clock_now["day"] / 1e9 - 1.0)
     assert arrived == pytest.approx(running_ns - 1_000_000_000, abs=1000)
     assert clock.arrival_ns(clock_now["day"] / 1e9 + 60.0) == running_ns, "never in the future"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sim.cli import main
 from sim.results.bottleneck import bottleneck, bottleneck_words, busy_words
 from sim.results.wording import load_words, overload_sentence
 from sim.run import load, run
@@ -134,3 +136,25 @@ def test_headroom_by_estimated_step_times_is_marked(latency: dict[str, Any], bas
     for words in (bottleneck_words(told), load_words(told["load"]), overload_sentence(told["load"])):
         assert words is not None
         assert ("(estimate)" in words) is is_marked
+
+
+def test_verdicts_by_estimated_step_times_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the terminal, in the report, and beside the exit code of ``--check-slo``."""
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(
+        "name: x\n"
+        "workload: {requests: 5, arrival: {process: burst}, input_tokens: {dist: fixed, value: 9},"
+        " output_tokens: {dist: fixed, value: 9}}\n"
+        "engine: {model: llama-3.2-1b, gpu: rtx-4090, max_model_len: 512}\n"
+        "slo: {ttft_p95_ms: 5000}\n"
+    )
+    for kind, is_marked in (("roofline", True), ("constant", False)):
+        settings = ["--set", f"latency={{kind: {kind}, step_s: 0.01}}"] if kind == "constant" else []
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(scenario), "--check-slo", "--out", str(tmp_path / kind), *settings])
+        assert exit_info.value.code == 0
+        out, err = capsys.readouterr()
+        report = (tmp_path / kind / "report.html").read_text()
+        assert ("the verdict goes by estimated step times, off by about 25%" in err) is is_marked
+        assert ("SLO (estimate)" in out) is is_marked
+        assert ("Service-level objectives (estimate)" in report) is is_marked

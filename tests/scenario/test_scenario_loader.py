@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sim.checks.all_checks import check_all
 from sim.checks.loading import from_scenario, load_data, load_scenario
 from sim.errors import InputError
+from sim.scenario.messages import nearest_of
 from sim.scenario.schema import NamedSpec, Scenario
 
 TEXT = """\
@@ -142,6 +143,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("name: caf\u00e9".encode("latin-1"))
     cases = {
         "quickstrat.yaml": "no such scenario file; did you mean `quickstart.yaml`?",
+        "binnacle-notes.yaml": "no such scenario file",  # alike in their endings alone
         "none/x.yaml": f"no such scenario file; there is no folder {tmp_path / 'none'} either",
         "": "a directory; give the scenario file in it",
         "binary.yaml": "not a text file; a scenario is YAML in UTF-8",
@@ -222,3 +224,15 @@ def test_loading_imports_nothing_heavy(path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "nearest"),
+    [
+        ("ttft_p96_ms", ["ttft_p95_ms", "ttft_p99_ms", "ttft_mean_ms"], None),
+        ("tfft_p95_ms", ["ttft_p95_ms", "ttft_p99_ms"], "ttft_p95_ms"),
+        ("max_num_seq", ["max_num_seqs", "max_model_len"], "max_num_seqs"),
+    ],
+)
+def test_another_number_is_another_name(word: str, known: list[str], nearest: str | None) -> None:
+    assert nearest_of(word, known) == nearest

@@ -169,3 +169,48 @@ def test_a_traces_conversation_of_two_tenants_is_two(tmp_path: Path) -> None:
 def test_one_tenant_is_left_as_it_is() -> None:
     workload = {**PLAIN, "prefix": {"groups": 3, "tokens": 40}}
     assert build(True, **workload).segment_content_id.tolist() == build(**workload).segment_content_id.tolist()
+
+
+# --- adapters ----------------------------------------------------------------------------------------
+
+
+def test_requests_of_two_adapters_have_no_content_in_common() -> None:
+    shared = {"prefix": {"groups": 1, "tokens": 60}}
+    plain = build(**PLAIN, **shared)
+    table = build(**PLAIN, **shared, lora={"adapters": 3})
+    assert plain.lora is None
+    assert len(np.unique(plain.segment_content_id)) == 1
+    assert table.lora is not None
+    assert set(table.lora.tolist()) == {1, 2, 3}
+    assert table.loras == ("default/1", "default/2", "default/3")
+    contents = {(int(lora), segments(table, row)[0][0]) for row, lora in enumerate(table.lora)}
+    assert len(contents) == len({content for _, content in contents}) == 3
+    for name in ("arrival_ns", "input_tokens", "output_tokens"):
+        assert getattr(table, name).tolist() == getattr(plain, name).tolist()
+
+
+def test_a_conversation_keeps_its_adapter_and_classes_name_theirs() -> None:
+    table = build(**PLAIN, sessions={"turns": 4}, lora={"adapters": 3, "skew": 2})
+    assert table.lora is not None
+    for session in np.unique(table.session):
+        assert len(np.unique(table.lora[table.session == session])) == 1
+    own = {"share": 1.0, **LENGTHS}
+    classes = [{"name": "a", "lora": "sql", **own}, {"name": "b", "lora": "sql", **own}, {"name": "c", **own}]
+    mixed = build(requests=60, arrival=CONSTANT, classes=classes)
+    assert mixed.loras == ("sql",)
+    assert mixed.lora is not None
+    assert {(mixed.classes[c].name, n) for c, n in zip(mixed.class_index, mixed.lora, strict=True)} == {
+        ("a", 1),
+        ("b", 1),
+        ("c", 0),
+    }
+
+
+def test_skew_makes_the_first_adapters_the_most_used() -> None:
+    plain: dict[str, Any] = {**PLAIN, "requests": 4000}
+    even, skewed = (build(**plain, lora={"adapters": 10, "skew": skew}) for skew in (0, 1))
+    assert even.lora is not None
+    assert skewed.lora is not None
+    assert np.mean(even.lora == 1) == pytest.approx(0.1, abs=0.02)
+    # 1 / (1 + 1/2 + ... + 1/10)
+    assert np.mean(skewed.lora == 1) == pytest.approx(0.341, abs=0.03)

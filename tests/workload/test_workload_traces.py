@@ -18,7 +18,9 @@ from sim.errors import InputError
 from sim.scenario.schema import TraceConfig
 from sim.workload.trace_fields import NOT_GIVEN
 from sim.workload.trace_files import MAX_PROBLEMS
-from sim.workload.traces import Trace, _chained, read_trace, scale_times
+from sim.workload.trace_mooncake import chain
+from sim.workload.trace_table import Trace
+from sim.workload.traces import read_trace, scale_times
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -48,15 +50,19 @@ BENCH = {
 }
 
 
+REMEDY = "Give the file's own names under workload.trace.columns, or another workload.trace.format"
+FAILED = "trace: {} of {} requests have zero tokens (they failed when they were recorded) and are left out"
+
+
 def read(folder: Path, text: str | bytes, fmt: str, **config: Any) -> Trace:
     path = folder / "trace"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_trace(TraceConfig(path="trace", format=fmt, **config), folder)
 
 
-def messages(folder: Path, text: str | bytes, fmt: str) -> list[str]:
+def messages(folder: Path, text: str | bytes, fmt: str, **config: Any) -> list[str]:
     with pytest.raises(InputError) as caught:
-        read(folder, text, fmt)
+        read(folder, text, fmt, **config)
     return [str(problem).replace(str(folder), "DIR") for problem in caught.value.problems]
 
 
@@ -75,15 +81,6 @@ def test_azure_timestamps_to_the_100_ns(tmp_path: Path, pack: Any) -> None:
 def test_azure_with_zone_carriage_returns_and_byte_order_mark(tmp_path: Path) -> None:
     text = "\ufeff" + AZURE.replace("6805900", "680590+00:00").replace("\n", "\r\n")
     assert read(tmp_path, text, "azure").arrival_ns.tolist() == [0, 4_314_579_000, 4_541_877_000]
-
-
-def test_azure_zero_tokens_are_run_as_one(tmp_path: Path) -> None:
-    trace = read(tmp_path, AZURE.replace("374,44", "0,0"), "azure")
-    assert (trace.input_tokens[0], trace.output_tokens[0]) == (1, 1)
-    assert trace.notes == [
-        "trace: 1 requests with ContextTokens 0 are run with 1 token",
-        "trace: 1 requests with GeneratedTokens 0 are run with 1 token",
-    ]
 
 
 @pytest.mark.parametrize("pack", [str.encode, lambda text: gzip.compress(text.encode())])
@@ -193,7 +190,7 @@ def test_vllm_bench_failed_requests_are_left_out(tmp_path: Path) -> None:
     failed = BENCH | {"output_lens": [3, 0, 2], "start_times": [1000.5, 0.0, 1002.0]}
     trace = read(tmp_path, json.dumps(failed, indent=2), "vllm_bench")
     assert trace.arrival_ns.tolist() == [0, 1_500_000_000]
-    assert trace.notes == ["trace: 1 requests without output (failed in the measured run) are left out"]
+    assert trace.notes == [FAILED.format(1, 3)]
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
@@ -243,13 +240,12 @@ HEAD = "arrival_s,input_tokens,output_tokens\n"
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("0,-5,1", "input_tokens: expected a whole number of at least 1, found '-5'"),
-        ("0,0,1", "input_tokens: expected a whole number of at least 1, found '0'"),
-        ("0,5,1.5", "output_tokens: expected a whole number of at least 1, found '1.5'"),
-        ("0,nan,1", "input_tokens: expected a whole number of at least 1, found 'nan'"),
-        ("0,many,1", "input_tokens: expected a whole number of at least 1, found 'many'"),
-        ("0,5,", "output_tokens: expected a whole number of at least 1, found nothing"),
-        ("0,99999999999999999999,1", "input_tokens: expected a whole number of at least 1, found '9999"),
+        ("0,-5,1", "input_tokens: expected a whole number of at least 0, found '-5'"),
+        ("0,5,1.5", "output_tokens: expected a whole number of at least 0, found '1.5'"),
+        ("0,nan,1", "input_tokens: expected a whole number of at least 0, found 'nan'"),
+        ("0,many,1", "input_tokens: expected a whole number of at least 0, found 'many'"),
+        ("0,5,", "output_tokens: expected a whole number of at least 0, found nothing"),
+        ("0,99999999999999999999,1", "input_tokens: expected a whole number of at least 0, found '9999"),
         ("nan,5,1", "arrival_s: expected a time in seconds of at least 0, found 'nan'"),
         ("inf,5,1", "arrival_s: expected a time in seconds of at least 0, found 'inf'"),
         ("-1,5,1", "arrival_s: expected a time in seconds of at least 0, found '-1'"),
@@ -282,28 +278,36 @@ def test_bad_azure_row_is_named_by_line(tmp_path: Path, row: str, message: str) 
     ("row", "message"),
     [
         ('{"timestamp": 1,, }', "DIR/trace:3:17: not JSON: "),
-        ('{"timestamp": 1, "input_length": 5, "output_length": 1}', "missing key 'hash_ids'"),
+        (
+            '{"timestamp": 1, "input_length": 5, "hash_ids": [1]}',
+            "missing key 'output_length' of format mooncake; found",
+        ),
+        ('{"timestamp": 1, "output_length": 5, "messages": []}', "`messages` holds text, whose tokens have to be"),
+        ('{"input_length": 5, "output_length": 1, "hash_ids": [1]}', "request 3 of the file: neither a timestamp nor"),
         ('{"timestamp": NaN, "input_length": 5, "output_length": 1, "hash_ids": [1]}', "NaN is not a number"),
         ('{"timestamp": true, "input_length": 5, "output_length": 1, "hash_ids": [1]}', "timestamp: expected a time"),
-        ('{"timestamp": 1, "input_length": 5, "output_length": 0, "hash_ids": [1]}', "output_length: expected a whole"),
+        (
+            '{"timestamp": 1, "input_length": 5, "output_length": -1, "hash_ids": [1]}',
+            "output_length: expected a whole",
+        ),
         ('{"timestamp": 1, "input_length": 5, "output_length": true, "hash_ids": [1]}', "found True"),
         ('{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [-1]}', "hash_ids: expected a list"),
         ('{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": 7}', "hash_ids: expected a list"),
-        ('{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_id": [1], "hash_ids": [1]}', "mean hash_ids?"),
-        ("[1, 2]", "expected an object with the keys timestamp, input_length"),
+        ("[1, 2]", "expected an object with the keys input_length, output"),
         ("[" * 100_000, "not a JSON object"),
     ],
 )
 def test_bad_mooncake_line_is_named(tmp_path: Path, row: str, message: str) -> None:
     found = messages(tmp_path, f"{MOONCAKE}{row}\n", "mooncake")
-    assert found[0].startswith("DIR/trace:3:")
+    assert found[0].startswith(("DIR/trace:3:", "DIR/trace: request 3 "))
     assert len(found) == 1
     assert message in found[0]
 
 
 def test_mooncake_hash_count_must_fit_the_length(tmp_path: Path) -> None:
     assert messages(tmp_path, MOONCAKE.replace("1024", "1025"), "mooncake") == [
-        "DIR/trace: request 2 of the file: expected 3 hash_ids (one per 512 tokens of its input_length 1025), found 2"
+        "DIR/trace: request 2 of the file: expected 3 hash_ids (one per 512 tokens of its input_length 1025), found 2; "
+        "all requests fit workload.trace.block_size 513 to 549"
     ]
 
 
@@ -316,19 +320,15 @@ def test_mooncake_hash_count_must_fit_the_length(tmp_path: Path) -> None:
         (
             "arrival_s,input_tokens\n0,1\n",
             "generic",
-            ["DIR/trace:1: missing column 'output_tokens'; found arrival_s, input_tokens"],
+            ["DIR/trace:1: missing column 'output_tokens' of format generic; found arrival_s, input_tokens. " + REMEDY],
         ),
         (HEAD.replace("\n", ",input_tokens\n"), "generic", ["DIR/trace:1: column 'input_tokens' is given twice"]),
         (
             HEAD + "0,5,1\n" * 3 + "1,5,1\n",
             "azure",
             [
-                "DIR/trace:1: unknown column 'arrival_s' (known: TIMESTAMP, ContextTokens, GeneratedTokens)",
-                "DIR/trace:1: unknown column 'input_tokens' (known: TIMESTAMP, ContextTokens, GeneratedTokens)",
-                "DIR/trace:1: unknown column 'output_tokens' (known: TIMESTAMP, ContextTokens, GeneratedTokens)",
-                "DIR/trace:1: missing column 'TIMESTAMP'; found arrival_s, input_tokens, output_tokens",
-                "DIR/trace:1: missing column 'ContextTokens'; found arrival_s, input_tokens, output_tokens",
-                "DIR/trace:1: missing column 'GeneratedTokens'; found arrival_s, input_tokens, output_tokens",
+                "DIR/trace:1: missing columns 'TIMESTAMP', 'ContextTokens', 'GeneratedTokens' of format azure; found "
+                "arrival_s, input_tokens, output_tokens. " + REMEDY
             ],
         ),
     ],
@@ -337,9 +337,12 @@ def test_empty_files_and_wrong_headers(tmp_path: Path, text: str, fmt: str, expe
     assert messages(tmp_path, text, fmt) == expected
 
 
-def test_unknown_column_suggests_the_nearest(tmp_path: Path) -> None:
-    (problem,) = messages(tmp_path, HEAD.replace("\n", ",priorty\n"), "generic")
-    assert "unknown column 'priorty'; did you mean priority?" in problem
+def test_columns_that_nothing_reads_are_noted_with_what_was_perhaps_meant(tmp_path: Path) -> None:
+    trace = read(tmp_path, HEAD.replace("\n", ",priorty,user\n") + "0,5,1,7,u1\n", "generic")
+    assert trace.priority is None
+    assert trace.notes == ["trace: not read: priorty (meant as priority?), user"]
+    row = '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [1], "hash_id": 1, "z": {}}\n'
+    assert read(tmp_path, row * 3, "mooncake").notes == ["trace: not read: hash_id, z"]
 
 
 def test_truncated_gzip(tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     assert problem.startswith("DIR/trace: the gzip file is damaged (CRC check failed")
 
 
-@pytest.mark.parametrize("fmt", ["azure", "mooncake", "generic", "vllm_bench"])
+@pytest.mark.parametrize("fmt", ["azure", "burstgpt", "mooncake", "servegen", "generic", "vllm_bench"])
 @pytest.mark.parametrize("garbage", [bytes(range(128, 256)) * 40, b"\x00" * 500_000, b"PK\x03\x04" + b"\x00\x01" * 99])
 def test_binary_garbage_is_refused_in_words(tmp_path: Path, fmt: str, garbage: bytes) -> None:
     for text in messages(tmp_path, garbage, fmt):
@@ -404,8 +407,8 @@ def test_a_stray_carriage_return_or_quote_is_not_a_crash(tmp_path: Path) -> None
         ({"input_lens": None, "start_times": None}, "no start_times, input_lens: run `vllm bench serve` with both"),
         ({"output_lens": [1]}, "must be lists of one length"),
         ({"output_lens": 0}, "must be lists of one length"),
-        ({"input_lens": [1, "x", 3]}, "input_lens[1]: expected a whole number of at least 1, found 'x'"),
-        ({"output_lens": [0, 0, 0]}, "holds no requests"),
+        ({"input_lens": [1, "x", 3]}, "input_lens[1]: expected a whole number of at least 0, found 'x'"),
+        ({"output_lens": [0, 0, 0]}, "all 3 requests have zero tokens"),
     ],
 )
 def test_bad_vllm_bench_results(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -460,5 +463,5 @@ def test_hash_ids_that_follow_different_ones_are_different_contents() -> None:
     """Chained hashes name all that comes before them too; a trace whose ids do not is numbered anew."""
     ids = np.array([1, 2, 3, 1, 2, 4, 5, 2, 3])
     block = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
-    assert _chained(ids, block).tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6]
-    assert _chained(ids[:6], block[:6]).tolist() == ids[:6].tolist()
+    assert chain(ids, block).tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6]
+    assert chain(ids[:6], block[:6]).tolist() == ids[:6].tolist()

@@ -19,16 +19,27 @@ from typing import Any
 from policies.base import Feedback, Policy, declared
 from policies.checks import label
 from sim.engine import request
-from sim.engine.reference import batch, kv_cache, recompute, replica, scheduler, seats, shares, steering, waiting
+from sim.engine.reference import (
+    adapters,
+    batch,
+    kv_cache,
+    recompute,
+    replica,
+    scheduler,
+    seats,
+    shares,
+    steering,
+    waiting,
+)
 from sim.engine.reference.batch import SchedulerSettings
-from sim.engine.variants import choice, drafts, lockstep, window
+from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "03a19c28258b6a4a7c12dd4d4702b303c25f0e132bcd508582f4da06e4b26566"
+FINGERPRINT = "658ce237fa1af81cabadb2b5ed651dc00847e0532aebf6babfb8b2ade47b7f57"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
-    *(batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
-    *(choice, drafts, lockstep, window),
+    *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
+    *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
 
@@ -47,6 +58,8 @@ SETTINGS = frozenset(
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
+    | {"max_loras", "max_cpu_loras", "lora_bytes"}
+    | {"kv_groups", "prefix_cache_retention_interval"}
 )
 """Settings that it is known not to follow."""
 
@@ -67,6 +80,7 @@ ENGINE_KEYS = frozenset(
     | {"scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "cache_isolation", "async_scheduling"}
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
+    | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""
@@ -142,7 +156,7 @@ def _own(policy: Policy) -> dict[str, Any]:
 
 
 def _changed(policy: Policy) -> Iterator[str]:
-    """What of ``Policy`` is not as it was, and not on the list."""
+    """Which methods of ``Policy`` are not as they were, and not on the list."""
     base, kind, own = vars(Policy), type(policy), _own(policy)
     methods = _methods()
     for name in base:

@@ -10,6 +10,7 @@ from policies.base import PROMPT_TOKENS_PER_OUTPUT_TOKEN
 from sim.engine.reference.shares import StepShares
 from sim.engine.request import Request
 from sim.latency.base import StepShape
+from sim.latency.kv_layout import KvGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,23 @@ class SchedulerSettings:
     """Slots that a draft model needs beyond the scheduled tokens (``VllmConfig.num_lookahead_tokens``)."""
     sliding_window: int | None = None
     """Tokens that every layer's attention looks back on, where KV is kept for no more; None = all is kept."""
+    kv_groups: tuple[KvGroup, ...] = ()
+    """Layers of several kinds, each with a block table of its own; empty = one kind, as ``sliding_window`` says."""
+    prefix_cache_retention_interval: int | None = 0
+    """Behind a window, and of states, blocks are put into the prefix cache at the end of a prompt and where a shared
+    prefix ends; more than 0 = once in so many tokens too; None = wherever a prefix could end."""
     pipeline_parallel_size: int = 1
     draft_slots: int = 0
     """Tokens of the step's budget that a draft model needs for each request
     (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
+    max_loras: int = 0
+    """LoRA adapters that a step may hold, and slots for them on the GPU; 0 = no adapters."""
+    max_cpu_loras: int = 0
+    """LoRA adapters that host memory holds, at least ``max_loras``."""
+    lora_bytes: int = 0
+    """Bytes of one adapter over all GPUs of the replica, for the cost of moving it into a slot."""
     prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
     """For policies that weigh the one against the other (``EngineLimits``)."""
 

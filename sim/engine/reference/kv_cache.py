@@ -7,7 +7,7 @@ one full-attention group. Block 0 is vLLM's null block, so a pool of N blocks ha
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from sim.engine.request import Content, Request
@@ -56,6 +56,8 @@ class KVCache:
 
     has_window = False
     """Whether blocks are given back while a request runs (``drop_behind``)."""
+    cuts_chunks = False
+    """Whether chunks of prompts end where the cache can keep what they leave (``cut``)."""
     free_swap_blocks = 0
     """Blocks of host memory that preempted requests can move to."""
 
@@ -75,11 +77,24 @@ class KVCache:
         """Blocks that must be free for a request of ``num_tokens`` to be computed whole, however it is cut."""
         return self.blocks_for(num_tokens)
 
+    def blocks_to_admit(self, request: Request, hit: Hit, num_tokens: int, *, is_whole: bool = False) -> int:
+        """Free blocks that ``request`` needs to come in with ``hit`` and be computed up to ``num_tokens``, at once or
+        (``is_whole``) however it is cut."""
+        need = self.blocks_to_reserve(num_tokens) if is_whole else self.blocks_for(num_tokens)
+        return need - len(hit.blocks) + hit.num_evictable
+
     def blocks_in_use(self, num_tokens: int) -> int:
         """Blocks of the first ``num_tokens`` of a request that its further tokens look at."""
         return self.blocks_for(num_tokens)
 
     # --- taking ----------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """A step is formed from now on."""
+
+    def cut(self, request: Request, hit: Hit, computed: int, num_new: int) -> int:
+        """Of ``num_new`` tokens behind ``computed`` those that one chunk may have; 0 = none in this step."""
+        return num_new
 
     def lookup(self, request: Request) -> Hit:
         """Find the longest beginning of ``request`` whose KV is there; none without a prefix cache."""
@@ -255,16 +270,25 @@ class PrefixKVCache(KVCache):
         if num_full <= first or request.content is None:
             return
         keys = request.content.block_keys(first, num_full, self.block_size)
-        for block, key in zip(request.blocks[first:num_full], keys, strict=True):
-            self._key_of[block] = key
-            found = self._block_of.setdefault(key, block)
-            if found != block:
-                if isinstance(found, int):
-                    self._block_of[key] = {found: None, block: None}
-                else:
-                    found[block] = None
+        reachable = self._reachable(request, first, num_full)
+        for place, key in enumerate(keys, first):
+            if reachable is None or place in reachable:
+                self._insert(request.blocks[place], key)
         request.num_cached_blocks = num_full
         request.next_cacheable_tokens = (num_full + 1) * self.block_size
+
+    def _reachable(self, request: Request, first: int, end: int) -> Container[int] | None:
+        """Of the full blocks ``[first, end)`` those that some later lookup can use; None = all."""
+        return None
+
+    def _insert(self, block: int, key: int) -> None:
+        """``block`` can be found by ``key``, behind those that have it already."""
+        self._key_of[block] = key
+        found = self._block_of.setdefault(key, block)
+        if isinstance(found, dict):
+            found[block] = None
+        elif found != block:
+            self._block_of[key] = {found: None, block: None}
 
     def _give_back_all(self, request: Request) -> None:
         self._give_back(request.blocks)

@@ -11,12 +11,13 @@ A step in five lines:
 A running request gets no tokens because its last token is in flight (``_ends_in_flight``), the step's tokens, its
 prefill tokens or its group's share are used up, ``max_model_len`` is reached, or it is the one to be preempted.
 A waiting request gets none because a running one was preempted in this step, no seat is free, the step's tokens are
-used up, output of before its preemption is in flight, a whole prompt does not fit (``whole_prompts_only``), its blocks
+used up, output of before its preemption is in flight, the step has as many LoRA adapters as it may and not its
+(``Adapters``), a whole prompt does not fit (``whole_prompts_only``), its blocks
 do not (``_fits``), its group's share is used up, or one before it in the queue was not admitted.
 
-Follows ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py`` (vLLM 0.32.0), for one KV group (full attention
-or a sliding window) without LoRA, multimodal input or connectors. It has no clock and no SimPy: the caller says what
-time it is. Variants and baselines are other seats, other KV caches (``sim.engine.variants.choice``) or a subclass.
+Follows ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py`` (vLLM 0.32.0), without multimodal input or
+connectors. It has no clock and no SimPy: the caller says what time it is. Variants and baselines are other seats, other
+KV caches (``sim.engine.variants.choice``: windows, several kinds of layers) or a subclass.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from policies.base import Policy
+from sim.engine.reference.adapters import Adapters
 from sim.engine.reference.batch import Batch, SchedulerSettings, Step
-from sim.engine.reference.kv_cache import Hit
+from sim.engine.reference.kv_cache import NO_HIT, Hit
 from sim.engine.reference.recompute import note_resumed, note_stopped
 from sim.engine.reference.steering import Steering
 from sim.engine.reference.waiting import FcfsQueue, RankedQueue
@@ -48,6 +50,7 @@ class Scheduler:
         self.recorder = recorder if recorder is not None else Recorder()
         self.kv = build_kv_cache(settings)
         self.seats = build_seats(settings)
+        self.adapters = Adapters(settings)
         self.steering = Steering(settings, policy, self.kv.num_usable_blocks)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.steering.is_ranked else FcfsQueue()
         self.running: list[Request] = []
@@ -103,6 +106,7 @@ class Scheduler:
                 self._preempt(victim, now_ns)
                 batch.preempted.append(victim)
         step = steering.begin_step(now_ns, len(running) + len(waiting))
+        self.kv.begin_step()
         batch.token_budget = step.token_budget
         order = running if step.shares is None else steering.by_rank(running, now_ns)
         if self._schedule_running(batch, step, order) and waiting.entries:
@@ -221,6 +225,8 @@ class Scheduler:
                 num_new = 0
             if step.shares is not None:
                 num_new = min(num_new, step.shares.left(request))
+            if kv.cuts_chunks:
+                num_new = kv.cut(request, NO_HIT, computed, num_new)
             if num_new <= 0:
                 index += 1
                 continue
@@ -257,12 +263,14 @@ class Scheduler:
         waiting = self.waiting
         passed_over: list[Request] = []
         most_running = self.seats.most_running(len(self.running), len(waiting))
+        self.adapters.begin_step(batch.scheduled)
         while waiting.entries and len(self.running) < most_running:
             if step.token_budget <= 0 or step.prefill_budget <= 0:
                 break
             request = waiting.peek()
-            if request.num_stale_batches:
-                # Output of before its preemption is still in flight: it must not be computed twice.
+            if request.num_stale_batches or not self.adapters.admit(request):
+                # Output of before its preemption is still in flight (it must not be computed twice), or no adapter's
+                # place is left in this step.
                 passed_over.append(waiting.pop())
                 continue
             num_new = self._try_admit(request, step)
@@ -283,6 +291,7 @@ class Scheduler:
             batch.scheduled[request] = num_new
             step.give(request, num_new, is_prefill=True)
             self.seats.take()
+            self.adapters.take(request)
         for request in reversed(passed_over):
             waiting.put_back(request, step.now_ns)
 
@@ -301,6 +310,8 @@ class Scheduler:
         num_new = min(num_new, step.token_budget, step.prefill_budget)
         if step.shares is not None:
             num_new = min(num_new, step.shares.left(request))
+        if self.kv.cuts_chunks:
+            num_new = self.kv.cut(request, hit, computed, num_new)
         slots = min(computed + num_new + self._lookahead, settings.max_model_len)
         if num_new <= 0 or not self._fits(request, hit, slots):
             return 0
@@ -317,12 +328,12 @@ class Scheduler:
         """Whether ``slots`` tokens fit the free blocks, and the whole request where that is asked for. The watermark
         is kept free, unless nothing runs."""
         kv = self.kv
-        free_blocks = kv.num_free_blocks - hit.num_evictable + len(hit.blocks)
-        if self.running:
-            free_blocks -= self.watermark_blocks
-        if self.settings.scheduler_reserve_full_isl and kv.blocks_to_reserve(request.num_tokens) > free_blocks:
+        free_blocks = kv.num_free_blocks - (self.watermark_blocks if self.running else 0)
+        if self.settings.scheduler_reserve_full_isl and (
+            kv.blocks_to_admit(request, hit, request.num_tokens, is_whole=True) > free_blocks
+        ):
             return False
-        return kv.blocks_for(slots) <= free_blocks
+        return kv.blocks_to_admit(request, hit, slots) <= free_blocks
 
     def _padded(self, computed: int, step: Step) -> int:
         """Tokens of a waiting request that needs one, where drafts are verified; 0 = not in this step."""
@@ -343,6 +354,7 @@ class Scheduler:
             return
         self.outstanding_tokens -= num_tokens
         batch.shape.swap_bytes = self.kv.take_moved_bytes()
+        self.adapters.use(batch)
         self.in_flight.append(batch)
         if self.steering.wants_steps:
             self.policy.on_step(num_tokens, batch.token_budget, 1)

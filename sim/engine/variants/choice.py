@@ -6,6 +6,7 @@ from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.kv_cache import KVCache, PrefixKVCache
 from sim.engine.reference.seats import Seats
 from sim.engine.variants.contiguous import ContiguousKVCache
+from sim.engine.variants.groups import GroupedKVCache
 from sim.engine.variants.static import StaticSeats
 from sim.engine.variants.swapping import (
     Swapping,
@@ -15,6 +16,7 @@ from sim.engine.variants.swapping import (
     SwappingWindowKVCache,
 )
 from sim.engine.variants.window import WindowKVCache
+from sim.errors import SimulationError
 
 
 def build_seats(settings: SchedulerSettings) -> Seats:
@@ -30,7 +32,11 @@ def build_kv_cache(settings: SchedulerSettings) -> KVCache:
     if settings.contiguous_kv:
         contiguous = SwappingContiguousKVCache if swaps else ContiguousKVCache
         cache = contiguous(num_blocks, block_size, settings.max_model_len)
-    elif settings.sliding_window is not None and settings.sliding_window < settings.max_model_len:
+    elif settings.kv_groups:
+        if swaps:
+            raise SimulationError("KV groups beside preemption: swap, which vLLM does not have, are not simulated")
+        cache = GroupedKVCache(settings)
+    elif settings.sliding_window is not None:
         cache = (SwappingWindowKVCache if swaps else WindowKVCache)(settings)
     elif settings.enable_prefix_caching:
         cache = (SwappingPrefixKVCache if swaps else PrefixKVCache)(num_blocks, block_size)

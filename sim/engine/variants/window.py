@@ -7,9 +7,12 @@ back, or was never needed, it has vLLM's null block.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.kv_cache import NO_CACHING, NO_HIT, NULL_BLOCK, Hit, PrefixKVCache, ceil_div
 from sim.engine.request import Request
+from sim.engine.variants.group_kinds import reachable_behind_window
 from sim.errors import SimulationError
 from sim.latency.sliding_window import max_blocks_per_request
 
@@ -29,6 +32,7 @@ class WindowKVCache(PrefixKVCache):
         self.max_blocks_per_request = max_blocks_per_request(
             settings.sliding_window, settings.max_in_flight_tokens, settings.max_model_len, settings.block_size
         )
+        self._retention = settings.prefix_cache_retention_interval
         self._num_blocks_of_hit = ceil_div(settings.sliding_window - 1, settings.block_size)
         """Cached blocks in a row that the first token after them looks back on."""
 
@@ -84,6 +88,10 @@ class WindowKVCache(PrefixKVCache):
             return
         request.num_cached_blocks = max(request.num_cached_blocks, request.num_dropped_blocks)
         super().cache_blocks(request, num_tokens)
+
+    def _reachable(self, request: Request, first: int, end: int) -> Container[int]:
+        sizes = (self._num_blocks_of_hit, self.block_size, self.block_size)
+        return reachable_behind_window(first, end, (request.num_prompt_tokens - 1,), *sizes, self._retention)
 
     def _give_back_all(self, request: Request) -> None:
         request.blocks = request.blocks[request.num_dropped_blocks :]

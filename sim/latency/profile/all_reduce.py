@@ -30,6 +30,15 @@ FUSED_FROM = (0, 17, 0)
 FUSED_ALONE_BELOW = (0, 32, 0)
 """Before, a deployment of several data-parallel ranks was left out (pull request 34392); since when it is not is not
 known here, 0.32.0 asks for tensor parallelism alone."""
+FUSES_COMPILED = (0, 11, 1)
+"""The first version whose fusion finds norms and quantising that were compiled (pull request 24604). Before, a
+deployment that asks for it runs them as vLLM's own operators (``custom_ops``), one by one where it finds nothing."""
+
+
+def quantises_apart(engine: EngineConfig) -> bool:
+    """Whether kernels of their own make 8 bits of 16, rather than the norm or the activation before."""
+    asked = engine.compilation_config.pass_config.fuse_allreduce_rms
+    return engine.enforce_eager or (bool(asked) and version_of(engine.vllm_version) < FUSES_COMPILED)
 
 
 def fused_limit_bytes(engine: EngineConfig, compute_capability: str | None) -> int:

@@ -23,10 +23,11 @@ from sim.latency.parallel import Link
 from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
-from sim.latency.profile.all_reduce import fused_limit_bytes
+from sim.latency.profile.all_reduce import fused_limit_bytes, quantises_apart
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.expert_kernels import expert_backend
+from sim.latency.profile.gemm_kernels import has_wide_kernel
 from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
 from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
@@ -34,23 +35,25 @@ from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
-from sim.latency.profile.written import hash_of
+from sim.latency.profile.written import families_read, hash_of
 from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
 
-HOST_STEP_NS = 620_000
-HOST_REQUEST_NS = 39_000
+HOST_STEP_NS = 470_000
+HOST_REQUEST_NS = 23_000
 """Host time of a step and of each request in it, where the profile has none. Fitted on the training half of the public
-Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows): ``docs/accuracy.md``."""
+Qwen3-32B points on H100s (vLLM 0.12, which did not schedule ahead, so that all of it shows, and sorted logits, which is
+charged apart): ``docs/accuracy.md``."""
 
 
 class ProfileCost:
     """Step costs from a profile. See the module's text; ``breakdown`` names every term."""
 
     kind = "profile"
+    operators_type: type[ProfiledOperators] = ProfiledOperators
 
     def __init__(
         self,
@@ -87,8 +90,19 @@ class ProfileCost:
         capability = found.device.compute_capability
         fused_bytes = fused_limit_bytes(engine, capability)
         backend = expert_backend(engine, capability, precision.weights)
-        self.operators = ops = ProfiledOperators(
-            found.profile, found.device, model, precision, tp, pp, link, experts, backend, fused_bytes
+        self.operators = ops = self.operators_type(
+            found.profile,
+            found.device,
+            model,
+            precision,
+            tp,
+            pp,
+            link,
+            experts,
+            backend,
+            fused_bytes,
+            has_wide_kernel(engine),
+            quantises_apart(engine),
         )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
         captured = engine.compilation_config.max_cudagraph_capture_size
@@ -97,8 +111,8 @@ class ProfileCost:
         self._waits_for_launches = False
         """Whether any batch beyond the graphs takes longer to launch than to compute."""
         self._knots = context_knots(engine.max_model_len)
-        self._window = model.sliding_window or self._knots[-1]
-        """Tokens that a query sees at most."""
+        self._reaches = _reaches(model, self._knots[-1])
+        """Tokens that queries see at most, and the share of the layers that see so many."""
         self.time_scale = time_scale
         layers = time_scale * model.num_layers / pp
         self._decode_layers = 0.0 if "decode_attention" in without else layers * self._factor("decode_attention")
@@ -109,7 +123,9 @@ class ProfileCost:
             with np.errstate(over="ignore", invalid="ignore"):  # as in ``Table``: ``build_step_cost`` refuses later
                 computing = sum(self.token_terms_ns(fewest).values()) / time_scale
             self._waits_for_launches = not self._graphs or bool(self._launches_ns(fewest) / pp > computing)
-        tokens = Table(self._tokens_s, engine.max_num_batched_tokens, least_ns=1)
+        tokens = Table(
+            self._tokens_s, engine.max_num_batched_tokens, least_ns=1, may_fall=ops.has_dispatch(precision.weights)
+        )
         self.token_terms = CountTerms(tokens, self.token_terms_ns, without, least_ns=1)
         rows = Table(self._rows_s, engine.max_num_seqs, least_ns=0)
         self.row_terms = CountTerms(rows, self.row_terms_ns, without, least_ns=0)
@@ -121,7 +137,7 @@ class ProfileCost:
         self._decode_times: list[Floats] = []
         self._mixed_times: list[Floats] = []
         """One layer's times at the knots, by batch from 1 on."""
-        self._prefill: dict[int, Segments] = {}
+        self._prefill: dict[int, tuple[Segments, ...]] = {}
         self._prior: dict[int, Segments] = {}
         self._verify_pair = Rate(ops.pair_ns() * self._decode_layers)
         prefill_layers = 0.0 if "prefill_attention" in without else layers * self._factor("prefill_attention")
@@ -176,6 +192,11 @@ class ProfileCost:
             terms["all_reduce"] = count * ops.all_reduce_ns(sizes) / ops.pp
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
+        return self.scaled_with_launches(terms, tokens, sizes)
+
+    def scaled_with_launches(self, terms: dict[str, Floats], tokens: Floats, sizes: Floats) -> dict[str, Floats]:
+        """``terms`` as fitted, with what launching takes beyond them; ``sizes``: tokens, padded to a graph's."""
+        ops = self.operators
         terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._waits_for_launches:
             # What no graph holds is launched kernel by kernel, which small steps wait for. Attention and the LM head
@@ -264,22 +285,27 @@ class ProfileCost:
         """Of ``batch``, made from one layer's times; noise of the tables must not make a larger batch cheaper."""
         segments = known.get(batch)
         if segments is None:
-            knots = np.minimum(np.array(self._knots, dtype=np.float64), self._window)
+            knots = np.array(self._knots, dtype=np.float64)
             while len(times) < batch:
-                longer = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
+                longer = np.zeros_like(knots)
+                for window, share in self._reaches:
+                    seen = layer_ns(len(times) + 1, np.minimum(knots, window))
+                    longer += share * np.maximum.accumulate(seen)
                 times.append(np.maximum(longer, times[-1]) if times else longer)
             segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * layers)
             known[batch] = segments
         return segments
 
-    def _prefill_segments(self, batch: int) -> Segments:
-        """All layers' attention of ``batch`` prompts without prior KV, by the tokens of one. A longer prompt takes no
-        less, whatever the tables say."""
+    def _prefill_segments(self, batch: int) -> tuple[Segments, ...]:
+        """Attention of ``batch`` prompts without prior KV, by the tokens of one, of all layers that see as far. A
+        longer prompt takes no less, whatever the tables say."""
         known = self._prefill.get(batch)
         if known is None:
             sizes = finer(self._knots)
             times = rising(self.operators.prefill_ns(batch, np.array(sizes, dtype=np.float64)))
-            known = self._prefill[batch] = Segments(sizes, times * self._prefill_layers)
+            known = self._prefill[batch] = tuple(
+                Segments(sizes, times * (self._prefill_layers * share)) for _, share in self._reaches
+            )
         return known
 
     def _decode_attention_ns(
@@ -318,22 +344,26 @@ class ProfileCost:
         cached ones is a decode, and a longer chunk is never cheaper.
         """
         pairs >>= 1
-        if pairs > tokens * self._window:
-            pairs = tokens * self._window
         segments = self._prefill.get(num) or self._prefill_segments(num)
-        ns = segments.at(isqrt(2 * pairs // num) or 1)
+        ns = 0
+        for (window, _), table in zip(self._reaches, segments, strict=True):
+            seen = tokens * window if pairs > tokens * window else pairs
+            ns += table.at(isqrt(2 * seen // num) or 1)
         if context > tokens:
-            if context > tokens + num * self._window:
-                context = tokens + num * self._window
+            longest = self._reaches[0][0]
+            if context > tokens + num * longest:
+                context = tokens + num * longest
             prior = self._prior.get(num) or self._prior_segments(num)
             return max(ns, prior.at(context))
         return ns
 
     def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
         """``_prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
-        pairs = np.minimum(pairs >> 1, tokens * self._window)
-        times = self._prefill_segments(num).many(np.maximum(whole_sqrt(2 * pairs // num), 1))
-        seen = np.minimum(context, tokens + num * self._window)
+        times = np.zeros_like(pairs)
+        for (window, _), table in zip(self._reaches, self._prefill_segments(num), strict=True):
+            within = np.minimum(pairs >> 1, tokens * window)
+            times = times + table.many(np.maximum(whole_sqrt(2 * within // num), 1))
+        seen = np.minimum(context, tokens + num * self._reaches[0][0])
         prior = np.where(context > tokens, self._prior_segments(num).many(seen), 0)
         result: IntColumn = np.maximum(times, prior)
         return result
@@ -411,6 +441,7 @@ class ProfileCost:
             "estimate": False,
             "profile": profile.name,
             "profile_hash": hash_of(profile),
+            **families_read(profile),
             "source": profile.source.kind,
             "origin": profile.source.origin,
             "kernels": {name: profile.operators[name].kernel for name in sorted(profile.operators)},
@@ -433,6 +464,16 @@ class ProfileCost:
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
             **({} if self.fitted is None else {"fit": self.fitted.describe()}),
         }
+
+
+def _reaches(model: ModelSpec, longest: int) -> list[tuple[int, float]]:
+    """(tokens that a query sees at most, share of the layers), the longest first."""
+    layers: dict[int, int] = {}
+    for mixer, count in model.mixers:
+        window = mixer.window or longest
+        layers[window] = layers.get(window, 0) + count
+    total = sum(layers.values())
+    return [(window, layers[window] / total) for window in sorted(layers, reverse=True)]
 
 
 def _one(term: str) -> float:

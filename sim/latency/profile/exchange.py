@@ -38,4 +38,4 @@ def exchange_ns(ops: ProfiledOperators, operator: str, tokens: Floats, bytes_per
         payload, operator, gpus = each * bytes_per_token, "all_to_all", group.num_gpus
     else:
         payload, gpus = tokens * bytes_per_token, group.exchange_gpus
-    return np.where(tokens > 0, ops.rising_ns(operator, np.maximum(payload, 1.0), gpus), 0.0)
+    return np.where(tokens > 0, ops.settled_ns(operator, np.maximum(payload, 1.0), gpus), 0.0)

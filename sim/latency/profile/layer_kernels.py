@@ -22,10 +22,21 @@ MiniMax-M2.5 over 8 H200 (62 layers of 37 launches) and for 45 ms with Llama-3.1
 its arithmetic takes; one machine in three was faster. A figure of those hosts: on H100s, another machine, TTFT of
 MiniMax-M2.5 with prompts of 1,024 tokens is predicted 3 to 26 % too long with it. ``gpu-calibrate`` measures one's
 own."""
+QUERIES_IN_8_BITS = ("9.0", "10.0", "10.3")
+"""GPUs whose attention (FlashAttention 3, FlashInfer's of TensorRT-LLM) takes queries in the KV cache's 8 bits, which
+are made right before it (``FlashAttentionImpl.forward``, ``FlashInferImpl.forward``)."""
 DENSE_LAUNCHES = 10
 """Of a layer: two norms, four matrices, rotary embedding, KV write, attention, activation."""
 ALL_REDUCE_LAUNCHES = 2
 """Each of two: the reduction, and a copy into or out of the memory that the GPUs share."""
+BLACKWELL = ("10.0", "10.3")
+"""GPUs on which vLLM takes attention, all-reduce with norm and FP8 matrices with one scale from FlashInfer, whose
+Python in front of a kernel (checks, look-up of the tuned kernel, workspace) takes as much again as a launch.
+InferenceX's rows of Llama-70B in FP4, which are not scored, have a TTFT of 72 to 99 ms at 4 clients whether one, two,
+four or eight B200s compute: about 60 ms of launches, as 80 layers of 24 take. The training half's stalls at TP 2 are of
+61 to 67 ms."""
+FLASHINFER_ATTENTION, FLASHINFER_MATRICES, FLASHINFER_REDUCTIONS = 2, 4, 2
+"""Such calls of a layer: attention of prompts and of decodes, matrices, all-reduces."""
 EXPERT_LAUNCHES = 12
 """More than an MLP: router, choice of experts (3), sorting of rows (3), quantising or permuting twice, sum, copies."""
 WIDE_NORM_LAUNCHES = 4
@@ -50,18 +61,19 @@ def elementwise_ns(ops: ProfiledOperators, tokens: Floats, width: int) -> Floats
     if model.has_wide_qk_norm and ops.tp > 1:
         # Each GPU has some of the heads that one norm spans: their squares are added up over all.
         squares = np.maximum(tokens, 1.0) * (2.0 * SQUARES_BYTES)
-        total += np.where(tokens > 0, ops.rising_ns("all_reduce", squares), 0.0) + ops.small_kernels_ns(tokens, 1)
+        total += np.where(tokens > 0, ops.settled_ns("all_reduce", squares), 0.0) + ops.small_kernels_ns(tokens, 1)
     if ops.precision.weights == "fp8_block":
         total += _quantising_ns(ops, tokens)
+    if ops.precision.kv == "fp8" and ops.device.compute_capability in QUERIES_IN_8_BITS:
+        total += ops.quantising_ns(ops.heads * model.head_size, tokens)
     return total
 
 
 def _quantising_ns(ops: ProfiledOperators, tokens: Floats) -> Floats:
     """What multiplies in blocks reads activations with a scale per 128: DeepGEMM's times are without making them. The
     compiler makes them in the norm or the activation before, but not of what attention or the fused all-reduce left."""
-    read_and_write = ops.precision.activation_bytes + 1.0
-    of_attention = ops.kernel_ns("quantise", ops.heads * ops.model.head_size, tokens, read_and_write)
-    of_norm = ops.kernel_ns("quantise", ops.model.hidden_size, tokens, read_and_write)
+    of_attention = ops.quantising_ns(ops.heads * ops.model.head_size, tokens)
+    of_norm = ops.quantising_ns(ops.model.hidden_size, tokens)
     return of_attention + np.where(ops.is_fused(tokens), of_norm, 0.0)
 
 
@@ -81,6 +93,9 @@ def _compiled_launches_ns(ops: ProfiledOperators, tokens: Floats) -> Floats:
     if model.has_wide_qk_norm and ops.tp > 1:
         layer += WIDE_NORM_LAUNCHES
     layer += {"fp8": 2, "int8": 2, "fp8_block": 4}.get(ops.precision.weights, 0)
+    if ops.device.compute_capability in BLACKWELL:
+        layer += FLASHINFER_ATTENTION + (FLASHINFER_REDUCTIONS if ops.fused_bytes else 0)
+        layer += FLASHINFER_MATRICES if ops.precision.weights == "fp8" else 0
     expert = EXPERT_LAUNCHES + (2 if model.has_float32_router else 0)
     kernels = model.num_layers * layer + model.num_moe_layers * expert
     return np.where(tokens > 0, float(kernels * each), 0.0)

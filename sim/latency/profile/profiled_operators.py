@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sim.errors import InputError
 from sim.latency.experts import ALONE, ExpertGroup
+from sim.latency.layer_kinds import LayerKind
 from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import launched_operators
 from sim.latency.parallel import Link, kv_heads_per_gpu, ring_all_reduce_s
@@ -22,12 +23,14 @@ from sim.latency.profile.expert_kernels import OPERATORS
 from sim.latency.profile.expert_routing import table_imbalance
 from sim.latency.profile.file import Device, Key
 from sim.latency.profile.fill import distinct
+from sim.latency.profile.gemm_kernels import LAST_BELOW, few_rows_ns, is_dispatched, many_rows_ns
 from sim.latency.profile.mixed import mixed_ratio, on_another_gpu, uses_flash_attention_2
 from sim.latency.profile.predict import Predictor
 from sim.latency.profile.speed_of_light import LAUNCH_NS, peak_flops
 from sim.latency.profile.written import AnyProfile
 
 Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
 
 NEAR_DTYPES = {
     "float16": ("bfloat16",),
@@ -36,8 +39,21 @@ NEAR_DTYPES = {
     "fp8_block": ("fp8", "bfloat16"),
     "int8": ("fp8", "bfloat16"),
     "int4": ("bfloat16",),
+    "int4_g32": ("int4", "bfloat16"),
+    "mxfp8": ("fp8_block", "fp8", "bfloat16"),
+    "fp8_weights": ("bfloat16",),
+    "int8_weights": ("bfloat16",),
+    "bnb_4bit": ("int4", "bfloat16"),
+    "mxfp4": ("mxfp4_marlin", "int4", "bfloat16"),
+    "mxfp4_marlin": ("int4", "mxfp4", "bfloat16"),
+    "mxfp4_mxfp8": ("mxfp4", "fp8_block", "bfloat16"),
+    "nvfp4": ("int4", "bfloat16"),
+    "nvfp4_weights": ("int4", "bfloat16"),
 }
 """Whose curves stand in for a number format that was not measured, nearest first."""
+
+KERNEL_FORMATS = frozenset({"mxfp4_marlin"})
+"""Names that say a kernel as well: its curves of other shapes come before other kernels' curves of this one."""
 
 ELEMENTWISE_EFFICIENCY = 0.7
 """Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
@@ -45,6 +61,10 @@ ELEMENTWISE_START_NS = 1000.0
 """Of their time beyond ``LAUNCH_NS``: the smallest take 2-3 us in published traces."""
 MESSAGE_BYTES = 2.0 ** np.arange(8, 32)
 """Where collectives are measured."""
+QUANTISING_LAYER = "FP8ScaledMMLinearKernel"
+"""In the name of what was timed: vLLM's layer, which quantises its inputs first."""
+LEAST_LINEAR = 0.5
+"""Of its time with quantising, that a linear layer takes without."""
 SAMPLER_NS = 50_000.0
 """The sampler's dozen small kernels, where it was not measured."""
 SAMPLER_BYTES_PER_LOGIT = 24.0
@@ -94,6 +114,10 @@ class ProfiledOperators:
     """Kernel of the routed experts, where it is another than the profile's table has (``expert_kernels``)."""
     fused_bytes: int = 0
     """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
+    has_wide_gemm: bool = True
+    """Whether the engine has the FP8 kernel for 8,192 rows and more."""
+    quantises_apart: bool = False
+    """Whether 8 bits are made of 16 by kernels of their own, as by an eager engine."""
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Operator -> what was used in place of a measurement, as far as anything asked for it."""
     asked: dict[tuple[str, Key], Key | None] = field(default_factory=dict)
@@ -116,7 +140,8 @@ class ProfiledOperators:
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
         """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
         candidates = _near_keys(key, dtype_places)
-        if operator == "moe":  # kernels tuned for a shape differ from others by a multiple: the shape comes first
+        # Kernels tuned for a shape differ from others by a multiple: the shape comes first, unless the kernel is known.
+        if operator == "moe" and key[0] not in KERNEL_FORMATS:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
@@ -137,8 +162,11 @@ class ProfiledOperators:
 
     # -- matrices ---------------------------------------------------------------------------------
 
-    def linear_ns(self, tokens: Floats, n: int, k: int, dtype: str | None = None) -> Floats:
-        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens.
+    def linear_ns(
+        self, tokens: Floats, n: int, k: int, dtype: str | None = None, *, is_ready: bool | Booleans = False
+    ) -> Floats:
+        """One linear layer of ``n`` outputs and ``k`` inputs on this GPU; 0 for no tokens. ``is_ready``: the kernel
+        before has left the inputs in the number format of the weights.
 
         No more than the time of any larger number of tokens: where a table says so, it is its noise, or a choice of
         kernel that differs from release to release.
@@ -150,32 +178,71 @@ class ProfiledOperators:
         if times is None:
             raise self._lacks("gemm")
         padded = np.minimum.accumulate(times[::-1])[::-1]
-        return np.where(tokens > 0, padded[np.searchsorted(sizes, some)], 0.0)
+        if self.has_dispatch(str(key[0])):
+            padded = few_rows_ns(sizes, times, padded)
+            if sizes[-1] > LAST_BELOW:
+                last = self.predictor.time_ns("gemm", self.asked["gemm", key] or key, LAST_BELOW)
+                padded = many_rows_ns(sizes, padded, last, k, has_wide=self.has_wide_gemm)
+        charged = padded[np.searchsorted(sizes, some)]
+        if self.has_quantising_timed(str(key[0])):
+            ready = np.maximum(charged - self.quantising_ns(k, some), LEAST_LINEAR * charged)
+            charged = np.where(is_ready, ready, charged)
+        return np.where(tokens > 0, charged, 0.0)
+
+    def is_normed_ready(self, tokens: Floats) -> Booleans:
+        """Where a norm leaves 8 bits: as compiled with its neighbour, or in one kernel with the all-reduce."""
+        return self.is_fused(tokens) | (not self.quantises_apart)
+
+    def quantising_ns(self, width: int, tokens: Floats) -> Floats:
+        """A kernel of its own that makes 8 bits of 16."""
+        return self.kernel_ns("quantise", width, tokens, self.precision.activation_bytes + 1.0)
+
+    def has_quantising_timed(self, dtype: str) -> bool:
+        """Whether times of linear layers are with making 8 bits of their inputs: the table's of vLLM's FP8 layers are
+        (4.8 us where the matrix is next to nothing, 2.6 us in 16 bits; aiconfigurator takes both kernels off again for
+        inputs that come in 8 bits)."""
+        return dtype == "fp8" and QUANTISING_LAYER in self.profile.operators["gemm"].kernel
+
+    def has_dispatch(self, dtype: str) -> bool:
+        """Whether matrices of that number format have a kernel for each range of rows, of which a later one may be
+        faster."""
+        return is_dispatched(dtype, self.device.compute_capability)
 
     def attention_projections_ns(self, tokens: Floats) -> Floats:
         """QKV and output projection of one layer."""
         model = self.model
-        qkv = (self.heads + 2 * self.kv_heads) * model.head_size
-        return self.linear_ns(tokens, qkv, model.hidden_size) + self.linear_ns(
-            tokens, model.hidden_size, self.heads * model.head_size
-        )
+        qkv, out = (self.heads + 2 * self.kv_heads) * model.head_size, self.heads * model.head_size
+        kind = model.kinds[0][0]
+        ready = self.is_normed_ready(tokens)
+        return self.linear_ns(
+            tokens, qkv, model.hidden_size, self.precision.format_of(kind, "qkv"), is_ready=ready
+        ) + self.linear_ns(tokens, model.hidden_size, out, self.precision.format_of(kind, "out"))
 
-    def mlp_ns(self, tokens: Floats, width: int) -> Floats:
-        """Gate and up, and down, of an MLP ``width`` wide over all GPUs."""
+    def mlp_ns(self, tokens: Floats, width: int, part: str = "up") -> Floats:
+        """Gate and up, and down, of an MLP ``width`` wide over all GPUs; ``part``: whose number format they have."""
         hidden, share = self.model.hidden_size, width // self.tp
         ups = self.model.mlp_matrices - 1
-        return self.linear_ns(tokens, ups * share, hidden) + self.linear_ns(tokens, hidden, share)
+        stored = next((self.precision.format_of(kind, part) for kind, _ in self.model.kinds if kind.mlp), None)
+        if part == "shared":
+            stored = self.precision.format_of(self._moe_kind, part)
+        return self.linear_ns(
+            tokens, ups * share, hidden, stored, is_ready=self.is_normed_ready(tokens)
+        ) + self.linear_ns(tokens, hidden, share, stored, is_ready=not self.quantises_apart)
+
+    @property
+    def _moe_kind(self) -> LayerKind:
+        return next(kind for kind, _ in self.model.kinds if kind.experts is not None)
 
     def experts_ns(self, tokens: Floats) -> Floats:
         """Router, routed and shared experts of one layer."""
         return self.router_and_shared_ns(tokens, self.routed_ns(tokens))
 
     def router_and_shared_ns(self, tokens: Floats, routed: Floats | float = 0.0) -> Floats:
-        """What of a layer's experts every rank computes for its own tokens, added to ``routed``."""
+        """The part of a layer's experts that every rank computes for its own tokens, added to ``routed``."""
         model = self.model
         shared = model.shared_expert_intermediate_size
         total = routed + self.router_ns(tokens) + self.small_kernels_ns(tokens, ROUTER_KERNELS)
-        return total + self.mlp_ns(tokens, shared) if shared else total
+        return total + self.mlp_ns(tokens, shared, "shared") if shared else total
 
     def router_ns(self, tokens: Floats) -> Floats:
         """The matrix that chooses experts, in 16 bits, or in 32 on the ordinary cores where the model wants that."""
@@ -206,13 +273,14 @@ class ProfiledOperators:
             return np.where(tokens > 0, self._measured_routed_ns(tokens), 0.0)
         model = self.model
         measured = table_imbalance(model.num_experts, model.experts_per_token, self.experts.ep)
-        rising = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
-        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, rising), 0.0)
+        least = np.minimum.accumulate(self._measured_routed_ns(EXPERT_SIZES)[::-1])[::-1]
+        return np.where(tokens > 0, np.interp(tokens * (imbalance / measured), EXPERT_SIZES, least), 0.0)
 
     def _measured_routed_ns(self, tokens: Floats) -> Floats:
         model = self.model
         shape = (model.hidden_size, model.moe_intermediate_size, model.num_experts, model.experts_per_token)
-        key = (self.precision.weights, *shape, *self.experts.split)
+        stored = self.precision.format_of(self._moe_kind, "experts")
+        key = (stored, *shape, *self.experts.split)
         operator = self._expert_operator(key)
         if operator != "moe":
             self.asked[operator, key] = key
@@ -237,8 +305,9 @@ class ProfiledOperators:
         local, width = model.num_experts / ep, model.moe_intermediate_size // tp
         touched = local * (1.0 - (1.0 - model.experts_per_token / model.num_experts) ** np.maximum(tokens, 1.0))
         rows = np.maximum(tokens, 1.0) * model.experts_per_token / ep / touched
-        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size)
-        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width)
+        stored = self.precision.format_of(self._moe_kind, "experts")
+        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size, stored)
+        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width, stored)
         return touched * (up + down - 2.0 * LAUNCH_NS) + 2.0 * LAUNCH_NS
 
     # -- element-wise -----------------------------------------------------------------------------
@@ -278,22 +347,22 @@ class ProfiledOperators:
         if self.tp == 1:
             return np.zeros_like(tokens)
         payload = self._hidden_bytes(tokens)
-        times = self.rising_ns("all_reduce", payload)
+        times = self.settled_ns("all_reduce", payload)
         fused = self.is_fused(tokens)
         if fused.any():
             self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
             times = np.where(fused, self.predictor.times_ns("all_reduce", ("trtllm", self.tp), payload), times)
         return np.where(tokens > 0, times, 0.0)
 
-    def rising_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
+    def settled_ns(self, operator: str, payload: Floats, num_gpus: int | None = None) -> Floats:
         """As ``collective_ns``, no more than the time of any larger message: where a table says so, that is its noise,
         or a kernel that the next size is not left to."""
         if self.link is not None:
             return self.collective_ns(operator, payload, num_gpus)
         sizes = distinct(np.concatenate([payload, MESSAGE_BYTES]))
         times = np.minimum.accumulate(self.collective_ns(operator, sizes, num_gpus)[::-1])[::-1]
-        rising: Floats = times[np.searchsorted(sizes, payload)]
-        return rising
+        least: Floats = times[np.searchsorted(sizes, payload)]
+        return least
 
     def hidden_gather_ns(self, tokens: Floats) -> Floats:
         """The hidden state gathered from the ``tp`` GPUs, each of which has its share of the tokens."""
@@ -372,7 +441,8 @@ class ProfiledOperators:
 
     # -- attention --------------------------------------------------------------------------------
 
-    def _attention_key(self) -> Key:
+    def attention_key(self) -> Key:
+        """Number formats, heads and window (none) of attention's curves."""
         model, precision = self.model, self.precision
         activations = "bfloat16" if precision.activations == "float16" else precision.activations
         kv = "bfloat16" if precision.kv == "float16" else precision.kv
@@ -385,7 +455,7 @@ class ProfiledOperators:
         cache, where no engine finds it after a layer's weights went through; so times below the L2's size are at least
         those of the straight line from the shortest context to the first that is well beyond it.
         """
-        times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
+        times = self._times("decode_attention", (*self.attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
         if times is None:
             raise self._lacks("decode_attention")
         cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
@@ -399,7 +469,7 @@ class ProfiledOperators:
     def mixed_decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
         """What these decodes add to one layer's attention of a batch that holds chunks too; ``contexts`` rise."""
         alone = self.decode_attention_ns(batch, contexts)
-        key = self._attention_key()
+        key = self.attention_key()
         mixed = self._times("mixed_attention", (*key, MIXED_CHUNK, 0, batch), (0, 1), np.maximum(contexts, 1.0))
         if mixed is not None:
             chunk = self._times("prefill_attention", (*key, 1, 0), (0, 1), np.array([float(MIXED_CHUNK)]))
@@ -415,7 +485,7 @@ class ProfiledOperators:
 
     def prefill_ns(self, batch: int, chunks: Floats) -> Floats:
         """One layer's attention of ``batch`` prompts of each number of tokens."""
-        times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
+        times = self._times("prefill_attention", (*self.attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
         return times

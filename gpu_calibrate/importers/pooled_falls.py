@@ -13,7 +13,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-def rising(times: Floats) -> Floats:
+def pool_falls(times: Floats) -> Floats:
     """The times with each falling stretch at its median (pool adjacent violators in logarithms): 10, 26, 26, 17, 40
     becomes 10, 26, 26, 26, 40; of two, the mean."""
     blocks: list[list[float]] = []
