@@ -54,9 +54,10 @@ FEW_EXPERTS = (
 
 COLLECTIVES = (
     "**All-reduce on 8 B200.** 256 and 512 KiB take 26 us in four collections (vLLM 0.19 and 0.24, SGLang 0.5.9 and "
-    "0.5.10): these are no outliers. From 0.17 on vLLM takes another kernel there, in one with the norm (8 and 11 us), "
-    "up to a size by GPU and TP; its curve is in the profile now. Falling stretches of measured curves of experts and "
-    "attention are joined at their median."
+    "0.5.10): these are no outliers. From 0.17 on vLLM takes another kernel there, in one with the norm (8 and 11 "
+    "us), up to a size by GPU and TP; its curve is in the profile now. 0.10.2 has no symmetric memory by default, "
+    "so that NCCL takes what is beyond 8 MiB (16 MiB over 8 H200s: 122 us for 87). Falling stretches of measured "
+    "curves of experts and attention are joined at their median."
 )
 
 MINIMAX_KERNELS = (

@@ -15,6 +15,7 @@ from sim.workload.presets import draw_preset_lengths
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, IntColumn
 from sim.workload.trace_classes import trace_classes
 from sim.workload.trace_fields import NOT_GIVEN
+from sim.workload.trace_table import Trace
 from sim.workload.traces import read_trace
 from sim.workload.traffic_plan import ClassPlan
 
@@ -250,7 +251,9 @@ def capped_outputs(plan: ClassPlan, seed: int, outputs: IntColumn, notes: list[s
     return np.minimum(outputs, max_tokens), max_tokens
 
 
-def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool) -> Rows:
+def trace_rows(
+    plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool, serves_loras: bool
+) -> Rows:
     """The requests of a trace; the classes, tenants and tiers that it names become classes."""
     if plan.trace is None:
         raise ValueError("this class has no trace")
@@ -285,7 +288,7 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
         deadline_ns=deadline_ns,
         expected_output_tokens=none if trace.expected_output_tokens is None else trace.expected_output_tokens,
         session=session,
-        lora=_draw_loras(plan, seed, np.arange(n), numbering),
+        lora=_own_loras(trace, _draw_loras(plan, seed, np.arange(n), numbering), numbering, serves_loras, notes),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),
@@ -303,3 +306,15 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
     elif plan.prefix is not None:
         _add_prefix(rows, plan, seed, np.arange(n), trace.input_tokens, numbering)
     return rows
+
+
+def _own_loras(trace: Trace, drawn: IntColumn, numbering: Numbering, serves_loras: bool, notes: list[str]) -> IntColumn:
+    """Adapters that the trace names, where the engine serves any; a row without one has the workload's."""
+    if trace.lora is None:
+        return drawn
+    if not serves_loras:
+        notes.append("the trace's LoRA adapters are not used: engine.enable_lora is off")
+        return drawn
+    numbers = np.array([numbering.lora(name) for name in trace.lora_names], dtype=np.int64)
+    is_given = trace.lora != NOT_GIVEN
+    return np.where(is_given, numbers[np.where(is_given, trace.lora, 0)], drawn)
