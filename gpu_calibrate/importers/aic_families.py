@@ -271,6 +271,7 @@ def exchange(place: Place) -> Found:
         return []
     rows, origin = read
     rows = rows[rows["node_num"] == 1]
+    rows = rows.assign(latency=rows["latency"] / 1e3)  # microseconds in this table alone
     columns = {
         "implementation": rows["comm_backend"].to_numpy(),
         "direction": rows["phase"].to_numpy(),

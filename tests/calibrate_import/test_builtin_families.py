@@ -24,6 +24,7 @@ H200 = [
     ("block_decode", ("dsa", "fp8_block", "fp8", 16, 64), 8192, 282.9),
     ("block_prefill", ("dsa", "fp8_block", "fp8", 16, 1), 8192, 10310.0),
     ("moe", ("mxfp4", 2880, 2880, 128, 4, 2, 1), 64, None),
+    ("expert_exchange", ("deepep_ht", "combine", 7168, 8, 8), 8192, 2727.0),
 ]
 """Operator, key, place, and the table's microseconds: of latent attention's decodes those of TensorRT-LLM's, or 45
 less than vLLM's, which is what its collection launched."""

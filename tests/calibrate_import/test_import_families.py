@@ -126,6 +126,17 @@ def test_four_bit_formats_by_our_names(tmp_path: Path) -> None:
     assert sorted(str(key[0]) for key in curves(profile, "moe")) == ["mxfp4", "mxfp4_mxfp8"]
 
 
+def test_exchanges_are_in_microseconds(tmp_path: Path) -> None:
+    """And of one node alone."""
+    row = {"comm_backend": "deepep_ht", "phase": "dispatch", "hidden_size": 7168, "topk": 8, "ep_size": 8}
+    rows = [{**row, "num_tokens": n, "node_num": nodes, "latency": 300.0 * nodes} for n in (16, 64) for nodes in (1, 2)]
+    write(tmp_path, rows, "comm/moe_a2a/vllm")
+    profile = built(tmp_path, "exchange")
+    assert curves(profile, "expert_exchange")["deepep_ht", "dispatch", 7168, 8, 8].time_ns == pytest.approx(
+        (300e3, 300e3)
+    )
+
+
 def test_tables_that_are_not_there_make_no_file(tmp_path: Path) -> None:
     write(tmp_path, [gemm(1, 0.1)], "gemm/gemm/vllm")
     assert build_family("h100-sxm", "vision", tmp_path) is None

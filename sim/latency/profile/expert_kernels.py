@@ -7,7 +7,7 @@ several, and two of vLLM's own choices lead elsewhere:
   experts are split and FlashInfer's where they are whole (``fused_moe/oracle/fp8.py`` of both; pull request 34260).
   FlashInfer packages TensorRT-LLM's kernel. Split over 4 H200s it takes 123 us for 4 tokens of MiniMax-M2.5 and 2.6 ms
   for 8,192, Triton's 63 us and 1.5 ms. Where experts are whole, so that both are measured, TensorRT-LLM's table and
-  vLLM's of the same kernel differ by 4 % in the median.
+  vLLM's of the same kernel differ by 6 % in the median.
 - MXFP4 (gpt-oss): the tables have Triton's kernel on Hopper, TensorRT-LLM's under 16-bit activations on Blackwell and
   Marlin's elsewhere, which are vLLM's choices. A deployment may ask for Marlin's (``VLLM_MXFP4_USE_MARLIN=1``) or for
   activations in MXFP8 (``VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1``), vLLM's own names of which are taken here.
