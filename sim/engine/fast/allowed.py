@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "fb72b7af7d417ac062cdd96b019c92d50b6e1116130ecb625fd4f0098812684e"
+FINGERPRINT = "7f1c2aa234ffc3154a4e4d2c37cb861745fde90d771e195016f72cb41f8df2cc"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
