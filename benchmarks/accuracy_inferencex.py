@@ -11,14 +11,32 @@ from typing import Any
 
 from benchmarks.accuracy_experiment import Experiment, Scenario, Sets, Unscored
 from benchmarks.accuracy_recipes import Recipe, engine_settings, read_recipe
+from sim.latency.models import MODELS as PRESETS
 
 ROWS = "e2e/inferencex_vllm_rows.csv.gz"
 RECIPES = "e2e/inferencex_vllm_recipes.json"
 
 Row = Mapping[str, str]
 
-MODELS = {"meta-llama/Llama-3.1-70B": "llama-3.1-70b", "MiniMaxAI/MiniMax-M2.5": "minimax-m2.5"}
-TITLES = {"llama-3.1-70b": "Llama-3.1-70B FP8", "minimax-m2.5": "MiniMax-M2.5 FP8"}
+MODELS = {
+    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
+    "MiniMaxAI/MiniMax-M2.5": "minimax-m2.5",
+    "openai/gpt-oss-120b": "gpt-oss-120b",
+    "moonshotai/Kimi-K2.5": "kimi-k2.5",
+}
+TITLES = {
+    "llama-3.1-70b": "Llama-3.1-70B FP8",
+    "minimax-m2.5": "MiniMax-M2.5 FP8",
+    "gpt-oss-120b": "gpt-oss-120B MXFP4",
+    "kimi-k2.5": "Kimi-K2.5 INT4",
+}
+PRECISIONS = {"llama-3.1-70b": "fp8", "minimax-m2.5": "fp8", "gpt-oss-120b": "fp4", "kimi-k2.5": "int4"}
+"""Of the rows that are modelled."""
+AS_PUBLISHED = frozenset({"gpt-oss-120b", "kimi-k2.5"})
+"""Models whose checkpoint has the formats of its own: ``dtype: auto``."""
+UNKNOWN_SEATS = ("gpt-oss-120b", 512)
+"""(model, clients) of rows whose server had fewer seats than clients, and it is not recorded how many: TPOT of 512
+clients of H100s is that of 5 to 100, and the first token of a thousand-token prompt takes 20 s."""
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm"}
 LLAMA_VERSION = "0.10.2"
 """Of the rows of 2025-10-29, which do not record it: ``vllm/vllm-openai:v0.10.2`` is the image of all three GPUs in
@@ -26,6 +44,8 @@ LLAMA_VERSION = "0.10.2"
 NOT_TOLD = ("enable_prefix_caching", "compilation_config", "moe_backend")
 """Settings that tell no configurations apart. Random prompts share nothing: with a prefix cache or without, it is the
 same experiment. Fused kernels, graphs and kernels of experts came to scenarios after the halves were drawn."""
+DRAWN_WITH = 0.9
+"""``gpu_memory_utilization`` of recipes without it when the halves were drawn, whatever a version's default is."""
 AS_STARTED: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("llama-3.1-70b", "h100-sxm"): {
@@ -87,14 +107,14 @@ def reason_not_modelled(row: Row) -> str:
     """Why no run stands for the row; empty where one does."""
     if row["mode"] != "agg":
         return "prompts and outputs on engines of their own (disaggregated): not modelled"
-    if "gpt-oss" in row["model"]:
-        return "4-bit floating-point experts (MXFP4) with attention sinks: no operator was measured"
-    if "Kimi" in row["model"]:
-        return "multi-head latent attention: not modelled"
     if row["model"] not in MODELS:
         return "neither the client nor the engine's settings are recorded"
-    if row["precision"] != "fp8":
-        return "4-bit floating-point weights (NVFP4): no operator was measured"
+    if MODELS[row["model"]] not in PRESETS:
+        return "no preset of the model"
+    if row["precision"] != PRECISIONS[MODELS[row["model"]]]:
+        return "4-bit floating-point weights (NVFP4): not yet tried"
+    if (MODELS[row["model"]], int(row["concurrency"])) == UNKNOWN_SEATS:
+        return "512 clients of a server whose number of seats is not recorded"
     if row["system"] not in GPUS:
         return "no profile of this GPU"
     if not row["recipe_files"]:
@@ -119,7 +139,8 @@ def is_expert_parallel(row: Row, recipe: Recipe) -> bool:
 def configuration(row: Row, recipe: Recipe) -> Configuration:
     """The row's, with the recipe as its flags tell it at one length and number of clients. Experts are as labelled:
     that some scripts spread them anyway was found after the halves were drawn."""
-    settings = sorted((key, str(value)) for key, value in engine_settings(recipe, 1024, 1024, 1).items())
+    drawn = {"gpu_memory_utilization": DRAWN_WITH, **engine_settings(recipe, 1024, 1024, 1)}
+    settings = sorted((key, str(value)) for key, value in drawn.items())
     told = ",".join(f"{key}={value}" for key, value in settings if key not in NOT_TOLD)
     return Configuration(
         MODELS[row["model"]],
@@ -161,7 +182,7 @@ def scenario_of(row: Row, recipe: Recipe) -> Scenario:
             "gpu": gpu,
             "vllm_version": row["backend_version"] or LLAMA_VERSION,
             "tensor_parallel_size": int(row["tp"]),
-            "dtype": row["precision"],
+            "dtype": "auto" if model in AS_PUBLISHED else row["precision"],
             **({"enable_expert_parallel": True} if is_expert_parallel(row, recipe) else {}),
             **settings,
         },

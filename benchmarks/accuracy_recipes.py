@@ -9,6 +9,8 @@ from typing import Any
 
 FLAG = re.compile(r"--([a-z][a-z_.-]*)(?:[= ]+(?!--)('[^']*'|\"[^\"]*\"|\S+))?")
 LINE = re.compile(r"^([a-z][a-z-]*): *(.*)$", re.MULTILINE)
+CLIENTS = "$CONC"
+"""What a script has for its number of clients."""
 FULL_CONTEXT = 10240
 """``max-model-len`` of the recipes of 2025 where lengths are neither 1,024 in and out nor 8,192 of either."""
 NO_FLASHINFER, NO_DEEP_GEMM = "VLLM_USE_FLASHINFER_MOE_FP8=0", "VLLM_MOE_USE_DEEP_GEMM=0"
@@ -39,7 +41,8 @@ class Recipe:
     @property
     def has_fused_all_reduce(self) -> bool:
         """Whether the all-reduce and the norm after it are one kernel."""
-        return any("ALLREDUCE" in each for each in self.env) or "fuse_allreduce_rms" in " ".join(self.flags)
+        told = " ".join((*self.env, *self.flags, self.flags.get("compilation-config", "")))
+        return any(name in told for name in ("ALLREDUCE", "fuse_allreduce_rms", "enable_fi_allreduce_fusion"))
 
     @property
     def graphs(self) -> str:
@@ -79,7 +82,9 @@ def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dic
     flags = recipe.flags
     settings: dict[str, Any] = {
         # Llama's B200 recipe is without its command; those of the other GPUs give clients as seats.
-        "max_num_seqs": concurrency if "async-scheduling" in flags else int(flags.get("max-num-seqs", "1024")),
+        "max_num_seqs": concurrency
+        if "async-scheduling" in flags or flags.get("max-num-seqs") == CLIENTS
+        else int(flags.get("max-num-seqs", "1024")),
         "max_num_batched_tokens": 2 * isl
         if "ISL" in flags.get("max-num-batched-tokens", "")
         else int(flags.get("max-num-batched-tokens", "8192")),

@@ -29,7 +29,18 @@ EDGE, SHORT_EDGE, SHORT = 2, 1, 5
 """Points kept at each end of a curve, where it has at least ``SHORT``; else one."""
 SHAPE_FIELDS = ("batch", "prior_tokens", "chunk_tokens", "num_decodes")
 """Parts of a key that are not the shape: left out with it."""
-MATCHED = ("dtype", "kv_dtype", "head_size", "window", "implementation", "name", "direction", "num_gpus")
+MATCHED = (
+    "dtype",
+    "kv_dtype",
+    "head_size",
+    "window",
+    "implementation",
+    "name",
+    "direction",
+    "num_gpus",
+    "block",
+    "state",
+)
 """Parts that predictions never cross; shapes are drawn within."""
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from gpu_calibrate.fit.gates import imported_gates
 from gpu_calibrate.fit.held_out import held_out_errors
-from gpu_calibrate.importers import aiconfigurator, import_profile
+from gpu_calibrate.importers import import_profile
+from gpu_calibrate.importers.aic_tables import GPU_NAMES
 from gpu_calibrate.importers.thin import keep_curves, thin_points
 from sim.errors import InputError
 from sim.latency.profile.file import Curve, Profile, save_profile
@@ -24,7 +25,7 @@ CREATED = "2026-11-21T00:00:00+00:00"
 """Written into the files instead of the clock: the same tables give the same bytes."""
 TOLERANCE = 0.01
 
-AICONFIGURATOR = {preset: own for own, preset in aiconfigurator.GPU_NAMES.items()}
+AICONFIGURATOR = {preset: own for own, preset in GPU_NAMES.items()}
 """Presets and the source's names of them."""
 LLMSERVINGSIM = ("rtx-pro-6000",)
 """Presets whose kernels LLMServingSim timed in a running vLLM for several models: those come first. (The RTX 4090 it
@@ -52,7 +53,7 @@ def wanted(operator: str, fields: dict[str, str | int]) -> bool:
         fields["chunk_tokens"] not in MIXED_CHUNKS or fields["prior_tokens"] not in MIXED_PRIORS
     ):
         return False
-    if "head_size" in fields:
+    if "window" in fields:
         size, window = int(fields["head_size"]), int(fields["window"])
         return size in HEAD_SIZES and (window == 0 or (size, window) in WINDOWS)
     if operator.startswith("moe"):

@@ -11,19 +11,40 @@ import sys
 from pathlib import Path
 
 from sim.latency.profile.file import Error, Profile, load_profile
-from sim.latency.profile.library import BUILTIN, builtin_names
+from sim.latency.profile.library import BUILTIN, builtin_names, family_files
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "profiles.md"
 START, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+KINDS = ("random_points", "held_out_curves")
 OPERATORS = ("gemm", "prefill_attention", "decode_attention", "mixed_attention", "moe", "all_reduce")
 
 
 def tables() -> str:
     """What stands between the marks."""
     profiles = [load_profile(BUILTIN / f"{name}.json.gz") for name in builtin_names()]
+    parts = [path for name in builtin_names() for path in family_files(name).values()]
     return "\n".join(
-        ["## What each stands on", "", *_sources(profiles), "## How wrong each is", "", *_errors(profiles)]
+        [
+            *("## What each stands on", "", *_sources(profiles)),
+            *("## How wrong each is", "", *_errors(profiles)),
+            *("## Beside them, read when a model asks for it", "", *_families(parts)),
+        ]
     )
+
+
+def _families(parts: list[Path]) -> list[str]:
+    lines = [
+        "| file | operator | curves / points | kB | inner points: median / p90 % (points) | whole shapes |",
+        "|---" * 6 + "|",
+    ]
+    for path in parts:
+        profile, size = load_profile(path), path.stat().st_size / 1e3
+        for name, operator in profile.operators.items():
+            points = sum(len(curve.at) for curve in operator.curves)
+            inner, shapes = (_cell(profile.errors.get(name, {}).get(kind)) for kind in KINDS)
+            told = f"{len(operator.curves):,} / {points:,} | {size:.0f} | {inner} | {shapes}"
+            lines.append(f"| `{profile.name}` | {name} | {told} |")
+    return [*lines, ""]
 
 
 def _sources(profiles: list[Profile]) -> list[str]:
@@ -38,7 +59,7 @@ def _sources(profiles: list[Profile]) -> list[str]:
 
 def _errors(profiles: list[Profile]) -> list[str]:
     lines = []
-    for kind, told in (("random_points", "Inner points left out"), ("held_out_curves", "Whole shapes left out")):
+    for kind, told in zip(KINDS, ("Inner points left out", "Whole shapes left out"), strict=True):
         lines += [f"{told}: median / 90th percentile, per cent (number of points)", ""]
         lines += [f"| profile | {' | '.join(OPERATORS)} |", "|---" * (len(OPERATORS) + 1) + "|"]
         for profile in profiles:

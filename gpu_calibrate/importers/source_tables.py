@@ -26,7 +26,10 @@ JUMP, AGREE = 2.0, 1.5
 """More than ``JUMP`` times above or below both neighbours, which differ by less than ``AGREE``, is an outlier."""
 REACH = 0.9
 """Quantile of the bandwidth that cold curves reach, as a share of the peak: what reading is taken to take."""
-NEVER_FALLS = frozenset({"moe", "moe_triton", "moe_cutlass", "prefill_attention", "decode_attention"})
+NEVER_FALLS = frozenset(
+    {"moe", "moe_triton", "moe_cutlass", "prefill_attention", "decode_attention", "expert_exchange"}
+    | {"block_decode", "block_prefill", "state_decode", "state_prefill", "encoder_attention"}
+)
 """Operators whose curves are made to rise. Matrices and collectives choose another kernel from some size on, and there
 a larger size really can take less: the prediction knows."""
 LEVELLED = 0.01

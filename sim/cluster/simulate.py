@@ -64,6 +64,7 @@ def simulate_cluster(
             loaded.base_dir,
             engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
+            serves_loras=engine.enable_lora,
         )
     if deployment is None:
         deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)

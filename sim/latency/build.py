@@ -128,9 +128,11 @@ def _build_plain_cost(
             fitted=fitted,
         )
     from sim.latency.profile.cost import ProfileCost
+    from sim.latency.profile.kind_cost import KindCost, has_several_kinds
 
     found = find_profile(latency.profile, gpu, base_dir)
-    return ProfileCost(
+    cost_type = KindCost if has_several_kinds(model) else ProfileCost
+    return cost_type(
         found,
         model,
         gpu,

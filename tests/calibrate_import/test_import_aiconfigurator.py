@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gpu_calibrate.importers import aiconfigurator, import_profile
+from gpu_calibrate.importers import aic_tables, import_profile
 from sim.errors import InputError
 from sim.latency.profile.file import Curve, Profile
 
@@ -305,7 +305,7 @@ def test_what_is_not_there_is_told_with_what_is(folder: Path) -> None:
 
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiconfigurator, "find_spec", lambda name: None)
+    monkeypatch.setattr(aic_tables, "find_spec", lambda name: None)
     told = refused(gpu="h100_sxm")
     assert "pip install aiconfigurator-core" in told
     assert "\n" not in told

@@ -111,7 +111,8 @@ def test_causal_pairs_are_counted_one_by_one(chunk: int, prior: int, window: int
 
 
 def test_every_operator_has_an_axis_and_a_bound() -> None:
-    numbers = {"dtype": "bfloat16", "kv_dtype": "bfloat16", "implementation": "nccl", "name": "rms_norm", "window": 0}
+    texts = {"dtype": "bfloat16", "kv_dtype": "bfloat16", "implementation": "nccl", "name": "rms_norm"}
+    numbers = {**texts, "block": "mla", "state": "gdn", "window": 0}
     for operator, layout in OPERATORS.items():
         fields = {name: numbers.get(name, 8) for name in layout.key}
         times = bound_ns(operator, DEVICE, fields, np.array([1.0, 1000.0]))

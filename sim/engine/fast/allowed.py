@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "7f1c2aa234ffc3154a4e4d2c37cb861745fde90d771e195016f72cb41f8df2cc"
+FINGERPRINT = "c7ae31e29a5e6c28155e69b7d69c6fc028d0362155b21cd74473dbc60f6e0bd5"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (

@@ -320,7 +320,7 @@ def _alike(settings: SchedulerSettings) -> tuple[tuple[int, ...], ...]:
 
 
 def _check_states(settings: SchedulerSettings, lookup_tokens: int) -> None:
-    """Raise SimulationError for what of vLLM's states is not followed."""
+    """Raise SimulationError for settings of states that vLLM has and that are not followed."""
     states = [group for group in settings.kv_groups if group.kind == "state"]
     if settings.num_speculative_tokens:
         raise SimulationError("layers with a state beside speculative decoding are not simulated")

@@ -23,7 +23,7 @@ from sim.latency.parallel import Link
 from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
-from sim.latency.profile.all_reduce import fused_limit_bytes, quantises_apart
+from sim.latency.profile.all_reduce import fused_limit_bytes, nccl_from_bytes, quantises_apart
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.expert_kernels import expert_backend
@@ -35,7 +35,7 @@ from sim.latency.profile.library import Found
 from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
-from sim.latency.profile.written import hash_of
+from sim.latency.profile.written import families_read, hash_of
 from sim.latency.sampling import Way, filter_ns, way_of
 from sim.latency.tables import Rate, Table
 
@@ -53,6 +53,7 @@ class ProfileCost:
     """Step costs from a profile. See the module's text; ``breakdown`` names every term."""
 
     kind = "profile"
+    operators_type: type[ProfiledOperators] = ProfiledOperators
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class ProfileCost:
         capability = found.device.compute_capability
         fused_bytes = fused_limit_bytes(engine, capability)
         backend = expert_backend(engine, capability, precision.weights)
-        self.operators = ops = ProfiledOperators(
+        self.operators = ops = self.operators_type(
             found.profile,
             found.device,
             model,
@@ -101,6 +102,7 @@ class ProfileCost:
             backend,
             fused_bytes,
             has_wide_kernel(engine),
+            nccl_from_bytes(engine),
             quantises_apart(engine),
         )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
@@ -191,6 +193,11 @@ class ProfileCost:
             terms["all_reduce"] = count * ops.all_reduce_ns(sizes) / ops.pp
         if ops.pp > 1:
             terms["send_receive"] = ops.send_receive_ns(sizes)
+        return self.scaled_with_launches(terms, tokens, sizes)
+
+    def scaled_with_launches(self, terms: dict[str, Floats], tokens: Floats, sizes: Floats) -> dict[str, Floats]:
+        """``terms`` as fitted, with what launching takes beyond them; ``sizes``: tokens, padded to a graph's."""
+        ops = self.operators
         terms = {name: times * self._factor(name) for name, times in terms.items()}
         if self._waits_for_launches:
             # What no graph holds is launched kernel by kernel, which small steps wait for. Attention and the LM head
@@ -435,6 +442,7 @@ class ProfileCost:
             "estimate": False,
             "profile": profile.name,
             "profile_hash": hash_of(profile),
+            **families_read(profile),
             "source": profile.source.kind,
             "origin": profile.source.origin,
             "kernels": {name: profile.operators[name].kernel for name in sorted(profile.operators)},

@@ -110,7 +110,7 @@ def _part(ops: ProfiledOperators, operator: str, key: Key, followed: Key | None)
 
 
 def _by_basis(ops: ProfiledOperators, operator: str, key: Key) -> Part:
-    stated = ops.profile.errors.get(operator, {})
+    stated = ops.predictor.stated_errors(operator, key)
     basis = ops.predictor.basis(operator, key)
     whole, points = stated.get(HELD_OUT), stated.get(AT_PLACES, stated.get(HELD_OUT))
     subject = f"{key[1]} GPUs" if "num_gpus" in OPERATORS[operator].key else "a shape"

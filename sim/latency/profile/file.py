@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sim.errors import InputError, Problem
-from sim.latency.profile.layout import OPERATORS, TEXT_ATTRIBUTES
+from sim.latency.profile.layout import KNOWN_TEXTS, OPERATORS, TEXT_ATTRIBUTES
 
 FORMAT: Literal["simrun-profile"] = "simrun-profile"
 VERSION = 1
@@ -183,6 +183,8 @@ def _wrong_attributes(names: tuple[str, ...], key: Key) -> str:
         if name in TEXT_ATTRIBUTES:
             if not isinstance(value, str):
                 return f"{name} should be text, found {value!r}"
+            if name in KNOWN_TEXTS and value not in KNOWN_TEXTS[name]:
+                return f"{name} {value!r} is none that is known; there are {', '.join(KNOWN_TEXTS[name])}"
         elif not isinstance(value, int) or value < 0:
             return f"{name} should be a whole number, at least 0, found {value!r}"
     return ""

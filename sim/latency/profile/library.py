@@ -35,6 +35,11 @@ def builtin_names() -> list[str]:
     return sorted(path.name.removesuffix(SUFFIX) for path in BUILTIN.glob(f"*{SUFFIX}"))
 
 
+def family_files(name: str) -> dict[str, Path]:
+    """Files beside a built-in profile, by family (``layout.FAMILIES``): what most models do not need."""
+    return {path.name.split(".")[1]: path for path in sorted((BUILTIN / "families").glob(f"{name}.*{SUFFIX}"))}
+
+
 def profile_for_gpu(gpu: str) -> str | None:
     """The built-in profile that a GPU preset uses by default."""
     name = SAME_CHIP.get(gpu, gpu)
@@ -59,7 +64,10 @@ def find_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) -
     from sim.latency.profile.written import WrittenProfile
 
     path = _path(chosen, base_dir)
-    profile = WrittenProfile(read_document(path), str(path)) if path.parent == BUILTIN else load_profile(path)
+    if path.parent == BUILTIN:
+        profile: AnyProfile = WrittenProfile(read_document(path), str(path), family_files(chosen))
+    else:
+        profile = load_profile(path)
     if profile.device.gpu == gpu.name:
         return Found(profile, profile.device)
     if profile.device.gpu == SAME_CHIP.get(gpu.name):

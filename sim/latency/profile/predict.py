@@ -12,7 +12,7 @@ kernels give each of those its own thread blocks, so that 4 requests of 32 KV he
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -22,15 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import InputError
-from sim.latency.profile.file import Device, Key
+from sim.latency.profile.file import Device, Error, Key
 from sim.latency.profile.fill import Lines, distinct
 from sim.latency.profile.layout import OPERATORS
 from sim.latency.profile.speed_of_light import bound_ns
-from sim.latency.profile.written import AnyProfile, Curves, curves_of
+from sim.latency.profile.written import AnyProfile, Curves, curves_of, part_with
 
 Floats = npt.NDArray[np.float64]
 
-EXACT_FIELDS = frozenset({"dtype", "kv_dtype", "window", "implementation", "name", "direction"})
+EXACT_FIELDS = frozenset({"dtype", "kv_dtype", "window", "implementation", "name", "direction", "block", "state"})
 """Parts of a key that are matched, never interpolated."""
 
 
@@ -59,21 +59,22 @@ class Predictor:
     def __init__(self, profile: AnyProfile, device: Device | None = None) -> None:
         self.profile = profile
         self.device = device or profile.device
-        self._operators: dict[str, _Curves] = {}
+        self._operators: dict[tuple[str, str], _Curves] = {}
+        """By operator and the file that holds them."""
 
     def has(self, operator: str, key: Key) -> bool:
         """Whether ``times_ns`` has curves to go by for this key: some that share what must be shared."""
-        curves = self._curves(operator)
+        curves = self._curves(operator, key)
         return curves is not None and curves.has_like(key)
 
     def has_exactly(self, operator: str, key: Key) -> bool:
         """Whether this very key was measured."""
-        curves = self._curves(operator)
+        curves = self._curves(operator, key)
         return curves is not None and curves.has(key)
 
     def basis(self, operator: str, key: Key) -> Basis | None:
         """What a prediction for ``key`` stands on; None where ``has`` says no."""
-        curves = self._curves(operator)
+        curves = self._curves(operator, key)
         return None if curves is None else curves.basis(key)
 
     def time_ns(self, operator: str, key: Key, at: float) -> float:
@@ -87,7 +88,7 @@ class Predictor:
         InputError where the profile holds nothing of this operator with these number formats.
         """
         followed = like or key
-        curves = self._curves(operator)
+        curves = self._curves(operator, followed)
         group = None if curves is None else curves.group(followed)
         if curves is None or group is None:
             raise InputError(f"profile {self.profile.name}: no curve of {operator} like {list(followed)}")
@@ -96,13 +97,19 @@ class Predictor:
         times: Floats = np.exp(multiple) * bound_ns(operator, self.device, fields, at)
         return times
 
-    def _curves(self, operator: str) -> _Curves | None:
-        if operator not in self._operators:
-            measured = curves_of(self.profile, operator)
+    def stated_errors(self, operator: str, key: Key) -> Mapping[str, Error]:
+        """Errors by kind that the file with such curves states of the operator."""
+        return part_with(self.profile, operator, key).errors.get(operator, {})
+
+    def _curves(self, operator: str, key: Key) -> _Curves | None:
+        part = part_with(self.profile, operator, key)
+        known = self._operators.get((operator, part.name))
+        if known is None:
+            measured = curves_of(part, operator)
             if measured is None:
                 return None
-            self._operators[operator] = _Curves(operator, measured, self.profile.device)
-        return self._operators[operator]
+            known = self._operators[operator, part.name] = _Curves(operator, measured, part.device)
+        return known
 
 
 _Tree = dict[float, "_Tree | int"]

@@ -40,15 +40,20 @@ NEAR_DTYPES = {
     "int8": ("fp8", "bfloat16"),
     "int4": ("bfloat16",),
     "int4_g32": ("int4", "bfloat16"),
-    "bnb_4bit": ("int4", "bfloat16"),
-    "mxfp4": ("int4", "bfloat16"),
-    "nvfp4": ("fp8_block", "fp8", "int4", "bfloat16"),
-    "nvfp4_weights": ("mxfp4", "int4", "bfloat16"),
     "mxfp8": ("fp8_block", "fp8", "bfloat16"),
-    "fp8_weights": ("int8", "bfloat16"),
-    "int8_weights": ("int4", "bfloat16"),
+    "fp8_weights": ("bfloat16",),
+    "int8_weights": ("bfloat16",),
+    "bnb_4bit": ("int4", "bfloat16"),
+    "mxfp4": ("mxfp4_marlin", "int4", "bfloat16"),
+    "mxfp4_marlin": ("int4", "mxfp4", "bfloat16"),
+    "mxfp4_mxfp8": ("mxfp4", "fp8_block", "bfloat16"),
+    "nvfp4": ("int4", "bfloat16"),
+    "nvfp4_weights": ("int4", "bfloat16"),
 }
 """Whose curves stand in for a number format that was not measured, nearest first."""
+
+KERNEL_FORMATS = frozenset({"mxfp4_marlin"})
+"""Names that say a kernel as well: its curves of other shapes come before other kernels' curves of this one."""
 
 ELEMENTWISE_EFFICIENCY = 0.7
 """Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
@@ -111,6 +116,8 @@ class ProfiledOperators:
     """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
     has_wide_gemm: bool = True
     """Whether the engine has the FP8 kernel for 8,192 rows and more."""
+    nccl_from_bytes: int | None = None
+    """Beyond which NCCL reduces the hidden state; None = what the table was timed through does."""
     quantises_apart: bool = False
     """Whether 8 bits are made of 16 by kernels of their own, as by an eager engine."""
     stand_ins: dict[str, str] = field(default_factory=dict)
@@ -135,7 +142,8 @@ class ProfiledOperators:
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
         """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
         candidates = _near_keys(key, dtype_places)
-        if operator == "moe":  # kernels tuned for a shape differ from others by a multiple: the shape comes first
+        # Kernels tuned for a shape differ from others by a multiple: the shape comes first, unless the kernel is known.
+        if operator == "moe" and key[0] not in KERNEL_FORMATS:
             candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
@@ -342,6 +350,11 @@ class ProfiledOperators:
             return np.zeros_like(tokens)
         payload = self._hidden_bytes(tokens)
         times = self.settled_ns("all_reduce", payload)
+        nccl: Key = ("nccl", self.tp)
+        if self.nccl_from_bytes is not None and self.link is None and self.predictor.has("all_reduce", nccl):
+            # No less than by the table: what was timed through vLLM has its own share beyond NCCL's at any size.
+            by_nccl = np.maximum(self.predictor.times_ns("all_reduce", nccl, payload), times)
+            times = np.where(payload > self.nccl_from_bytes, by_nccl, times)
         fused = self.is_fused(tokens)
         if fused.any():
             self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
@@ -435,7 +448,8 @@ class ProfiledOperators:
 
     # -- attention --------------------------------------------------------------------------------
 
-    def _attention_key(self) -> Key:
+    def attention_key(self) -> Key:
+        """Number formats, heads and window (none) of attention's curves."""
         model, precision = self.model, self.precision
         activations = "bfloat16" if precision.activations == "float16" else precision.activations
         kv = "bfloat16" if precision.kv == "float16" else precision.kv
@@ -448,7 +462,7 @@ class ProfiledOperators:
         cache, where no engine finds it after a layer's weights went through; so times below the L2's size are at least
         those of the straight line from the shortest context to the first that is well beyond it.
         """
-        times = self._times("decode_attention", (*self._attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
+        times = self._times("decode_attention", (*self.attention_key(), batch), (0, 1), np.maximum(contexts, 1.0))
         if times is None:
             raise self._lacks("decode_attention")
         cached = batch * contexts * self.kv_bytes_per_token() < L2_SHARE * self.device.l2_bytes
@@ -462,7 +476,7 @@ class ProfiledOperators:
     def mixed_decode_attention_ns(self, batch: int, contexts: Floats) -> Floats:
         """What these decodes add to one layer's attention of a batch that holds chunks too; ``contexts`` rise."""
         alone = self.decode_attention_ns(batch, contexts)
-        key = self._attention_key()
+        key = self.attention_key()
         mixed = self._times("mixed_attention", (*key, MIXED_CHUNK, 0, batch), (0, 1), np.maximum(contexts, 1.0))
         if mixed is not None:
             chunk = self._times("prefill_attention", (*key, 1, 0), (0, 1), np.array([float(MIXED_CHUNK)]))
@@ -478,7 +492,7 @@ class ProfiledOperators:
 
     def prefill_ns(self, batch: int, chunks: Floats) -> Floats:
         """One layer's attention of ``batch`` prompts of each number of tokens."""
-        times = self._times("prefill_attention", (*self._attention_key(), batch, 0), (0, 1), chunks)
+        times = self._times("prefill_attention", (*self.attention_key(), batch, 0), (0, 1), chunks)
         if times is None:
             raise self._lacks("prefill_attention")
         return times

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -24,11 +26,14 @@ from sim.latency.profile.file import (
     Key,
     Profile,
     profile_hash,
+    read_document,
     refuse_failed_gates,
 )
+from sim.latency.profile.layout import family_of
 
 Floats = npt.NDArray[np.float64]
 
+NO_FAMILIES: Mapping[str, Path] = MappingProxyType({})
 OPERATORS_FOLLOW = b',\n "operators": {\n'
 OPERATOR_ENDS = b"\n  ]}"
 CURVES_FOLLOW = b', "curves": [\n'
@@ -133,11 +138,15 @@ class WrittenOperator:
 class WrittenProfile:
     """What a step cost needs of a profile, without its curves until they are used."""
 
-    def __init__(self, raw: bytes, file: str) -> None:
-        """``raw``: the document as ``file.profile_bytes`` wrote it; ``file`` is for messages.
+    def __init__(self, raw: bytes, file: str, families: Mapping[str, Path] = NO_FAMILIES) -> None:
+        """``raw``: the document as ``file.profile_bytes`` wrote it; ``file`` is for messages. ``families``: files of
+        the same GPU that are read when a curve of theirs is asked for (``layout.FAMILIES``).
 
         Raises InputError where it is not written that way, or where a sanity gate failed.
         """
+        self._families = families
+        self.read_families: dict[str, WrittenProfile] = {}
+        """Those that were asked for so far."""
         self.hash = hashlib.sha256(raw).hexdigest()[:HASH_DIGITS]
         self.operators: dict[str, WrittenOperator] = {}
         head, found, rest = raw.partition(OPERATORS_FOLLOW)
@@ -156,8 +165,24 @@ class WrittenProfile:
         self.name, self.source, self.device = profile.name, profile.source, profile.device
         self.host, self.errors = profile.host, profile.errors
 
+    def family(self, name: str) -> WrittenProfile | None:
+        """One of ``families``, read when it is first asked for; None where there is no such file."""
+        known = self.read_families.get(name)
+        if known is None and name in self._families:
+            path = self._families[name]
+            known = self.read_families[name] = WrittenProfile(read_document(path), str(path))
+        return known
+
 
 AnyProfile = Profile | WrittenProfile
+
+
+def part_with(profile: AnyProfile, operator: str, key: Key) -> AnyProfile:
+    """The profile, or that family file of it, which would hold curves of ``operator`` with such a key."""
+    if not isinstance(profile, WrittenProfile):
+        return profile
+    family = family_of(operator, key)
+    return (profile.family(family) if family else None) or profile
 
 
 def curves_of(profile: AnyProfile, operator: str) -> Curves | None:
@@ -168,6 +193,12 @@ def curves_of(profile: AnyProfile, operator: str) -> Curves | None:
     if isinstance(measured, WrittenOperator):
         return measured.curves
     return CheckedCurves(measured.curves) if measured.curves else None
+
+
+def families_read(profile: AnyProfile) -> dict[str, dict[str, str]]:
+    """What the summary adds where files beside a built-in profile were read: the hash of each."""
+    read = profile.read_families if isinstance(profile, WrittenProfile) else {}
+    return {"profile_families": {name: read[name].hash for name in sorted(read)}} if read else {}
 
 
 def hash_of(profile: AnyProfile) -> str:
