@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "c7ae31e29a5e6c28155e69b7d69c6fc028d0362155b21cd74473dbc60f6e0bd5"
+FINGERPRINT = "fe2cd02b79d08824c0d6add6ae33e1c22edce9c34f6c7bf72a00f8403185d71b"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (

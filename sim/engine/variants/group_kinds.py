@@ -144,10 +144,6 @@ class ChunkKind(FullKind):
         self.chunk = group.sliding_window or 0
         if self.chunk <= 0:
             raise SimulationError("a KV group of chunks needs sliding_window, the length of one")
-        if settings.enable_prefix_caching and self.block_size != self.lookup_tokens:
-            raise SimulationError(
-                "a KV group of chunks beside groups with other block sizes: vLLM does not find prefixes there"
-            )
         most_tokens = min(self.chunk + settings.max_in_flight_tokens, settings.max_model_len)
         self.most_blocks = ceil_div(most_tokens, self.block_size)
 

@@ -5,16 +5,14 @@ order, whatever is taken or given back; a prefix is found where every group can 
 length, since a token's place follows from its position; where a block was given back or was never needed, they have
 vLLM's null block.
 
-Refused by name: states beside groups of smaller blocks (vLLM then finds prefixes inside a block), beside drafts
-(``num_speculative_blocks``), and states in mid-chunk (``checkpoint_alignment``) beside groups of larger blocks. The
-last block of a hit, which EAGLE and MTP drop, is not followed: there are no such drafts here.
+What is not followed, ``kv_layout.why_not_followed`` refuses by name. The last block of a hit, which EAGLE and MTP drop,
+is not dropped: there are no such drafts here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.kv_cache import NO_CACHING, NO_HIT, NULL_BLOCK, Hit, PrefixKVCache
@@ -22,7 +20,7 @@ from sim.engine.request import Content, Request
 from sim.engine.variants.group_kinds import ChunkKind, FullKind, IsCached, WindowKind
 from sim.engine.variants.states import StateChunks, StateKind, last_boundary
 from sim.errors import SimulationError
-from sim.latency.kv_layout import tokens_per_lookup
+from sim.latency.kv_layout import tokens_per_lookup, why_not_followed
 
 NEVER_FREE = 1 << 60
 """More blocks than any pool has."""
@@ -82,8 +80,13 @@ class GroupedKVCache(PrefixKVCache):
         """vLLM asks a group that keeps all, then the only other kind, and is done."""
         self._held: dict[str, Holding] = {}
         has_states = any(kind.is_state for kind in self.kinds)
-        if has_states:
-            _check_states(settings, self.lookup_tokens)
+        reason = why_not_followed(
+            settings.kv_groups,
+            has_prefix_cache=settings.enable_prefix_caching,
+            has_drafts=settings.num_speculative_tokens > 0,
+        )
+        if reason is not None:
+            raise SimulationError(reason)
         self.cuts_chunks = has_states and settings.enable_prefix_caching
         self._chunks = StateChunks(settings, self.lookup_tokens)
         self._new_states: set[int] = set()
@@ -317,20 +320,3 @@ def _alike(settings: SchedulerSettings) -> tuple[tuple[int, ...], ...]:
         by_kind.setdefault((group.kind, group.block_size, group.sliding_window), []).append(number)
     numbers = sorted(by_kind.values(), key=lambda each: not settings.kv_groups[each[0]].keeps_all)
     return tuple(map(tuple, numbers))
-
-
-def _check_states(settings: SchedulerSettings, lookup_tokens: int) -> None:
-    """Raise SimulationError for settings of states that vLLM has and that are not followed."""
-    states = [group for group in settings.kv_groups if group.kind == "state"]
-    if settings.num_speculative_tokens:
-        raise SimulationError("layers with a state beside speculative decoding are not simulated")
-    if not settings.enable_prefix_caching:
-        return
-    smallest = gcd(*(group.block_size for group in settings.kv_groups))
-    if any(group.block_size != smallest for group in states):
-        raise SimulationError(
-            f"layers with a state need blocks of {smallest} tokens, the most that divides the blocks of all KV groups: "
-            "prefixes found inside a block of states are not simulated"
-        )
-    if lookup_tokens != smallest and any(group.checkpoint_alignment is not None for group in states):
-        raise SimulationError("states in the middle of a chunk beside KV groups of larger blocks are not simulated")
