@@ -44,6 +44,8 @@ LLAMA_VERSION = "0.10.2"
 NOT_TOLD = ("enable_prefix_caching", "compilation_config", "moe_backend")
 """Settings that tell no configurations apart. Random prompts share nothing: with a prefix cache or without, it is the
 same experiment. Fused kernels, graphs and kernels of experts came to scenarios after the halves were drawn."""
+DRAWN_WITH = 0.9
+"""``gpu_memory_utilization`` of recipes without it when the halves were drawn, whatever a version's default is."""
 AS_STARTED: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("llama-3.1-70b", "h100-sxm"): {
@@ -137,7 +139,8 @@ def is_expert_parallel(row: Row, recipe: Recipe) -> bool:
 def configuration(row: Row, recipe: Recipe) -> Configuration:
     """The row's, with the recipe as its flags tell it at one length and number of clients. Experts are as labelled:
     that some scripts spread them anyway was found after the halves were drawn."""
-    settings = sorted((key, str(value)) for key, value in engine_settings(recipe, 1024, 1024, 1).items())
+    drawn = {"gpu_memory_utilization": DRAWN_WITH, **engine_settings(recipe, 1024, 1024, 1)}
+    settings = sorted((key, str(value)) for key, value in drawn.items())
     told = ",".join(f"{key}={value}" for key, value in settings if key not in NOT_TOLD)
     return Configuration(
         MODELS[row["model"]],

@@ -270,6 +270,7 @@ def test_halves_keep_configurations_together_and_do_not_look_at_results(data: Pa
         by_tp.setdefault(each.scenario["engine"]["tensor_parallel_size"], set()).add(each.is_training)
     assert sorted(map(sorted, by_tp.values())) == [[False], [True]]
     recipe = read_recipe(RECIPE_LLAMA)
+    assert "gpu_memory_utilization=0.9," in configuration(ROW, recipe).recipe, "defaults of today do not redraw them"
     other = [{**row, "tpot_mean_ms": "1", "ttft_mean_ms": "1"} for row in (ROW, {**ROW, "tp": "8"})]
     assert {each.tp for each in training_half(configuration(row, recipe) for row in other)} == {
         tp for tp, halves in by_tp.items() if True in halves

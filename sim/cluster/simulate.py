@@ -64,6 +64,7 @@ def simulate_cluster(
             loaded.base_dir,
             engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
+            serves_loras=engine.enable_lora,
         )
     if deployment is None:
         deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)
@@ -189,9 +190,11 @@ def _request_type(engine: EngineConfig, workload: RequestTable, settings: Schedu
 
 
 def outgrows(workload: RequestTable, settings: SchedulerSettings) -> bool:
-    """Whether a sliding window makes a difference: some request grows beyond it, or blocks are cached, of which vLLM
-    keeps only the ends of prompts. Else every decision is that of full attention: nothing is behind the window, and no
-    request needs as many blocks as admission is bounded by."""
+    """Whether a sliding window makes a difference, or layers of several kinds: some request grows beyond it, or blocks
+    are cached, of which vLLM keeps only the ends of prompts. Else every decision is that of full attention: nothing is
+    behind the window, and no request needs as many blocks as admission is bounded by."""
+    if settings.kv_groups:
+        return True
     if settings.sliding_window is None:
         return False
     if settings.enable_prefix_caching:

@@ -150,6 +150,7 @@ def _workload(measured: MeasuredRun, loaded: LoadedScenario) -> RequestTable:
         loaded.base_dir,
         engine.max_model_len,
         isolates_tenants=engine.cache_isolation == "tenant",
+        serves_loras=engine.enable_lora,
     )
 
 

@@ -231,6 +231,7 @@ def _workload(
             loaded.base_dir,
             told.engine.max_model_len,
             isolates_tenants=told.engine.cache_isolation == "tenant",
+            serves_loras=told.engine.enable_lora,
         )
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}
     # The rest of a scenario, so that the options are checked as its keys are.

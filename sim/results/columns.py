@@ -78,7 +78,16 @@ def request_columns(record: RunRecord) -> dict[str, AnyColumn | Named | list[str
         "num_preemptions": from_record["num_preemptions"],
         "num_recomputed_tokens": from_record["num_recomputed_tokens"],
         "priority": from_record["priority"],
+        **_adapters(record),
     }
+
+
+def _adapters(record: RunRecord) -> dict[str, Named]:
+    """The LoRA adapter of each request, where some have one."""
+    workload = record.workload
+    if workload.lora is None:
+        return {}
+    return {"lora": Named(workload.lora[record.requests["row"]] - 1, list(workload.loras))}
 
 
 def _reasons(record: RunRecord) -> Named:

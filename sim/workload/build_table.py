@@ -25,6 +25,7 @@ def build_workload(
     max_model_len: int | None = None,
     *,
     isolates_tenants: bool = False,
+    serves_loras: bool = True,
 ) -> RequestTable:
     """All requests of a run, in the order of their arrival.
 
@@ -35,12 +36,12 @@ def build_workload(
 
     ``base_dir`` is the scenario's folder, which trace paths are relative to. With ``max_model_len``,
     conversations end before the turn whose prompt would no longer fit. ``isolates_tenants``: requests
-    of different tenants have no content in common.
+    of different tenants have no content in common. ``serves_loras``: whether adapters that a trace names count.
 
     Raises InputError for contradictory or missing settings and unusable traces.
     """
     plan = plan_workload(config)
-    numbering = Numbering()
+    numbering = Numbering(serves_loras=serves_loras)
     parts: list[list[Rows]] = []
     for arrivals in plan.arrivals:
         parts.append(_arrival_rows(arrivals, seed, numbering, max_model_len))
@@ -161,13 +162,14 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
     first of them.
     """
     flat = [rows for group in parts for rows in group]
-    process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
     if len(flat) == 1:
         rows = flat[0]
         if limit is not None and len(rows.arrival_ns) > limit:
             rows = _take(rows, np.arange(limit))
+        process = np.zeros(len(rows.arrival_ns), dtype=np.int8)
     else:
         rows = _concatenate(flat)
+        process = np.repeat(np.arange(len(parts)), [sum(len(rows.arrival_ns) for rows in group) for group in parts])
         order = np.lexsort((rows.root_index, process, rows.root_ns))[:limit]
         rows, process = _take(rows, order), process[order]
     given = [cap for cap in caps if cap is not None]
@@ -190,7 +192,7 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
         segment_end_tokens=rows.segment_end_tokens,
         classes=rows.classes,
         request_ids=rows.request_ids,
-        sender=np.array(sender_of, dtype=np.int64)[process[: len(rows.arrival_ns)]] if given else None,
+        sender=np.array(sender_of, dtype=np.int64)[process] if given else None,
         sender_caps=tuple(given),
         notes=list(dict.fromkeys(rows.notes)),
     )

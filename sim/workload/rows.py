@@ -15,6 +15,7 @@ from sim.workload.presets import draw_preset_lengths
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, IntColumn
 from sim.workload.trace_classes import trace_classes
 from sim.workload.trace_fields import NOT_GIVEN
+from sim.workload.trace_table import Trace
 from sim.workload.traces import read_trace
 from sim.workload.traffic_plan import ClassPlan
 
@@ -28,6 +29,7 @@ class Numbering:
     next_content: int = 0
     next_session: int = 0
     owners: dict[str, int] = field(default_factory=dict)
+    serves_loras: bool = True
     loras: dict[str, int] = field(default_factory=dict)
     """Number of each LoRA adapter by name."""
 
@@ -161,6 +163,17 @@ def _draw_loras(plan: ClassPlan, seed: int, conversation: IntColumn, numbering: 
     return drawn
 
 
+def _trace_loras(own: IntColumn, trace: Trace, numbering: Numbering, notes: list[str]) -> IntColumn:
+    """The adapter that each row of a trace names, else the class's ``own``."""
+    if trace.lora is None:
+        return own
+    if not numbering.serves_loras:
+        notes.append("the trace's adapters (`lora`) are not used: engine.enable_lora is off")
+        return own
+    numbers = np.array([NO_LORA, *map(numbering.lora, trace.lora_names)], dtype=np.int64)
+    return np.where(trace.lora == NOT_GIVEN, own, numbers[np.maximum(trace.lora, -1) + 1])
+
+
 def _deadlines(plan: ClassPlan, n: int) -> IntColumn:
     allowed = NO_DEADLINE if plan.deadline_s is None else round(plan.deadline_s * NS_PER_S)
     return np.full(n, allowed, dtype=np.int64)
@@ -285,7 +298,7 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
         deadline_ns=deadline_ns,
         expected_output_tokens=none if trace.expected_output_tokens is None else trace.expected_output_tokens,
         session=session,
-        lora=_draw_loras(plan, seed, np.arange(n), numbering),
+        lora=_trace_loras(_draw_loras(plan, seed, np.arange(n), numbering), trace, numbering, notes),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),

@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,8 @@ class TraceProblems:
         self.more = 0
         self.unread: dict[str, str] = {}
         """Columns and keys that nothing reads, each with the name that was perhaps meant."""
+        self._repeated: dict[str, tuple[int, int]] = {}
+        """Of messages that were added as one for many lines: their place in the list, and how many more lines."""
 
     def add(self, message: str, line: int | None = None, column: int | None = None) -> None:
         """One more problem."""
@@ -44,8 +47,22 @@ class TraceProblems:
         else:
             self.more += 1
 
+    def add_once(self, message: str, line: int) -> None:
+        """One more problem, unless an earlier line had the same: then that one says so."""
+        if message in self._repeated:
+            place, more = self._repeated[message]
+            self._repeated[message] = place, more + 1
+        elif len(self.listed) < MAX_PROBLEMS:
+            self._repeated[message] = len(self.listed), 0
+            self.add(message, line)
+        else:
+            self.add(message, line)
+
     def raise_if_any(self) -> None:
         """Raise InputError with all of them."""
+        for message, (place, more) in self._repeated.items():
+            if more:
+                self.listed[place] = replace(self.listed[place], message=f"{message} ({more:,} more lines likewise)")
         if self.more:
             self.listed.append(Problem(f"... and {self.more} more", self.file))
             self.more = 0
@@ -248,6 +265,11 @@ def _objects(
         if not text.strip():
             continue
         row: Any = None
+        if text.lstrip()[0] not in "{[":
+            said = f"format {problems.trace_format} is a JSON object per line, and this is none"
+            problems.add_once(f"{said}; give another workload.trace.format", line)
+            yield line, None
+            continue
         try:
             row = decoder.decode(text.rstrip())
         except json.JSONDecodeError as error:
@@ -274,7 +296,7 @@ def _take_objects(chunk: list[tuple[int, dict[str, Any]]], fields: Sequence[Fiel
         return
     for line, row in chunk:
         if missing := _missing(fields, list(row)):
-            problems.add(missing_message(missing, list(row), problems, "key"), line)
+            problems.add_once(missing_message(missing, list(row), problems, "key"), line)
         for field in fields:
             if field not in missing:
                 take_cell(field, _cell(row, field), problems, line)

@@ -75,12 +75,10 @@ class RowFields:
 
     def put_into(self, trace: Trace, source: Source) -> None:
         """Give ``trace`` the columns that its file has."""
-        for column, reason in (
-            (self.model, "every replica serves the engine's one model"),
-            (self.lora, "adapters are not modelled"),
-        ):
-            if column.numbers:
-                source.notes.append(f"{source.name}: the column `{column.name}` is not used: {reason}")
+        if self.model.numbers:
+            reason = "every replica serves the engine's one model"
+            source.notes.append(f"{source.name}: the column `{self.model.name}` is not used: {reason}")
+        trace.lora, trace.lora_names = _if_any(self.lora.column()), list(self.lora.numbers)
         trace.request_ids = self.request_id.texts if any(self.request_id.texts) else None
         trace.priority = _if_any(self.priority.column())
         trace.tenant, trace.tenant_names = _if_any(self.tenant.column()), list(self.tenant.numbers)

@@ -28,7 +28,6 @@ from sim.workload.trace_table import Segments, Source, Trace
 
 BLOCK_TOKENS = 512
 """Tokens that one of Mooncake's ``hash_ids`` stands for (the last one of a prompt: what is left)."""
-MOST_PROBLEMS = 20
 
 
 @dataclass(slots=True)
@@ -159,12 +158,12 @@ def _check_counts(trace: Trace, counts: IntColumn, block_tokens: int, source: So
     if not len(wrong):
         return
     fits = _block_sizes_that_fit(trace.input_tokens, counts)
-    for row in wrong[:MOST_PROBLEMS].tolist():
-        source.problems.add(
-            f"request {row + 1} of the file: expected {expected[row]} hash_ids (one per {block_tokens} tokens of its "
-            f"input_length {trace.input_tokens[row]}), found {counts[row]}{fits}"
-        )
-    source.problems.more += max(len(wrong) - MOST_PROBLEMS, 0)
+    row = int(wrong[0])
+    more = f", and {len(wrong) - 1:,} more likewise" if len(wrong) > 1 else ""
+    source.problems.add(
+        f"request {row + 1} of the file: expected {expected[row]} hash_ids (one per {block_tokens} tokens of its "
+        f"input_length {trace.input_tokens[row]}), found {counts[row]}{more}{fits}"
+    )
     source.problems.raise_if_any()
 
 

@@ -59,6 +59,9 @@ class Trace:
     class_: IntColumn | None = None
     """Index into ``class_names``, or NOT_GIVEN."""
     class_names: list[str] = field(default_factory=list)
+    lora: IntColumn | None = None
+    """Index into ``lora_names``, or NOT_GIVEN."""
+    lora_names: list[str] = field(default_factory=list)
     deadline_ns: IntColumn | None = None
     """Time allowed from arrival to end, or NOT_GIVEN."""
     session: IntColumn | None = None
@@ -98,7 +101,7 @@ class Trace:
 
 COLUMNS = (
     *("arrival_ns", "input_tokens", "output_tokens", "parent", "priority", "tenant", "tier", "class_", "deadline_ns"),
-    *("session", "expected_output_tokens"),
+    *("session", "expected_output_tokens", "lora"),
 )
 """Columns of a ``Trace`` with a value per row."""
 

@@ -33,7 +33,8 @@ def chats(**more: Any) -> dict[str, Any]:
     [
         ({}, True),
         ({"long_prefill_token_threshold": 200}, False),
-        ({"model": windowed_model(4096, has_experts=True)}, True),
+        ({"model": windowed_model(4096, has_experts=True)}, False),
+        ({"model": windowed_model(4096, has_experts=True), "enable_prefix_caching": False}, True),
         ({"model": windowed_model(150, has_experts=True)}, False),
     ],
 )

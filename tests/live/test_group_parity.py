@@ -256,7 +256,7 @@ def test_a_planted_mistake_shows(mistake: Callable[[GroupedKVCache], None]) -> N
             case = draw_group_case(group, "fcfs", True, seed)
             wrong: Any = SimScheduler(case)
             mistake(wrong.scheduler.kv)
-            wrong.scheduler.why_never = lambda request: None  # who reserves too much is to wait, not to be refused
+            wrong.scheduler.why_never = lambda request: None  # what reserves too much is to wait, not to be refused
             differing += first_difference(case, drive(case, RealScheduler(case)), drive(case, wrong)) is not None
     print(mistake.__name__, differing)
     assert differing > 0

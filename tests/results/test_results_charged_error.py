@@ -79,7 +79,7 @@ def test_seconds_of_a_run_sum_to_what_it_charged() -> None:
     terms = summary["error"]["terms"]
     on_gpus = sum(each["busy_s"] for each in summary["replicas"])
     assert sum(term["seconds"] for name, term in terms.items() if name != "host") == pytest.approx(on_gpus)
-    assert terms["host"]["seconds"] > 0.1 * on_gpus  # without scheduling ahead all of it shows
+    assert terms["host"]["seconds"] > 0.05 * on_gpus  # without scheduling ahead all of it shows
     assert sum(term["share"] for term in terms.values()) == pytest.approx(1.0)
     assert sum(summary["error"]["shares"].values()) == pytest.approx(1.0)
 

@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "658ce237fa1af81cabadb2b5ed651dc00847e0532aebf6babfb8b2ade47b7f57"
+FINGERPRINT = "1231dc1820f0382588cf7446538c50ae5ac02f24ec4e3e3319261dbc4ef5cb22"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -52,14 +52,15 @@ SETTINGS = frozenset(
     {"num_gpu_blocks", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens"}
     | {"enable_chunked_prefill", "max_prefill_tokens_per_step", "scheduler_reserve_full_isl", "watermark"}
     | {"enable_prefix_caching", "async_scheduling", "block_bytes", "prompt_tokens_per_output_token", "sliding_window"}
+    | {"kv_groups"}
 )
-"""Settings that it follows, whatever they are; any other setting must have its default."""
+"""Settings that it follows, whatever they are; any other setting must have its default. Of KV groups it follows those
+that keep all KV or a window, in blocks of one size."""
 
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
-    | {"max_loras", "max_cpu_loras", "lora_bytes"}
-    | {"kv_groups", "prefix_cache_retention_interval"}
+    | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes"}
 )
 """Settings that it is known not to follow."""
 
@@ -103,6 +104,10 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
     for field in fields(settings):
         if field.name not in SETTINGS and getattr(settings, field.name) != field.default:
             return f"the fast engine does not know the setting {field.name}"
+    if any(group.kind in ("chunk", "state") for group in settings.kv_groups):
+        return "a KV group keeps neither all KV nor a window"
+    if any(group.block_size != settings.block_size for group in settings.kv_groups):
+        return "KV groups have blocks of several sizes"
     most_tokens = settings.max_num_batched_tokens
     if settings.max_num_seqs >= most_tokens:
         return "a step may not hold a token of every running request"

@@ -110,6 +110,8 @@ class Cohort:
         self.add_gap = recorder.gaps.add
         self._units = recorder.gaps.units
         self.block_size = settings.block_size
+        self.num_groups = len(settings.kv_groups) or 1
+        """KV groups, in each of which a request takes a block at the same time."""
         self.is_async = settings.async_scheduling
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
         self._bind(policy)
@@ -154,7 +156,7 @@ class Cohort:
         self.context = 0
         """Sum of the context that they attend to in the next batch."""
         self.growth = [0] * self.block_size
-        """``growth[j % block_size]``: how many need a new block for batch j."""
+        """``growth[j % block_size]``: blocks that they need for batch j, one in each group."""
         self._leaves: list[tuple[int, int, Member]] = []
         """Heap of (first batch without it, admission, member)."""
         self.leaving: list[Member] = []
@@ -205,7 +207,7 @@ class Cohort:
         self.size += 1
         self.units += request.unit
         self.context += computed + 1
-        self.growth[(batch + 1 - computed) % self.block_size] += 1
+        self.growth[(batch + 1 - computed) % self.block_size] += self.num_groups
         heappush(self._leaves, (last + 1, request.admission, request))
 
     def _uncount(self, request: Member) -> None:
@@ -213,7 +215,7 @@ class Cohort:
         self.size -= 1
         self.units -= request.unit
         self.context -= request.base_computed + self.latest - request.joined_at + 1
-        self.growth[(request.joined_at + 1 - request.base_computed) % self.block_size] -= 1
+        self.growth[(request.joined_at + 1 - request.base_computed) % self.block_size] -= self.num_groups
 
     def leave_out(self, batch: int) -> None:
         """Members that ``batch`` does not compute any more."""
@@ -289,6 +291,10 @@ class Cohort:
 
     # --- blocks --------------------------------------------------------------------------------
 
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that ``num_tokens`` of one request have had, in all groups."""
+        return -(-num_tokens // self.block_size) * self.num_groups
+
     def give_back(self, request: Member, num_blocks: int, *, ended: bool) -> None:
         """All blocks of a request whose counters count."""
         sure = request.num_computed_tokens - request.num_output_placeholders
@@ -363,7 +369,7 @@ class Cohort:
             computed = request.num_computed_tokens
             if computed:
                 self.running.remove(request)
-            self.give_back(request, -(-computed // self.block_size), ended=True)
+            self.give_back(request, self.blocks_for(computed), ended=True)
             self.freed.append(request)
         for request in ended:
             self.record_end(request, Status.COMPLETED, now_ns)
@@ -385,7 +391,7 @@ class Cohort:
         computed = victim.num_computed_tokens
         note_stopped(victim, computed)
         self.outstanding += computed
-        num_blocks = -(-computed // self.block_size) + num_new_blocks
+        num_blocks = self.blocks_for(computed) + num_new_blocks
         if num_new_tokens:
             # The keys that it made in this step stay.
             cacheable = min(computed + num_new_tokens, victim.num_tokens)
@@ -420,7 +426,7 @@ class Cohort:
         self.policy.on_finished(request)
         computed = request.num_computed_tokens
         self.outstanding -= request.num_prompt_tokens + request.max_tokens - computed
-        self.give_back(request, -(-computed // self.block_size), ended=True)
+        self.give_back(request, self.blocks_for(computed), ended=True)
         self.freed.append(request)
         self.is_stuck = False
 

@@ -117,9 +117,7 @@ class FastReplica(Jumper):
         limit = self.settings.max_model_len
         if request.num_prompt_tokens >= limit:
             return f"prompt of {request.num_prompt_tokens} tokens does not leave room under max_model_len {limit}"
-        need = -(-(request.num_prompt_tokens + request._stop_at_output_tokens - 1) // self.block_size)
-        if self.most_blocks:
-            need = min(need, self.most_blocks)
+        need = self.blocks_to_reserve(request.num_prompt_tokens + request._stop_at_output_tokens - 1)
         if need > self.num_gpu_blocks:
             return f"needs {need} KV blocks at its longest, the pool has {self.num_gpu_blocks}"
         return None

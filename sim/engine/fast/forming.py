@@ -19,8 +19,8 @@ from sim.latency.base import StepShape
 class Former(Cohort):
     """Forms one batch at a time."""
 
-    most_blocks = 0
-    """Blocks that a request of any length holds at most, where those behind a window are given back; 0 = no window."""
+    has_window = False
+    """Whether requests give blocks back that are behind a window."""
 
     def _bind(self, policy: Any) -> None:
         super()._bind(policy)
@@ -101,7 +101,7 @@ class Former(Cohort):
         """One more chunk of the prompt that is done in part; 0 where it had to give up its own blocks."""
         computed, block_size = part.num_computed_tokens, self.block_size
         tokens = min(part.num_tokens - computed, most)
-        need = -(-(computed + tokens) // block_size) - -(-computed // block_size)
+        need = self.blocks_for(computed + tokens) - self.blocks_for(computed)
         while need > self.kv.num_free_blocks:
             if self._evict_for(part, now_ns) is part:
                 return 0
@@ -136,7 +136,7 @@ class Former(Cohort):
 
     def _serve_one_by_one(self, batch: int, now_ns: int) -> bool:
         """The running pass where blocks are short, or where a request lost a step: False where it ended early."""
-        block_size, kv = self.block_size, self.kv
+        block_size, kv, num_groups = self.block_size, self.kv, self.num_groups
         served = self._served = set()
         for request in tuple(self.running):
             if request.state is not State.RUNNING or request is self.part:
@@ -147,14 +147,14 @@ class Former(Cohort):
                 computed = request.num_computed_tokens
             else:
                 continue
-            if self.most_blocks:
+            if self.has_window:
                 self._drop_alone(request, batch, computed)
             if computed % block_size == 0:
-                while not kv.num_free_blocks:
+                while kv.num_free_blocks < num_groups:
                     if self._evict_for(request, now_ns) is request:
                         self._skip_behind(request)
                         return False
-                kv.take(1)
+                kv.take(num_groups)
             served.add(request)
         return True
 
@@ -175,7 +175,7 @@ class Former(Cohort):
             computed = victim.num_computed_tokens
             if victim.is_counted:
                 computed = victim.base_computed + self.latest - victim.joined_at
-            num_new_blocks, num_new_tokens = int(computed % self.block_size == 0), 1
+            num_new_blocks, num_new_tokens = 0 if computed % self.block_size else self.num_groups, 1
         self.preempt(victim, now_ns, num_new_blocks, num_new_tokens)
         self.preempted.append(victim)
         self.is_stuck = False
@@ -234,6 +234,10 @@ class Former(Cohort):
 
     # --- admission -----------------------------------------------------------------------------
 
+    def blocks_to_reserve(self, num_tokens: int) -> int:
+        """Blocks that must be free for a request of ``num_tokens`` to be computed whole, however it is cut."""
+        return self.blocks_for(num_tokens)
+
     def _admit(self, batch: int, now_ns: int, budget: int, prefill_budget: int, ones: list[Member]) -> None:
         """Admit from the head of the queue; the first that does not fit ends it."""
         waiting, running, settings, kv = self.waiting, self.running, self.settings, self.kv
@@ -263,11 +267,9 @@ class Former(Cohort):
             free = kv.num_free_blocks - hits.num_evictable + hits.num_blocks
             if running:
                 free -= self.watermark_blocks
-            num_blocks = -(-(computed + tokens) // block_size)
-            whole = -(-num_tokens // block_size) if settings.scheduler_reserve_full_isl else num_blocks
-            if self.most_blocks:
-                whole = max(min(whole, self.most_blocks), num_blocks)
-            if whole > free:
+            num_blocks = self.blocks_for(computed + tokens)
+            whole = self.blocks_to_reserve(num_tokens) if settings.scheduler_reserve_full_isl else 0
+            if whole > free or num_blocks > free:
                 is_out_of_room = True
                 break
             waiting.pop()

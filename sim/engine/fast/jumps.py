@@ -302,7 +302,7 @@ class Jumper(Former):
             return False
         most = 1 if self.leaving else self.first_leave() - batch
         free = self.kv.num_free_blocks
-        if (most // self.block_size + 1) * size > free:
+        if (most // self.block_size + 1) * size * self.num_groups > free:
             most = self._most_by_blocks(most, free)
             if not most:
                 return False

@@ -309,17 +309,17 @@ def _alike(settings: SchedulerSettings) -> tuple[tuple[int, ...], ...]:
 
 
 def _check_states(settings: SchedulerSettings, lookup_tokens: int) -> None:
-    """Raise SimulationError for what of vLLM's states is not followed."""
+    """Raise SimulationError for settings of states that vLLM has and that are not followed."""
     states = [group for group in settings.kv_groups if group.kind == "state"]
     if settings.num_speculative_tokens:
         raise SimulationError("layers with a state beside speculative decoding are not simulated")
     if not settings.enable_prefix_caching:
         return
     smallest = gcd(*(group.block_size for group in settings.kv_groups))
-    if any(group.block_size != smallest for group in states) or settings.block_size != smallest:
+    if any(group.block_size != smallest for group in states):
         raise SimulationError(
-            f"layers with a state need block_size {smallest}, the largest that divides the blocks of all KV groups: "
-            "prefixes found inside a block are not simulated"
+            f"layers with a state need blocks of {smallest} tokens, the most that divides the blocks of all KV groups: "
+            "prefixes found inside a block of states are not simulated"
         )
     if lookup_tokens != smallest and any(group.checkpoint_alignment is not None for group in states):
         raise SimulationError("states in the middle of a chunk beside KV groups of larger blocks are not simulated")

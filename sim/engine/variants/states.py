@@ -95,9 +95,10 @@ class StateChunks:
     """Where chunks of prompts end so that states can be kept."""
 
     def __init__(self, settings: SchedulerSettings, lookup_tokens: int) -> None:
-        self.block_size = settings.block_size
+        states = [group for group in settings.kv_groups if group.kind == "state"]
+        self.block_size = states[0].block_size if states else settings.block_size
         self.lookup_tokens = lookup_tokens
-        alignments = [group.checkpoint_alignment for group in settings.kv_groups if group.kind == "state"]
+        alignments = [group.checkpoint_alignment for group in states]
         self.alignment = None if None in alignments or not alignments else alignments[0]
         self.longest = settings.max_num_batched_tokens - settings.draft_slots
         if threshold := settings.long_prefill_token_threshold:

@@ -1,10 +1,10 @@
-"""Requests that outgrow a sliding window: what a member gives back follows from its first batch, as what it takes does.
+"""Requests with KV behind a window: what a member gives back follows from its first batch, as what it takes does.
 
-In each step a request gives back what is behind its window before it takes new blocks. With a window of W, n tokens
-computed and none of them in flight, the next token does not look at the first n - W + 1. So a decoding member gives
-back a block in every ``block_size`` batches, as often as it takes one, at a phase of its own. Only the first time is
-different: a chunk of its prompt goes behind the window at once, or it has just outgrown the window. That is its *turn*,
-and no plan contains it.
+In each step a request gives back what is behind its windows before it takes new blocks. With a window of W, n tokens
+computed and none of them in flight, the next token does not look at the first n - W + 1. So in each KV group with a
+window a decoding member gives back a block in every ``block_size`` batches, as often as it takes one, at a phase of its
+own. Only the first time is different: a chunk of its prompt goes behind the window at once, or it has just outgrown the
+window. That is a *turn*, and no plan contains one. Groups that keep all KV only take.
 
 Blocks are only counted. That is exact as long as no request can find content of before: none that others have, and none
 of its own. So where a request that may find its own blocks is preempted, the reference takes the run (``NotFollowed``).
@@ -12,7 +12,7 @@ of its own. So where a request that may find its own blocks is preempted, the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from heapq import heappop, heappush
 from typing import Any
 
@@ -24,42 +24,56 @@ from sim.engine.fast.plan import Plan
 from sim.engine.fast.segments import SegmentKVCache
 from sim.latency.sliding_window import max_blocks_per_request
 
+ALL = 0
+"""In place of a window: the turn at which a chunk of a prompt falls behind all of them."""
+
 
 class WindowMember(Member):
-    """A request of an engine with a window."""
+    """A request of an engine with windows."""
 
-    __slots__ = ("newest_tokens", "phase", "turn")
+    __slots__ = ("newest_tokens", "num_seen", "phases", "turns")
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
-        self.num_dropped_blocks = 0
+        self.num_seen = 0
+        """Tokens that were computed when it last gave blocks back."""
         self.newest_tokens = 0
         """Tokens that its newest batch computes, unless it is a member."""
-        self.turn = 0
-        """The batch of its next turn; 0 = none."""
-        self.phase = -1
-        """Where it is counted in ``drops``; -1 = not yet."""
+        self.turns: dict[int, int] = {}
+        """Window -> the batch of its turn, while that is to come."""
+        self.phases: dict[int, int] = {}
+        """Window -> where it is counted in ``drops``."""
 
 
 class WindowReplica(FastReplica):
-    """``FastReplica`` for ``variants/window.py``. ``settings.sliding_window`` must be given."""
+    """``FastReplica`` for ``variants/window.py``, and for ``variants/groups.py`` where each group keeps all KV or a
+    window, in blocks of one size."""
+
+    has_window = True
 
     def _bind(self, policy: Any) -> None:
         super()._bind(policy)
         self._may_cruise = False
         settings, block_size = self.settings, self.block_size
-        self._window = window = settings.sliding_window or 0
-        self.most_blocks = max_blocks_per_request(
-            window, settings.max_in_flight_tokens, settings.max_model_len, block_size
-        )
-        self._finds_own = settings.enable_prefix_caching and window > 1
+        windows = [group.sliding_window for group in settings.kv_groups] or [settings.sliding_window]
+        self._windows = Counter(window for window in windows if window is not None)
+        """Window -> how many groups have it."""
+        self._num_full = len(windows) - self._windows.total()
+        """Groups that keep all KV."""
+        in_flight, longest = settings.max_in_flight_tokens, settings.max_model_len
+        self._kept = [
+            (count, max_blocks_per_request(window, in_flight, longest, block_size))
+            for window, count in self._windows.items()
+        ]
+        """Groups with a window, and the blocks that a request of any length holds in one of them at most."""
+        self._finds_own = settings.enable_prefix_caching and min(self._windows, default=2) > 1
         self.kv = SegmentKVCache(settings.num_gpu_blocks, block_size, caches=False)
         self._lag = int(self.is_async)
         """Batches in flight when one is formed, of which a member has a token each."""
         self.drops = [0] * block_size
-        """``drops[j % block_size]``: how many give a block back in batch j, before they take any."""
-        self._turns: list[tuple[int, int, WindowMember]] = []
-        """Heap of (batch, admission, member)."""
+        """``drops[j % block_size]``: blocks that are given back in batch j, before any are taken."""
+        self._turns: list[tuple[int, int, int, WindowMember]] = []
+        """Heap of (batch, admission, window, member)."""
         self._given_back = 0
         """The last batch for which all members gave back together, ..."""
         self._given_alone: dict[Member, int] = {}
@@ -67,22 +81,32 @@ class WindowReplica(FastReplica):
         self._least_free = self.kv.num_usable_blocks
         """The fewest free blocks at the end of a plan."""
 
-    # --- what is behind the window -------------------------------------------------------------
+    def blocks_to_reserve(self, num_tokens: int) -> int:
+        each = -(-num_tokens // self.block_size)
+        return self._num_full * each + sum(count * min(each, most) for count, most in self._kept)
 
-    def _behind(self, num_processed: int) -> int:
-        """Blocks that no token after the first ``num_processed`` looks at."""
-        return max(num_processed - self._window + 1, 0) // self.block_size
+    # --- what is behind the windows ------------------------------------------------------------
 
-    def _num_dropped(self, request: WindowMember, batch: int) -> int:
-        """Blocks that a member has given back by ``batch``."""
+    def _behind(self, num_seen: int, window: int = ALL) -> int:
+        """Blocks, of the groups with ``window``, that no token after the first ``num_seen`` looks at."""
+        if window:
+            return self._windows[window] * (max(num_seen - window + 1, 0) // self.block_size)
+        return sum(self._behind(num_seen, each) for each in self._windows)
+
+    def _num_seen(self, request: WindowMember, batch: int) -> int:
+        """Tokens of a member that were computed when it last gave blocks back, by ``batch``."""
         batch = min(batch, request.last_batch)
         more = batch - request.joined_at
         if more <= 0:
-            return request.num_dropped_blocks
-        processed = request.base_computed + more - 1 - self._lag
+            return request.num_seen
         if more <= self._lag:
-            processed = request.base_computed - request.newest_tokens
-        return max(request.num_dropped_blocks, self._behind(processed))
+            return max(request.num_seen, request.base_computed - request.newest_tokens)
+        return max(request.num_seen, request.base_computed + more - 1 - self._lag)
+
+    def _given_in(self, request: WindowMember, batch: int, window: int = ALL) -> int:
+        """Blocks that a member gives back in ``batch``."""
+        after, before = self._num_seen(request, batch), self._num_seen(request, batch - 1)
+        return self._behind(after, window) - self._behind(before, window)
 
     def _compute(self, request: Any, tokens: int, batch: int, ones: list[Member]) -> None:
         request.newest_tokens = tokens
@@ -90,55 +114,55 @@ class WindowReplica(FastReplica):
 
     def join(self, request: Any, batch: int) -> None:
         super().join(request, batch)
-        if self._lag and self._behind(request.base_computed - request.newest_tokens) > request.num_dropped_blocks:
-            self._set_turn(request, batch + 1)
-        else:
-            self._set_turn(request, self._outgrows_at(request))
+        if self._lag and self._behind(request.base_computed - request.newest_tokens) > self._behind(request.num_seen):
+            self._set_turn(request, batch + 1, ALL)
+        for window in self._windows:
+            self._set_turn(request, self._outgrows_at(request, window), window)
 
-    def _outgrows_at(self, request: Member) -> int:
-        """The batch from which on a member gives back a block in every ``block_size``."""
-        left = self._window - 1 + self.block_size - request.base_computed
+    def _outgrows_at(self, request: Member, window: int) -> int:
+        """The batch from which on a member gives back a block of ``window`` in every ``block_size``."""
+        left = window - 1 + self.block_size - request.base_computed
         return request.joined_at + 1 + self._lag + max(left, 0)
 
-    def _set_turn(self, request: WindowMember, batch: int) -> None:
+    def _set_turn(self, request: WindowMember, batch: int, window: int) -> None:
         if request.is_counted and batch <= request.last_batch:
-            request.turn = batch
-            heappush(self._turns, (batch, request.admission, request))
+            request.turns[window] = batch
+            heappush(self._turns, (batch, request.admission, window, request))
 
     def _next_turn(self) -> int:
         turns = self._turns
-        while turns and turns[0][2].turn != turns[0][0]:
+        while turns and turns[0][3].turns.get(turns[0][2]) != turns[0][0]:
             heappop(turns)
         return turns[0][0] if turns else IDLE
 
-    def _take_turns(self, batch: int) -> Iterator[WindowMember]:
-        """Members whose turn is at ``batch``."""
+    def _take_turns(self, batch: int) -> int:
+        """Blocks that members give back whose turn is at ``batch``."""
+        num_blocks = 0
         while self._next_turn() <= batch:
-            request = heappop(self._turns)[2]
-            request.turn = 0
-            yield request
-            if batch <= request.joined_at + self._lag:
-                self._set_turn(request, self._outgrows_at(request))
-            else:
-                at = request.joined_at + self._lag + self._window - request.base_computed
-                request.phase = at % self.block_size
-                self.drops[request.phase] += 1
+            _, _, window, request = heappop(self._turns)
+            del request.turns[window]
+            num_blocks += self._given_in(request, batch, window)
+            if window:
+                at = request.joined_at + self._lag + window - request.base_computed
+                request.phases[window] = phase = at % self.block_size
+                self.drops[phase] += self._windows[window]
+        return num_blocks
 
     def _uncount(self, request: Any) -> None:
         super()._uncount(request)
-        request.turn = 0
-        if request.phase >= 0:
-            self.drops[request.phase] -= 1
-            request.phase = -1
+        request.turns.clear()
+        for window, phase in request.phases.items():
+            self.drops[phase] -= self._windows[window]
+        request.phases.clear()
 
     def write(self, request: Any) -> None:
         until = max(self.latest, self._given_back, self._given_alone.get(request, 0))
-        request.num_dropped_blocks = self._num_dropped(request, until)
+        request.num_seen = self._num_seen(request, until)
         super().write(request)
 
-    def give_back(self, request: Member, num_blocks: int, *, ended: bool) -> None:
-        super().give_back(request, num_blocks - request.num_dropped_blocks, ended=ended)
-        request.num_dropped_blocks = 0
+    def give_back(self, request: Any, num_blocks: int, *, ended: bool) -> None:
+        super().give_back(request, num_blocks - self._behind(request.num_seen), ended=ended)
+        request.num_seen = 0
 
     def preempt(self, victim: Member, now_ns: int, num_new_blocks: int = 0, num_new_tokens: int = 0) -> None:
         if self._finds_own:
@@ -151,8 +175,7 @@ class WindowReplica(FastReplica):
         self._given_alone.clear()
         is_whole = super()._serve(batch, now_ns)
         num_blocks = self.drops[batch % self.block_size]
-        for request in self._take_turns(batch):
-            num_blocks += self._num_dropped(request, batch) - self._num_dropped(request, batch - 1)
+        num_blocks += self._take_turns(batch)
         if self._served is None:
             self.kv.take(-num_blocks)
             self._given_back = batch
@@ -160,12 +183,13 @@ class WindowReplica(FastReplica):
 
     def _drop_alone(self, request: Any, batch: int, num_processed: int) -> None:
         if request.joined_at == NOT_A_MEMBER:
-            before = request.num_dropped_blocks
-            after = request.num_dropped_blocks = max(before, self._behind(num_processed))
+            before = request.num_seen
+            request.num_seen = max(before, num_processed)
+            num_blocks = self._behind(request.num_seen) - self._behind(before)
         else:
-            before, after = self._num_dropped(request, batch - 1), self._num_dropped(request, batch)
+            num_blocks = self._given_in(request, batch)
             self._given_alone[request] = batch
-        self.kv.take(before - after)
+        self.kv.take(-num_blocks)
 
     def _go_on(self, part: Any, most: int, batch: int, now_ns: int, ones: list[Member]) -> int:
         is_in_flight = self.completed < self.latest == self.part_batch
@@ -215,7 +239,7 @@ class WindowReplica(FastReplica):
     def _commit(self, plan: Plan, steps: int) -> None:
         """A plan ends where fewer blocks are free than ever before: only those of its last step are written down."""
         free = self.kv.num_free_blocks
-        if free - (steps // self.block_size + 1) * self.size < self._least_free:
+        if free - (steps // self.block_size + 1) * self.size * self.num_groups < self._least_free:
             before = free
             for step, taken in enumerate(self._takes(steps)):
                 free -= taken

@@ -34,6 +34,17 @@ FUSES_COMPILED = (0, 11, 1)
 """The first version whose fusion finds norms and quantising that were compiled (pull request 24604). Before, a
 deployment that asks for it runs them as vLLM's own operators (``custom_ops``), one by one where it finds nothing."""
 
+SYMMETRIC_SINCE = (0, 11, 0)
+"""In 0.10.2 torch's symmetric memory is off (``VLLM_ALLREDUCE_USE_SYMM_MEM``), so that NCCL takes what is too large for
+vLLM's own kernel; tables of 0.18 and later have it. Since when it is on is not known here."""
+OWN_KERNEL_BYTES = 8 << 20
+"""The largest message of vLLM's own kernel without it (``CustomAllreduce``)."""
+
+
+def nccl_from_bytes(engine: EngineConfig) -> int | None:
+    """Bytes beyond which this engine's all-reduce is NCCL's; None = as in the table."""
+    return OWN_KERNEL_BYTES if version_of(engine.vllm_version) < SYMMETRIC_SINCE else None
+
 
 def quantises_apart(engine: EngineConfig) -> bool:
     """Whether kernels of their own make 8 bits of 16, rather than the norm or the activation before."""

@@ -23,7 +23,7 @@ from sim.latency.parallel import Link
 from sim.latency.parts import UNMEASURED_ERROR, one_part
 from sim.latency.pipelining import is_asynchronous
 from sim.latency.precision import resolve_precision
-from sim.latency.profile.all_reduce import fused_limit_bytes, quantises_apart
+from sim.latency.profile.all_reduce import fused_limit_bytes, nccl_from_bytes, quantises_apart
 from sim.latency.profile.evidence import evidence
 from sim.latency.profile.exchange import group_terms_ns
 from sim.latency.profile.expert_kernels import expert_backend
@@ -102,6 +102,7 @@ class ProfileCost:
             backend,
             fused_bytes,
             has_wide_kernel(engine),
+            nccl_from_bytes(engine),
             quantises_apart(engine),
         )
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens

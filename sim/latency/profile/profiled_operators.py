@@ -116,6 +116,8 @@ class ProfiledOperators:
     """Up to which the all-reduce of the hidden state and the norm after it are one kernel."""
     has_wide_gemm: bool = True
     """Whether the engine has the FP8 kernel for 8,192 rows and more."""
+    nccl_from_bytes: int | None = None
+    """Beyond which NCCL reduces the hidden state; None = what the table was timed through does."""
     quantises_apart: bool = False
     """Whether 8 bits are made of 16 by kernels of their own, as by an eager engine."""
     stand_ins: dict[str, str] = field(default_factory=dict)
@@ -348,6 +350,11 @@ class ProfiledOperators:
             return np.zeros_like(tokens)
         payload = self._hidden_bytes(tokens)
         times = self.settled_ns("all_reduce", payload)
+        nccl: Key = ("nccl", self.tp)
+        if self.nccl_from_bytes is not None and self.link is None and self.predictor.has("all_reduce", nccl):
+            # No less than by the table: what was timed through vLLM has its own share beyond NCCL's at any size.
+            by_nccl = np.maximum(self.predictor.times_ns("all_reduce", nccl, payload), times)
+            times = np.where(payload > self.nccl_from_bytes, by_nccl, times)
         fused = self.is_fused(tokens)
         if fused.any():
             self.asked["all_reduce", ("trtllm", self.tp)] = ("trtllm", self.tp)
