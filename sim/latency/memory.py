@@ -260,6 +260,11 @@ def _notes(
             f"num_gpu_blocks_override {blocks} is more than the {stage.blocks} blocks that "
             f"{engine.gpu_name} has memory for"
         )
+    if (
+        "block_size" not in engine.model_fields_set
+        and engine.block_size != type(engine).model_fields["block_size"].default
+    ):
+        notes.append(f"block_size {engine.block_size}: the smallest that the attention kernels of {model.name} take")
     if engine.kv_cache_memory_bytes is not None and "gpu_memory_utilization" in engine.model_fields_set:
         notes.append("gpu_memory_utilization is without effect: kv_cache_memory_bytes is the KV cache")
     if engine.max_model_len > model.longest_context:
