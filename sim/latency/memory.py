@@ -108,7 +108,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         reserve_bytes=stage.reserve,
         available_kv_bytes=stage.free,
         kv_bytes_per_token=round(stage.kv_per_token),
-        block_size=engine.block_size,
+        block_size=pool.block_size(engine.block_size),
         num_gpu_blocks=blocks,
         max_model_len=engine.max_model_len,
         sliding_window=window,
@@ -265,6 +265,11 @@ def _notes(
             f"num_gpu_blocks_override {blocks} is more than the {stage.blocks} blocks that "
             f"{engine.gpu_name} has memory for"
         )
+    if (
+        "block_size" not in engine.model_fields_set
+        and engine.block_size != type(engine).model_fields["block_size"].default
+    ):
+        notes.append(f"block_size {engine.block_size}: the smallest that the attention kernels of {model.name} take")
     if engine.kv_cache_memory_bytes is not None and "gpu_memory_utilization" in engine.model_fields_set:
         notes.append("gpu_memory_utilization is without effect: kv_cache_memory_bytes is the KV cache")
     if engine.max_model_len > model.longest_context:
