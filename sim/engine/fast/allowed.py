@@ -109,6 +109,8 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
         return "states are cached, and several prompts are done in part at once"
     if "chunk" in kinds and not kinds & {"full", "latent"}:
         return "prefixes count as cached that are not"
+    if any(group.kind == "chunk" and group.sliding_window == 1 for group in settings.kv_groups):
+        return "a token looks back on itself alone, and its block is given back with it"
     most_tokens = settings.max_num_batched_tokens
     if settings.max_num_seqs >= most_tokens:
         return "a step may not hold a token of every running request"
