@@ -123,26 +123,6 @@ def _presets() -> tuple[ModelSpec, ...]:
             dtype="fp8_block",
             dtype_source="quantization_config of MiniMaxAI/MiniMax-M2.5",
         ),
-        uniform_model(
-            name="llama-4-scout-17b-16e",
-            architecture="Llama4ForConditionalGeneration",
-            num_layers=48,
-            hidden_size=5120,
-            num_attention_heads=40,
-            num_kv_heads=8,
-            head_size=128,
-            intermediate_size=16384,
-            vocab_size=202048,
-            max_position_embeddings=10485760,
-            num_experts=16,
-            experts_per_token=1,
-            moe_intermediate_size=8192,
-            shared_expert_intermediate_size=8192,
-            notes=(
-                "three in four layers attend within chunks of 8192 tokens: all are costed as full attention, and keep "
-                "all KV; images are not simulated",
-            ),
-        ),
         _mixtral("mixtral-8x7b", 32, 4096, 32, 14336, 32768),
         _mixtral("mixtral-8x22b", 56, 6144, 48, 16384, 65536),
     )

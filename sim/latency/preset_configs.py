@@ -170,6 +170,26 @@ def _gemma4(layers: int, hidden: int, heads: int, kv_heads: int, global_kv: int,
     return {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": text, "vision_config": vision}
 
 
+def _llama4(experts: int, every: int, positions: int) -> Config:
+    return {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "model_type": "llama4_text",
+        "num_hidden_layers": 48,
+        "hidden_size": 5120,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": experts,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": every,
+        "attention_chunk_size": 8192,
+        "vocab_size": 202048,
+        "max_position_embeddings": positions,
+    }
+
+
 CONFIGS: Mapping[str, Config] = MappingProxyType(
     {
         "gpt-oss-20b": _gpt_oss(24, 32),
@@ -240,23 +260,8 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             "max_position_embeddings": 202752,
             "quantization_config": None,
         },
-        "llama-4-maverick-17b-128e": {
-            "architectures": ["Llama4ForConditionalGeneration"],
-            "model_type": "llama4_text",
-            "num_hidden_layers": 48,
-            "hidden_size": 5120,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "intermediate_size": 8192,
-            "intermediate_size_mlp": 16384,
-            "num_local_experts": 128,
-            "num_experts_per_tok": 1,
-            "interleave_moe_layer_step": 2,
-            "attention_chunk_size": 8192,
-            "vocab_size": 202048,
-            "max_position_embeddings": 1048576,
-        },
+        "llama-4-scout-17b-16e": _llama4(16, 1, 10485760),
+        "llama-4-maverick-17b-128e": _llama4(128, 2, 1048576),
         "mistral-small-3.2-24b": {
             "architectures": ["Mistral3ForConditionalGeneration"],
             "text_config": {
@@ -316,5 +321,5 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
 )
 """Preset -> what its ``config.json`` says."""
 
-TRUNCATING = ("deepseek-r1", "gemma-3-", "gemma-4-", "qwen3")
+TRUNCATING = ("deepseek-r1", "gemma-3-", "gemma-4-", "llama-", "qwen3")
 """Presets whose ``generation_config.json`` sets ``top_p`` or ``top_k``."""

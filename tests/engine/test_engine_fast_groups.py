@@ -38,6 +38,7 @@ THREE: Groups = (("window", 1, 64), ("window", 1, 20), ("full", 1, None))
 MIXED: Groups = (("window", 2, 64), ("full", 1, None), ("window", 3, 20))
 ALIKE: Groups = (*[("window", 1, 64)] * 3, ("full", 1, None))  # type: ignore[list-item]
 CHUNKS: Groups = (("chunk", 1, 48), ("full", 1, None))
+ALONE: Groups = (("chunk", 1, 1), ("full", 1, None))
 STATES: Groups = (("state", 1, None), ("state", 1, None), ("full", 1, None))
 
 
@@ -100,6 +101,11 @@ def test_the_fast_replica_equals_the_reference(scenario: tuple[dict[str, Any], l
     assert_equal(scenario[0], groups, scenario[1])
 
 
+@pytest.mark.parametrize("enable_prefix_caching", [False, True])
+def test_chunks_of_one_token_are_the_references(enable_prefix_caching: bool) -> None:
+    assert_equal(crowd(enable_prefix_caching=enable_prefix_caching), ALONE)
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("groups", [TWO, THREE, ALIKE, MIXED, CHUNKS, STATES])
 def test_steps_are_planned_with_what_members_give_back(
@@ -111,6 +117,11 @@ def test_steps_are_planned_with_what_members_give_back(
     assert taken["planned steps"] > taken["single steps"]
     assert taken["planned drops"] >= 20 or groups in (CHUNKS, STATES)
     assert taken["reference replicas"] == 1, "that of the run to compare with"
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [False, True])
+def test_chunks_of_one_token_are_the_references(enable_prefix_caching: bool) -> None:
+    assert_equal(crowd(enable_prefix_caching=enable_prefix_caching), ALONE)
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -132,9 +132,9 @@ def test_a_state_in_mid_chunk_saves_a_step() -> None:
 @pytest.mark.parametrize(
     ("groups", "more", "message"),
     [
-        ((FULL, KvGroup("state", 8)), {}, "need blocks of 4 tokens"),
+        ((FULL, KvGroup("state", 8)), {}, "inside a block of states"),
         ((KvGroup("full", 8), KvGroup("state", 4, checkpoint_alignment=1)), {}, "middle of a chunk"),
-        ((FULL, STATE), {"num_speculative_tokens": 2}, "beside speculative decoding"),
+        ((FULL, STATE), {"num_speculative_tokens": 2}, "drafts beside layers with a state"),
         ((KvGroup("full", 8), KvGroup("chunk", 4, 16)), {}, "other block sizes"),
         ((FULL, KvGroup("window", 4)), {}, "needs sliding_window"),
         ((FULL, WINDOW), {"num_swap_blocks": 9}, "preemption: swap"),

@@ -104,7 +104,7 @@ def plain_ns(cost: StepCost, shape: StepShape) -> int:
 
 
 def in_counts(cost: StepCost, shape: StepShape) -> int:
-    *counts, swap_bytes, drafts, pairs = astuple(shape)[:10]
+    *counts, swap_bytes, drafts, pairs = astuple(shape)[:10][:10]
     assert shape_of(*counts, drafts, pairs, swap_bytes) == shape
     return cost.step_ns(*counts, drafts, pairs, swap_bytes)
 

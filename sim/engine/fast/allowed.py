@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "1231dc1820f0382588cf7446538c50ae5ac02f24ec4e3e3319261dbc4ef5cb22"
+FINGERPRINT = "fe2cd02b79d08824c0d6add6ae33e1c22edce9c34f6c7bf72a00f8403185d71b"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -109,6 +109,8 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
         return "states are cached, and several prompts are done in part at once"
     if "chunk" in kinds and not kinds & {"full", "latent"}:
         return "prefixes count as cached that are not"
+    if any(group.kind == "chunk" and group.sliding_window == 1 for group in settings.kv_groups):
+        return "a token looks back on itself alone, and its block is given back with it"
     most_tokens = settings.max_num_batched_tokens
     if settings.max_num_seqs >= most_tokens:
         return "a step may not hold a token of every running request"
