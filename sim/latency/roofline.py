@@ -110,9 +110,6 @@ class RooflineCost(TabulatedCost):
             layers = np.where(tokens > 0, np.maximum(layers, ops.eager_floor_s()), layers)
         return (layers + ops.embedding_s(tokens)) / ops.pp + ops.send_receive_s(tokens)
 
-    def _scaled_tokens_s(self, tokens: Floats) -> Floats:
-        return self._tokens_s(tokens) * self.time_scale * self._matrices
-
     def _rows_s(self, rows: Floats) -> Floats:
         """One stage's time that depends on the number of rows sampled alone."""
         head = self.operators.head_s(rows) * self.time_scale / self.operators.pp * self._matrices
