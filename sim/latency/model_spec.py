@@ -106,11 +106,6 @@ class ModelSpec:
         return _counted((kind.experts, count) for kind, count in self.kinds if kind.experts is not None)
 
     @property
-    def layer_words(self) -> tuple[str, ...]:
-        """Each kind of layer in words, with its number: ``18 x 64 heads of 64, 8 KV heads, window 128``."""
-        return tuple(f"{count} x {kind.words}" for kind, count in self.alike("mixer", "mlp", "experts"))
-
-    @property
     def is_plain(self) -> bool:
         """Whether all layers have one attention with keys and values, windows aside, and an MLP or experts: what the
         curves of a profile are of."""
@@ -264,11 +259,6 @@ class ModelSpec:
     def expert_parameters(self) -> int:
         """Matrices of one routed expert."""
         return 0 if self._experts is None else self._experts.each(self.hidden_size)
-
-    @property
-    def shared_expert_parameters(self) -> int:
-        """Matrices of one layer's shared experts."""
-        return 0 if self._experts is None else self._experts.shared(self.hidden_size)
 
     @property
     def linear_parameters(self) -> int:
