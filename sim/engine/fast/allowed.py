@@ -22,6 +22,7 @@ from sim.engine import request
 from sim.engine.reference import (
     adapters,
     batch,
+    images,
     kv_cache,
     recompute,
     replica,
@@ -34,11 +35,11 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "1231dc1820f0382588cf7446538c50ae5ac02f24ec4e3e3319261dbc4ef5cb22"
+FINGERPRINT = "27b40a5780ec6a88457bcffec1d92e5fdcb8d9d641b413fcda1a23d6d6a61837"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
-    *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
+    *(adapters, batch, images, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
     *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
@@ -61,6 +62,7 @@ REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
     | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes"}
+    | {"encoder_budget_embeds", "encoder_cache_embeds", "disable_chunked_mm_input"}
 )
 """Settings that it is known not to follow."""
 
