@@ -63,7 +63,9 @@ def read_model_config(path: Path) -> ModelSpec:
         if isinstance(values.get(name), dict):
             _refuse(values, file)
             values, section = {"model_type": values.get("model_type"), **values[name]}, f"{section}{name}."
-            notes = ["only the text decoder of this multimodal model is simulated"]
+            notes = [
+                "of this multimodal model the text decoder is simulated, and images where engine.enable_images is on"
+            ]
     _refuse(values, file)
     config = Keys(in_usual_words(values), file, section)
     config.notes += notes

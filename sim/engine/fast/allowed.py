@@ -84,6 +84,7 @@ ENGINE_KEYS = frozenset(
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
     | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
+    | {"enable_images", "disable_chunked_mm_input"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""
