@@ -83,7 +83,10 @@ def check_image_model(engine: EngineSection, model: ModelSpec, parts: Parts, fin
                 "write it, for Qwen3-VL width times height over 1,024 (a 1,024 x 1,024 image: 1024)",
             )
         elif isinstance(engine, EngineConfig):
-            tokens = images.tokens or sum(vision.frame) + vision.tokens_per_image
+            of_model = vision.tokens_per_image and sum(vision.frame) + vision.tokens_per_image
+            if of_model and images.tokens not in (None, of_model):
+                findings.note(f"{what}.tokens: {model.name} makes {of_model} tokens of any image, not {images.tokens}")
+            tokens = images.tokens or of_model
             _check_size(tokens, engine, vision, (path, what), findings)
 
 

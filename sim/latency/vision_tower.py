@@ -16,8 +16,8 @@ GATED_TYPES = frozenset({"pixtral", "qwen2_5_vl", "mistral3", "mllama_vision_mod
 """Towers whose MLP has three matrices."""
 GATED_MATRICES, PLAIN_MATRICES = 3, 2
 MLP_RATIO = 4
-FRAMES = {"gemma3": (2, 2)}
-"""Tokens around an image by model type: a double line feed and a marker on either side (``Gemma3Processor``)."""
+FRAMES = {"Gemma3ForConditionalGeneration": (2, 2)}
+"""Tokens around an image by architecture: a double line feed and a marker on either side (``Gemma3Processor``)."""
 LARGEST_QWEN = 16_384
 """Embeddings of the largest image of Qwen's processors as published: 16,777,216 pixels of 32 x 32 an embedding
 (Qwen3-VL), 12,845,056 of 28 x 28 (Qwen2-VL, Qwen2.5-VL). A ``preprocessor_config.json`` may say another."""
@@ -28,18 +28,19 @@ def vision_spec(root: Mapping[str, Any], decoder_width: int) -> VisionSpec | Non
     tower = root.get("vision_config")
     if not isinstance(tower, Mapping):
         return None
-    width = _number(tower, "embed_dim", "hidden_size", "width")
-    layers = _number(tower, "num_hidden_layers", "depth", "layers")
+    width = _number(tower, "embed_dim", "hidden_size", "width", "vt_hidden_size")
+    layers = _number(tower, "num_hidden_layers", "depth", "layers", "vt_num_hidden_layers")
     if not width or not layers:
         return None
-    mlp = _number(tower, "intermediate_size") or MLP_RATIO * width
+    mlp = _number(tower, "intermediate_size", "vt_intermediate_size") or MLP_RATIO * width
     matrices = GATED_MATRICES if tower.get("model_type") in GATED_TYPES else PLAIN_MATRICES
     patch, side = _number(tower, "patch_size"), _number(tower, "image_size")
     places = (side // patch) ** 2 if patch and side else 0
     parameters = layers * (4 * width**2 + matrices * width * mlp)
     parameters += (CHANNELS * patch**2 + places + decoder_width) * width
     tokens = _number(root, "mm_tokens_per_image") if side else 0
-    kind = str(root.get("model_type"))
+    architectures = root.get("architectures")
+    kind = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     merge = _number(tower, "spatial_merge_size", "pooling_kernel_size") or _number(root, "spatial_merge_size")
     per_embed = places // tokens if tokens else merge**2
     largest = tokens or (places // per_embed if per_embed else 0)
@@ -48,7 +49,7 @@ def vision_spec(root: Mapping[str, Any], decoder_width: int) -> VisionSpec | Non
         values_per_image=CHANNELS * side**2,
         tokens_per_image=tokens,
         frame=FRAMES.get(kind, (0, 0)),
-        largest_embeds=LARGEST_QWEN if kind.startswith("qwen") else largest,
+        largest_embeds=LARGEST_QWEN if kind.startswith("Qwen") else largest,
         layers=layers,
         width=width,
         heads=_number(tower, "num_attention_heads", "num_heads", "heads"),

@@ -50,6 +50,7 @@ def simrun(*argv: str) -> int:
         ("--no-async-scheduling --watermark 0.05", {"async_scheduling": False, "watermark": 0.05}),
         ("--enable-chunked-prefill=false", {"enable_chunked_prefill": False}),
         ("--dtype half --kv-cache-dtype fp8_e4m3", {"dtype": "float16", "kv_cache_dtype": "fp8"}),
+        ("--moe-backend triton", {"moe_backend": "triton"}),
         ("--quantization fp8 --dtype auto", {"dtype": "fp8"}),
         ("--scheduling-policy priority", {"policy": "priority"}),
         (
@@ -70,6 +71,7 @@ def simrun(*argv: str) -> int:
         ),
         ("--gpu-memory-utilization .95", {"gpu_memory_utilization": 0.95}),
         ("--enable-lora --max-loras 4 --max-lora-rank 32", {"enable_lora": True, "max_loras": 4, "max_lora_rank": 32}),
+        ("--disable-chunked-mm-input", {"disable_chunked_mm_input": True}),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )
