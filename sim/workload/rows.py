@@ -366,9 +366,10 @@ def _trace_images(plan: ClassPlan, trace: Trace, seed: int, image: ImagePlaces |
         if plan.images is None and image is None:
             count, n = int(np.count_nonzero(trace.num_images)), len(trace.num_images)
             raise InputError(
-                f"{plan.where}.trace: {count:,} of {n:,} requests have images, and the engine serves none; set "
-                "engine.enable_images: true with a model that has a vision tower (and `images.tokens`, where its "
-                "config does not say how many an image takes), or keep the rows without in a file of their own"
+                f"{plan.where}.trace: {count:,} of {n:,} requests have images (`NumImages`), and how many tokens one takes "
+                "is not known; set engine.enable_images: true with a model that has a vision tower, and "
+                "`workload.images: {tokens: ...}` where its config does not say it, or keep the rows without images in "
+                "a file of their own"
             )
         images = DrawnImages(trace.num_images, places_of(plan, image))
     if images is not None and (trace.parent is not None or trace.session is not None):

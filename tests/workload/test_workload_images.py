@@ -103,5 +103,5 @@ def test_a_trace_says_how_many_images_its_requests_have(tmp_path: Path) -> None:
 
 
 def test_a_trace_with_images_needs_an_engine_that_serves_them(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"2 of 3 requests have images, and the engine serves none"):
+    with pytest.raises(InputError, match=r"2 of 3 requests have images \(`NumImages`\).*enable_images: true"):
         trace(tmp_path, None)
