@@ -366,8 +366,8 @@ def _trace_images(plan: ClassPlan, trace: Trace, seed: int, image: ImagePlaces |
         if plan.images is None and image is None:
             count, n = int(np.count_nonzero(trace.num_images)), len(trace.num_images)
             raise InputError(
-                f"{plan.where}.trace: {count:,} of {n:,} requests have images (`NumImages`), and how many tokens one takes "
-                "is not known; set engine.enable_images: true with a model that has a vision tower, and "
+                f"{plan.where}.trace: {count:,} of {n:,} requests have images (`NumImages`), and how many tokens "
+                "one takes is not known; set engine.enable_images: true with a model that has a vision tower, and "
                 "`workload.images: {tokens: ...}` where its config does not say it, or keep the rows without images in "
                 "a file of their own"
             )
