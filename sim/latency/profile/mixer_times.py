@@ -41,6 +41,11 @@ class MixerTimes(Protocol):
     """One kind of mixer on one GPU."""
 
     @property
+    def operators(self) -> tuple[str, str] | None:
+        """Whose curves decodes and prompts are read off; None = a formula stands in."""
+        ...
+
+    @property
     def follows_tokens(self) -> bool:
         """Whether a prompt costs by its tokens, whatever came before it, rather than by query-key pairs."""
         ...
@@ -80,6 +85,7 @@ class GroupedTimes:
     """Of a model with this attention alone."""
     window: int | None
     made_ns_per_token: float = 0.0
+    operators: tuple[str, str] = ("decode_attention", "prefill_attention")
 
     @property
     def follows_tokens(self) -> bool:
@@ -138,6 +144,7 @@ class BlockTimes:
     weights: str
     """Number format of the projections."""
     follows_tokens: bool = False
+    operators: tuple[str, str] = ("block_decode", "block_prefill")
 
     @property
     def _sizes(self) -> BlockSizes:
@@ -215,6 +222,7 @@ class StateTimes:
     follows_tokens: bool = True
     made_ns_per_token: float = 0.0
     pair_ns: float = 0.0
+    operators: tuple[str, str] = ("state_decode", "state_prefill")
 
     def decode_ns(self, batch: int, contexts: Floats) -> Floats:
         """See ``MixerTimes``."""
@@ -241,6 +249,7 @@ class EstimatedTimes:
     reaches: tuple[Reach, ...]
     heads: float
     """Of one GPU, of layers with a state."""
+    operators: None = None
 
     @property
     def follows_tokens(self) -> bool:
