@@ -28,7 +28,7 @@ def vision_spec(root: Mapping[str, Any], decoder_width: int) -> VisionSpec | Non
     if not width or not layers:
         return None
     mlp = _number(tower, "intermediate_size", "vt_intermediate_size") or MLP_RATIO * width
-    matrices = GATED_MATRICES if tower.get("model_type") in GATED_TYPES else PLAIN_MATRICES
+    matrices = GATED_MATRICES if str(tower.get("model_type")) in GATED_TYPES else PLAIN_MATRICES
     patch, side = _number(tower, "patch_size"), _number(tower, "image_size")
     places = (side // patch) ** 2 if patch and side else 0
     parameters = layers * (4 * width**2 + matrices * width * mlp)

@@ -119,11 +119,6 @@ def test_steps_are_planned_with_what_members_give_back(
     assert taken["reference replicas"] == 1, "that of the run to compare with"
 
 
-@pytest.mark.parametrize("enable_prefix_caching", [False, True])
-def test_chunks_of_one_token_are_the_references(enable_prefix_caching: bool) -> None:
-    assert_equal(crowd(enable_prefix_caching=enable_prefix_caching), ALONE)
-
-
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("groups", [TWO, THREE, ALIKE, MIXED, CHUNKS, STATES])
 def test_under_pressure_requests_are_served_one_by_one_and_preempted(
