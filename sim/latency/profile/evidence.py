@@ -33,12 +33,6 @@ TERM_OF = {
     **{"block_prefill": "prefill_attention", "state_prefill": "prefill_attention"},
 }
 """Terms of a step that are not called like the operator that they consist of; matrices are told by their size."""
-MIXED_IN = {
-    **{"block_decode": "decode_attention", "state_decode": "decode_attention"},
-    **{"block_prefill": "prefill_attention", "state_prefill": "prefill_attention"},
-}
-"""Operators of layers that are no attention with keys and values by head, and the terms that they are charged under."""
-BY_FORMULA = Part("estimate", UNMEASURED_ERROR, "layers that no table has: bytes and arithmetic")
 OF_LAYERS = frozenset({"matrices", "experts", "elementwise", "prefill_attention", "decode_attention"})
 HELD_OUT, AT_PLACES = "held_out_curves", "random_points"
 
@@ -54,10 +48,10 @@ def evidence(ops: ProfiledOperators) -> dict[str, list[dict[str, Any]]]:
     of_mixer: dict[str, dict[Part, float]] = {}
     for (operator, key), followed in ops.asked.items():
         term, weight = _place(ops, operator, key)
-        parts = (of_mixer if MIXED_IN.get(operator, operator) in mixing else weights).setdefault(term, {})
+        parts = of_mixer.setdefault(operator, {}) if term in mixing else weights.setdefault(term, {})
         part = _with_whole_steps(ops, term, _part(ops, operator, key, followed))
         parts[part] = parts.get(part, 0.0) + weight
-    weights.update({term: parts for term, by in mixing.items() if (parts := _mixed(by, of_mixer))})
+    weights.update({term: _mixed(ns, of_mixer) for term, ns in mixing.items()})
     if "all2all" in ops.stand_ins:
         part = Part("stand_in", UNMEASURED_ERROR, f"all2all: {ops.stand_ins['all2all']}")
         weights["dispatch"] = weights["combine"] = {part: 1.0}
@@ -79,7 +73,7 @@ def _mixed(ns_by_operator: Mapping[str, float], of_mixer: Mapping[str, Mapping[P
     """The parts of a term that several operators share, each by its time."""
     found: dict[Part, float] = {}
     for operator, ns in ns_by_operator.items():
-        parts = of_mixer.get(operator, {}) if operator else {BY_FORMULA: 1.0}
+        parts = of_mixer[operator]
         total = sum(parts.values())
         for part, weight in parts.items():
             found[part] = found.get(part, 0.0) + ns * weight / total

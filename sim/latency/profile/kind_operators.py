@@ -224,6 +224,6 @@ class KindOperators(ProfiledOperators):
         found: dict[str, dict[str, float]] = {"decode_attention": {}, "prefill_attention": {}}
         for times, share in self.mixers():
             each = (times.decode_ns(TYPICAL_BATCH, at), times.prefill_ns(1, at) + at * times.made_ns_per_token)
-            for of_operator, operator, ns in zip(found.values(), times.operators or ("", ""), each, strict=True):
+            for of_operator, operator, ns in zip(found.values(), times.operators, each, strict=True):
                 of_operator[operator] = of_operator.get(operator, 0.0) + share * float(ns[0])
         return found

@@ -41,8 +41,8 @@ class MixerTimes(Protocol):
     """One kind of mixer on one GPU."""
 
     @property
-    def operators(self) -> tuple[str, str] | None:
-        """Whose curves decodes and prompts are read off; None = a formula stands in."""
+    def operators(self) -> tuple[str, str]:
+        """Those that decodes and prompts are asked of, formulas that stand in included."""
         ...
 
     @property
@@ -249,7 +249,7 @@ class EstimatedTimes:
     reaches: tuple[Reach, ...]
     heads: float
     """Of one GPU, of layers with a state."""
-    operators: None = None
+    operators: tuple[str, str]
 
     @property
     def follows_tokens(self) -> bool:
@@ -325,11 +325,11 @@ def mixer_times(ops: ProfiledOperators, mixer: Mixer, weights: str) -> MixerTime
         if mixer.head_size == mixer.state_size == STATE_HEAD and ops.predictor.has("state_decode", key):
             return StateTimes(ops, *key)
     what = mixer.kind if isinstance(mixer, StateLayer) else "latent" if isinstance(mixer, LatentAttention) else "sparse"
-    for phase in ("decode", "prefill"):
-        operator = f"{'state' if isinstance(mixer, StateLayer) else 'block'}_{phase}"
+    operators = StateTimes.operators if isinstance(mixer, StateLayer) else BlockTimes.operators
+    for operator in operators:
         ops.asked[operator, (what, heads)] = None
         ops.stand_ins[operator] = f"{what}: bytes and arithmetic at stated shares of the datasheet's rates"
-    return EstimatedTimes(ops, tuple(mixer.reaches(ops.tp)), heads)
+    return EstimatedTimes(ops, tuple(mixer.reaches(ops.tp)), heads, operators)
 
 
 def block_of(mixer: GroupedAttention | LatentAttention) -> str | None:

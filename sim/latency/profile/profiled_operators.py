@@ -143,7 +143,7 @@ class ProfiledOperators:
 
     def mixing_ns(self) -> dict[str, dict[str, float]]:
         """What shares the terms of attention where layers are of several kinds: of each term, nanoseconds of a typical
-        batch by operator, "" where a formula stands in. Empty = each term is one operator."""
+        batch by operator. Empty = each term is one operator."""
         return {}
 
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
