@@ -78,7 +78,9 @@ def _remedies(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, missing: Mis
                 return
 
     if _pool_is_too_large(engine, missing):
-        yield "a smaller kv_cache_memory_bytes", {}
+        room = missing(engine)
+        is_above = room is not None and room > engine.kv_cache_memory_bytes  # not even one block
+        yield f"a {'larger' if is_above else 'smaller'} kv_cache_memory_bytes", {}
     yield from first("tensor_parallel_size", tuple(tp for tp in (2, 4, 8, 16) if tp > engine.tensor_parallel_size))
     if ExpertGroup.of(engine, model).is_lockstep:
         # More ranks that share the experts, where there are several already.

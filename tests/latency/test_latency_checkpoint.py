@@ -17,6 +17,7 @@ from sim.latency.memory import plan_memory
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import MODELS, load_model
 from sim.latency.state_layers import StateLayer
+from sim.latency.vision_tower import vision_spec
 from sim.scenario.schema import LatencyConfig
 
 SMALL: dict[str, Any] = {
@@ -272,3 +273,11 @@ def test_kv_tokens_and_weights_as_vllm_logged_them() -> None:
         )
     )
     assert gemma.logged_kv_tokens == pytest.approx(626_949, rel=0.01)
+
+
+@pytest.mark.parametrize("odd", [{}, [], None, 3])
+def test_a_vision_tower_whose_type_is_no_text_has_a_plain_mlp(odd: Any) -> None:
+    tower = {"hidden_size": 64, "num_hidden_layers": 2, "patch_size": 16, "intermediate_size": 128}
+    found = vision_spec({"vision_config": {**tower, "model_type": odd}}, 256)
+    assert found == vision_spec({"vision_config": tower}, 256)
+    assert found is not None
