@@ -281,3 +281,11 @@ def test_a_vision_tower_whose_type_is_no_text_has_a_plain_mlp(odd: Any) -> None:
     found = vision_spec({"vision_config": {**tower, "model_type": odd}}, 256)
     assert found == vision_spec({"vision_config": tower}, 256)
     assert found is not None
+
+
+@pytest.mark.parametrize("odd", [{}, [], 3, "float8"])
+def test_a_state_of_no_known_format_is_refused_by_its_key(tmp_path: Path, odd: Any) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(DELTA_NET | {"mamba_ssm_dtype": odd}))
+    with pytest.raises(InputError, match=r"mamba_ssm_dtype: .* is not read"):
+        load_model(str(path))

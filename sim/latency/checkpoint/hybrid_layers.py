@@ -37,7 +37,7 @@ def _state_bytes(config: Keys, *names: str) -> int:
     """Bytes of an element of the heads' state; 0 = as activations."""
     for name in names:
         value = config.values.get(name)
-        if value in STATE_BYTES:
+        if str(value) in STATE_BYTES:
             return STATE_BYTES[str(value)]
         if value is not None:
             config.problem(f"{name}: {value!r} is not read")
