@@ -68,13 +68,16 @@ class PageGroup:
         return -(-tokens // self.block_size) + 1
 
 
-def pages_of(model: ModelSpec, tp: int, kv_bytes: int, activation_bytes: int, block_size: int) -> list[Page | None]:
-    """The page of every layer; None = it keeps nothing. Blocks beside states are as large as those."""
+def pages_of(
+    model: ModelSpec, tp: int, kv_bytes: int, activation_bytes: int, block_size: int, *, keeps_states: bool = True
+) -> list[Page | None]:
+    """The page of every layer; None = it keeps nothing. Blocks beside states are as large as those, unless the pool
+    does not hold them (``keeps_states``)."""
     state = max(
         (mixer.state_bytes(tp, activation_bytes) for mixer, _ in model.mixers if isinstance(mixer, StateLayer)),
         default=0,
     )
-    if state:
+    if state and keeps_states:
         block_size = _block_beside_states(model, tp, kv_bytes, block_size, state)
     pages: list[Page | None] = []
     for kind in model.layer_list:
@@ -171,7 +174,7 @@ class KvPool:
     ) -> KvPool:
         """The pool of ``model`` on one of ``tp`` GPUs. ``keeps_all``: a block holds all layers; windows do not shorten
         what is kept, and states are left out."""
-        pages = pages_of(model, tp, kv_bytes, activation_bytes, block_size)
+        pages = pages_of(model, tp, kv_bytes, activation_bytes, block_size, keeps_states=not keeps_all)
         if keeps_all:
             pages = [_kept_whole(page) for page in pages]
         groups, page_bytes = page_groups(pages)

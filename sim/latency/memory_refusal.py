@@ -77,8 +77,12 @@ def _remedies(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, missing: Mis
                 yield f"{key}: {value}", {key: value}
                 return
 
-    if _pool_is_too_large(engine, missing):
-        yield "a smaller kv_cache_memory_bytes", {}
+    pool = engine.kv_cache_memory_bytes
+    if pool is not None and _fits_without_its_pool(engine, missing):
+        # The same pool twice as large misses less only where it has no room for a block.
+        lacks, of_twice = missing(engine), missing(engine.model_copy(update={"kv_cache_memory_bytes": 2 * pool}))
+        is_tiny = lacks is not None and of_twice is not None and of_twice < lacks
+        yield f"a {'larger' if is_tiny else 'smaller'} kv_cache_memory_bytes", {}
     yield from first("tensor_parallel_size", tuple(tp for tp in (2, 4, 8, 16) if tp > engine.tensor_parallel_size))
     if ExpertGroup.of(engine, model).is_lockstep:
         # More ranks that share the experts, where there are several already.
@@ -105,9 +109,7 @@ def _is_measured(engine: EngineConfig, change: Mapping[str, int | str], model: M
     return all(share >= 0.5 for share in shares.values())
 
 
-def _pool_is_too_large(engine: EngineConfig, missing: Missing) -> bool:
+def _fits_without_its_pool(engine: EngineConfig, missing: Missing) -> bool:
     """Whether the model would fit with a pool of what its share of the memory leaves."""
-    if engine.kv_cache_memory_bytes is None:
-        return False
     lacks = missing(engine.model_copy(update={"kv_cache_memory_bytes": None}))
     return lacks is not None and lacks <= 0

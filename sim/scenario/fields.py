@@ -35,8 +35,8 @@ class Shape:
     """A section whose keys are names that the user gives; each value one of these."""
     kind: type | None = None
     """int, float, bool or str."""
-    choices: tuple[str, ...] = ()
-    """The only values, in the order of the schema."""
+    choices: tuple[str | int, ...] = ()
+    """The only values, texts or whole numbers, in the order of the schema."""
     bounds: dict[str, Any] = field(default_factory=dict)
     """``gt``, ``ge``, ``lt``, ``le``, ``min_length``."""
     nullable: bool = False
@@ -44,7 +44,7 @@ class Shape:
     def words(self) -> str:
         """What is expected, as it completes "must be ..."."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(str(choice) for choice in self.choices)
         if self.kind is not None:
             return bounded_words(self.kind, self.bounds)
         if self.items:

@@ -17,6 +17,7 @@ from sim.latency.memory import plan_memory
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import MODELS, load_model
 from sim.latency.state_layers import StateLayer
+from sim.latency.vision_tower import vision_spec
 from sim.scenario.schema import LatencyConfig
 
 SMALL: dict[str, Any] = {
@@ -272,3 +273,19 @@ def test_kv_tokens_and_weights_as_vllm_logged_them() -> None:
         )
     )
     assert gemma.logged_kv_tokens == pytest.approx(626_949, rel=0.01)
+
+
+@pytest.mark.parametrize("odd", [{}, [], None, 3])
+def test_a_vision_tower_whose_type_is_no_text_has_a_plain_mlp(odd: Any) -> None:
+    tower = {"hidden_size": 64, "num_hidden_layers": 2, "patch_size": 16, "intermediate_size": 128}
+    found = vision_spec({"vision_config": {**tower, "model_type": odd}}, 256)
+    assert found == vision_spec({"vision_config": tower}, 256)
+    assert found is not None
+
+
+@pytest.mark.parametrize("odd", [{}, [], 3, "float8"])
+def test_a_state_of_no_known_format_is_refused_by_its_key(tmp_path: Path, odd: Any) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(DELTA_NET | {"mamba_ssm_dtype": odd}))
+    with pytest.raises(InputError, match=r"mamba_ssm_dtype: .* is not read"):
+        load_model(str(path))

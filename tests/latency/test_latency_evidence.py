@@ -153,3 +153,29 @@ def test_runs_that_causes_were_looked_for_in_are_named_and_validate_nothing() ->
     assert alone["text"].endswith("(causes of errors were looked for in them)")
     both = whole_runs("qwen3-14b", sets=[seen, unseen], **known)
     assert both["sets"][0] == unseen
+
+
+@pytest.mark.parametrize("term", ["decode_attention", "prefill_attention"])
+def test_measured_blocks_of_latent_attention_stand_behind_their_term(term: str) -> None:
+    found = evidence(model="deepseek-v3", gpu="h200-sxm", tensor_parallel_size=8)[term]
+    assert kinds(found) == {"measured"}
+    assert found[0]["what"].startswith("block_")
+
+
+def test_layers_with_a_measured_state_share_the_term_of_attention() -> None:
+    told = evidence(model="qwen3-next-80b-a3b", tensor_parallel_size=4)
+    for term, operators in {
+        "decode_attention": {"decode_attention", "state_decode"},
+        "prefill_attention": {"prefill_attention", "state_prefill"},
+    }.items():
+        assert {part["what"] for part in told[term]} == operators
+        assert sum(part["share"] for part in told[term]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("term", ["decode_attention", "prefill_attention"])
+def test_layers_by_formula_beside_measured_attention_are_said_to_be_estimated(term: str) -> None:
+    """23 of Nemotron's layers are Mamba-2, which no table has; 6 have attention."""
+    found = evidence(model="nemotron-3-nano-30b-a3b")[term]
+    shares = {part["kind"]: part["share"] for part in found}
+    assert set(shares) == {"stand_in", "measured"}
+    assert shares["stand_in"] > 0.5

@@ -109,6 +109,15 @@ def test_states_have_groups_and_no_drafts(tmp_path: Path) -> None:
         plan_memory(engine_config(**given, speculative=ngrams))
 
 
+@pytest.mark.parametrize("baseline", [{"kv": "contiguous", "enable_prefix_caching": False}, {"preemption": "swap"}])
+def test_where_states_are_left_out_blocks_are_those_of_attention_alone(baseline: dict[str, Any]) -> None:
+    """Nemotron 3 Nano has 6 layers of attention with 2 KV heads of 128: 6,144 bytes for each token."""
+    given = {"model": "nemotron-3-nano-30b-a3b", "gpu": "h200-sxm", "max_model_len": 8192}
+    memory = plan_memory(engine_config(**given, **baseline))
+    assert memory.num_gpu_blocks == memory.available_kv_bytes // (16 * 6144)
+    assert any("a state, which is left out" in note for note in memory.notes)
+
+
 @pytest.mark.parametrize(
     ("groups", "told"),
     [

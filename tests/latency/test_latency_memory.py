@@ -230,6 +230,8 @@ def test_a_pool_of_so_many_bytes() -> None:
     assert beyond_its_share.num_gpu_blocks == 61 * GIB // (16 * 128 * KIB)
     with pytest.raises(InputError, match=r"kv_cache_memory_bytes 75\.2 GB.*a smaller kv_cache_memory_bytes"):
         plan_memory(on_h100(kv_cache_memory_bytes=70 * GIB))
+    with pytest.raises(InputError, match=r"kv_cache_memory_bytes 0\.0 GB.*a larger kv_cache_memory_bytes"):
+        plan_memory(on_h100(kv_cache_memory_bytes=1))
     with pytest.raises(InputError, match="does not fit"):
         plan_memory(on_h100(kv_cache_memory_bytes=1 << 20))
 

@@ -40,14 +40,18 @@ HELD_OUT, AT_PLACES = "held_out_curves", "random_points"
 def evidence(ops: ProfiledOperators) -> dict[str, list[dict[str, Any]]]:
     """The parts of each term of a step, with the share of the term's time that each has.
 
-    Matrices share a term by their sizes, which their times follow; everything else evenly.
+    Matrices share a term by their sizes, which their times follow; kinds of layers share those of attention by what
+    they take of a typical batch; everything else shares evenly.
     """
     weights: dict[str, dict[Part, float]] = {}
+    mixing = ops.mixing_ns()
+    of_mixer: dict[str, dict[Part, float]] = {}
     for (operator, key), followed in ops.asked.items():
         term, weight = _place(ops, operator, key)
-        parts = weights.setdefault(term, {})
+        parts = of_mixer.setdefault(operator, {}) if term in mixing else weights.setdefault(term, {})
         part = _with_whole_steps(ops, term, _part(ops, operator, key, followed))
         parts[part] = parts.get(part, 0.0) + weight
+    weights.update({term: _mixed(ns, of_mixer) for term, ns in mixing.items()})
     if "all2all" in ops.stand_ins:
         part = Part("stand_in", UNMEASURED_ERROR, f"all2all: {ops.stand_ins['all2all']}")
         weights["dispatch"] = weights["combine"] = {part: 1.0}
@@ -62,6 +66,17 @@ def evidence(ops: ProfiledOperators) -> dict[str, list[dict[str, Any]]]:
     found = {term: _shares(parts) for term, parts in sorted(weights.items())}
     found["step_overhead"] = one_part("estimate", UNMEASURED_ERROR, "small kernels of a step outside its layers")
     found["launches"] = one_part("estimate", UNMEASURED_ERROR, "launching operators one by one")
+    return found
+
+
+def _mixed(ns_by_operator: Mapping[str, float], of_mixer: Mapping[str, Mapping[Part, float]]) -> dict[Part, float]:
+    """The parts of a term that several operators share, each by its time."""
+    found: dict[Part, float] = {}
+    for operator, ns in ns_by_operator.items():
+        parts = of_mixer[operator]
+        total = sum(parts.values())
+        for part, weight in parts.items():
+            found[part] = found.get(part, 0.0) + ns * weight / total
     return found
 
 

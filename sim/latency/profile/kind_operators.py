@@ -23,6 +23,8 @@ from sim.latency.state_layers import StateLayer
 
 OF_BLOCK = frozenset({"kv_b", "index"})
 """Matrices that are part of a measured block of attention (``profile.blocks``)."""
+TYPICAL_BATCH, TYPICAL_TOKENS = 16, 1024
+"""Decodes and their context, and the tokens of a prompt, by which kinds share the time of attention in the evidence."""
 AFTER_NORM = ("qkv", "qkv_a", "q", "kv_a", "up", "in")
 """Matrices whose input a norm leaves, in 8 bits where they multiply in those."""
 STATE_SMALL_KERNELS = 2
@@ -215,3 +217,13 @@ class KindOperators(ProfiledOperators):
     def pair_ns(self) -> float:
         """See ``ProfiledOperators``."""
         return sum(share * times.pair_ns for times, share in self.mixers())
+
+    def mixing_ns(self) -> dict[str, dict[str, float]]:
+        """See ``ProfiledOperators``."""
+        at = np.array([float(TYPICAL_TOKENS)])
+        found: dict[str, dict[str, float]] = {"decode_attention": {}, "prefill_attention": {}}
+        for times, share in self.mixers():
+            each = (times.decode_ns(TYPICAL_BATCH, at), times.prefill_ns(1, at) + at * times.made_ns_per_token)
+            for of_operator, operator, ns in zip(found.values(), times.operators, each, strict=True):
+                of_operator[operator] = of_operator.get(operator, 0.0) + share * float(ns[0])
+        return found

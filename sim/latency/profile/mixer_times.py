@@ -41,6 +41,11 @@ class MixerTimes(Protocol):
     """One kind of mixer on one GPU."""
 
     @property
+    def operators(self) -> tuple[str, str]:
+        """Those that decodes and prompts are asked of, formulas that stand in included."""
+        ...
+
+    @property
     def follows_tokens(self) -> bool:
         """Whether a prompt costs by its tokens, whatever came before it, rather than by query-key pairs."""
         ...
@@ -80,6 +85,7 @@ class GroupedTimes:
     """Of a model with this attention alone."""
     window: int | None
     made_ns_per_token: float = 0.0
+    operators: tuple[str, str] = ("decode_attention", "prefill_attention")
 
     @property
     def follows_tokens(self) -> bool:
@@ -138,6 +144,7 @@ class BlockTimes:
     weights: str
     """Number format of the projections."""
     follows_tokens: bool = False
+    operators: tuple[str, str] = ("block_decode", "block_prefill")
 
     @property
     def _sizes(self) -> BlockSizes:
@@ -215,6 +222,7 @@ class StateTimes:
     follows_tokens: bool = True
     made_ns_per_token: float = 0.0
     pair_ns: float = 0.0
+    operators: tuple[str, str] = ("state_decode", "state_prefill")
 
     def decode_ns(self, batch: int, contexts: Floats) -> Floats:
         """See ``MixerTimes``."""
@@ -241,6 +249,7 @@ class EstimatedTimes:
     reaches: tuple[Reach, ...]
     heads: float
     """Of one GPU, of layers with a state."""
+    operators: tuple[str, str]
 
     @property
     def follows_tokens(self) -> bool:
@@ -316,11 +325,11 @@ def mixer_times(ops: ProfiledOperators, mixer: Mixer, weights: str) -> MixerTime
         if mixer.head_size == mixer.state_size == STATE_HEAD and ops.predictor.has("state_decode", key):
             return StateTimes(ops, *key)
     what = mixer.kind if isinstance(mixer, StateLayer) else "latent" if isinstance(mixer, LatentAttention) else "sparse"
-    for phase in ("decode", "prefill"):
-        operator = f"{'state' if isinstance(mixer, StateLayer) else 'block'}_{phase}"
+    operators = StateTimes.operators if isinstance(mixer, StateLayer) else BlockTimes.operators
+    for operator in operators:
         ops.asked[operator, (what, heads)] = None
         ops.stand_ins[operator] = f"{what}: bytes and arithmetic at stated shares of the datasheet's rates"
-    return EstimatedTimes(ops, tuple(mixer.reaches(ops.tp)), heads)
+    return EstimatedTimes(ops, tuple(mixer.reaches(ops.tp)), heads, operators)
 
 
 def block_of(mixer: GroupedAttention | LatentAttention) -> str | None:

@@ -141,6 +141,11 @@ class ProfiledOperators:
         """Query heads on one GPU."""
         return self.model.num_attention_heads // self.tp
 
+    def mixing_ns(self) -> dict[str, dict[str, float]]:
+        """What shares the terms of attention where layers are of several kinds: of each term, nanoseconds of a typical
+        batch by operator. Empty = each term is one operator."""
+        return {}
+
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
         """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
         candidates = _near_keys(key, dtype_places)
