@@ -33,6 +33,7 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
         async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
         max_loras=settings.max_loras,
+        num_host_blocks=settings.num_host_blocks,
         kv_groups=tuple(
             KvGroup(each.kind, each.block_size, each.window, checkpoint_alignment=each.checkpoint_alignment)
             for each in settings.kv_groups
@@ -123,8 +124,12 @@ class SimScheduler:
         finished: list[str] = []
         while self._in_flight and (was_empty or len(self._in_flight) >= self.settings.depth):
             batch = self._in_flight.popleft()
-            finished += [request.request_id for request in self.scheduler.update(batch, self._step * NS_PER_STEP)]
+            finished += [request.request_id for request in self.update(batch)]
         return tuple(finished)
+
+    def update(self, batch: Batch) -> list[Request]:
+        """A batch has been computed; the requests that ended with it."""
+        return self.scheduler.update(batch, self._step * NS_PER_STEP)
 
     def _content(self, request: CaseRequest, row: int) -> Content:
         """A segment's id stands for it and all before it, as the simulator wants them."""

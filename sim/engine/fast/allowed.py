@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "1231dc1820f0382588cf7446538c50ae5ac02f24ec4e3e3319261dbc4ef5cb22"
+FINGERPRINT = "038b877087ff414daaed392aa4cc67a161d4a7f777e6eb276aa553f9ef43594c"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -60,7 +60,7 @@ that keep all KV or a window, in blocks of one size."""
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
-    | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes"}
+    | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes", "num_host_blocks"}
 )
 """Settings that it is known not to follow."""
 
@@ -209,9 +209,8 @@ def _replaced() -> Iterator[str]:
 
 
 def _replaced_in(owner: type, module: ModuleType) -> Iterator[str]:
-    is_made = is_dataclass(owner) or issubclass(
-        owner, tuple | Enum
-    )  # its methods with two underscores are made, not written
+    # Methods with two underscores of these are made, not written.
+    is_made = is_dataclass(owner) or issubclass(owner, tuple | Enum) or getattr(owner, "_is_protocol", False)
     for name, value in vars(owner).items():
         if is_made and name.startswith("_"):
             continue
