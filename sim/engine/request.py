@@ -53,7 +53,6 @@ class Request:
         "num_draft_tokens",
         "num_dropped_blocks",
         "num_known_tokens",
-        "num_loaded_tokens",
         "num_output_placeholders",
         "num_output_tokens",
         "num_preemptions",
@@ -159,8 +158,6 @@ class Request:
         self.is_catching_up = False
         """It has been admitted again after a preemption, and has no token since."""
         self.num_cached_tokens = 0
-        self.num_loaded_tokens = 0
-        """Of its cached tokens those that were loaded from host memory."""
         self.num_recomputed_tokens = 0
         self.computed_spans: tuple[tuple[int, int], ...] = ()
         """Tokens computed before the last preemption: ranges [first, end), disjoint and in order."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import InputError, Problem
 from sim.latency.hub_names import quantised_preset_of
 from sim.live.server_command import read_server_command
-from sim.live.vllm_args import LORA_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+from sim.live.vllm_args import LORA_VALUES, OFFLOADING_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_problem
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)", re.ASCII)
 COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
+NAMES = ("all2all_backend", "kv_offloading_backend")
+"""Settings whose value is a name, not a number."""
 VALUELESS = frozenset(
     {
         *(f"--{name}" for name in SWITCHES.values()),
@@ -90,6 +92,7 @@ QUANTIZATION: Mapping[str, str] = MappingProxyType(
 VALUED = (
     *PLAIN_VALUES.values(),
     *LORA_VALUES.values(),
+    *OFFLOADING_VALUES.values(),
     *("--dtype", "--quantization", "--kv-cache-dtype", "--scheduling-policy", "--scheduler-cls"),
     *("--speculative-config", COMPILATION, f"--{CAPTURE}"),
 )
@@ -218,13 +221,13 @@ def _shown(flag: str, value: str | None) -> str:
 
 def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
     """The settings that both sides have under one name."""
-    for key, flag in {**PLAIN_VALUES, **LORA_VALUES}.items():
+    for key, flag in {**PLAIN_VALUES, **LORA_VALUES, **OFFLOADING_VALUES}.items():
         if flag in flags:
             value = flags.pop(flag)
             if key == "max_model_len" and value in FITTED_LENGTHS:
                 found.left_out.append(_shown(flag, value))
                 continue
-            found.engine[key] = value if key == "all2all_backend" else _number(flag, value or "")
+            found.engine[key] = value if key in NAMES else _number(flag, value or "")
     for key, name in {**SWITCHES, "async_scheduling": "async-scheduling", "enable_lora": "enable-lora"}.items():
         for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
             if flag in flags:

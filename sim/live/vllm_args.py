@@ -60,9 +60,13 @@ LORA_VALUES: Mapping[str, str] = MappingProxyType(
     {"max_loras": "--max-loras", "max_lora_rank": "--max-lora-rank", "max_cpu_loras": "--max-cpu-loras"}
 )
 """Settings beside ``--enable-lora``."""
+OFFLOADING_VALUES: Mapping[str, str] = MappingProxyType(
+    {"kv_offloading_size": "--kv-offloading-size", "kv_offloading_backend": "--kv-offloading-backend"}
+)
+"""Settings of KV offloading; the second says nothing without the first."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
-    | {"moe_backend", "enable_lora", *LORA_VALUES}
+    | {"moe_backend", "enable_lora", *LORA_VALUES, *OFFLOADING_VALUES}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
@@ -147,6 +151,7 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += _policy_flags(loaded, command, problems)
     command.arguments += _speculative_flags(loaded, command, problems)
     command.arguments += _lora_flags(engine)
+    command.arguments += _offloading_flags(engine)
     if engine.moe_backend != "auto":
         command.arguments.append(["--moe-backend", engine.moe_backend])
     if given := engine.compilation_config.model_dump(exclude_defaults=True):
@@ -303,6 +308,12 @@ def _lora_flags(engine: EngineSection) -> Iterator[list[str]]:
     for key, flag in LORA_VALUES.items():
         if (value := getattr(engine, key)) is not None:
             yield [flag, str(value)]
+
+
+def _offloading_flags(engine: EngineSection) -> Iterator[list[str]]:
+    if engine.kv_offloading_size is not None:
+        yield ["--kv-offloading-size", f"{engine.kv_offloading_size:g}"]
+        yield ["--kv-offloading-backend", engine.kv_offloading_backend]
 
 
 def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:

@@ -15,6 +15,7 @@ from sim.scenario.types import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Replicas,
@@ -188,6 +189,11 @@ class EngineSection(Strict):
     """What each slot, and each adapter's kernels, are sized for."""
     max_cpu_loras: PositiveInt | None = None
     """Adapters kept in host memory; one that is not there is read from its file again. null = ``max_loras``."""
+    kv_offloading_size: PositiveFloat | None = None
+    """Offload the KV of prompts to host memory, as vLLM's native connector does, and load it from there: GiB over all
+    GPUs of a replica; null = none."""
+    kv_offloading_backend: Literal["native", "lmcache"] = "native"
+    """Where offloaded KV is kept. ``lmcache`` is a server of its own, and is not modelled."""
     policy: Spec = "fcfs"
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"

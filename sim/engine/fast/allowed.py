@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "038b877087ff414daaed392aa4cc67a161d4a7f777e6eb276aa553f9ef43594c"
+FINGERPRINT = "6000228d97bfd8e93a15ff2c6005904bd3d19a110b408a832b1c233f5fde8061"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -82,6 +82,7 @@ ENGINE_KEYS = frozenset(
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
     | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
+    | {"kv_offloading_size", "kv_offloading_backend"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""

@@ -103,8 +103,9 @@ class Scheduler:
         if waiting.entries:
             waiting.refresh(now_ns)
             for victim in steering.preempted_first(running, waiting, now_ns, self.kv.num_free_blocks):
-                self._preempt(victim, now_ns)
-                batch.preempted.append(victim)
+                if self._can_preempt(victim):
+                    self._preempt(victim, now_ns)
+                    batch.preempted.append(victim)
         step = steering.begin_step(now_ns, len(running) + len(waiting))
         self.kv.begin_step()
         batch.token_budget = step.token_budget

@@ -107,8 +107,12 @@ class OffloadingScheduler(Scheduler):
         self.offloading.add(request)
 
     def has_work(self) -> bool:
-        """Whether anything waits or runs, an end has not been noted in a step yet, or a transfer is under way."""
-        return bool(self.has_requests() or self._freed or self.offloading.is_busy)
+        """Whether there are requests, or a transfer is under way."""
+        return self.has_requests() or self.offloading.is_busy
+
+    def has_requests(self) -> bool:
+        """Whether anything waits or runs, an end has not been noted in a step yet, or blocks wait for their load."""
+        return super().has_requests() or bool(self._freed or self.kv.loading)
 
     # --- forming a step --------------------------------------------------------------------
 
@@ -150,8 +154,9 @@ class OffloadingScheduler(Scheduler):
         kv.begin_load(request, hit, num_tokens)
         self.offloading.load(request, first, end)
         self._prefilling[request] = None
-        if request.scheduled_ns == NEVER:
-            request.num_loaded_tokens = num_blocks * kv.block_size
+        if request.scheduled_ns == NEVER and self.recorder.offloading is not None:
+            loaded = min(num_tokens, request.num_tokens - 1) - hit.num_tokens
+            self.recorder.offloading.loaded_tokens[request.row] = loaded
         return True
 
     def _take_over(self, request: Request) -> None:
