@@ -112,8 +112,9 @@ FITTED = """
     time and how late a few clients are, on the runs of vLLM 0.15.1 and 0.23.0; the time of launching a kernel outside
     CUDA graphs, on InferenceX's training half. Causes of errors were looked for there and in measured operators. Two
     things were chosen with other rows in sight: MiniMax-M2.5's count of launches and its router's padding (H100
-    rows). H100 rows of Llama-3.1-70B showed that their engine's settings are not those of the recipe; which they
-    are was then read in its script and in the engine.
+    rows). H100 rows of Llama-3.1-70B showed that their engine's settings are not those of the recipe, H200 and B200
+    rows of MiniMax-M2.5 that their experts are not spread as labelled, or not multiplied by the tables' kernel; which
+    they are was then read in its scripts and in the engine.
 
     InferenceX's halves: of each model on each GPU, every second configuration (TP, expert parallelism, precision,
     engine settings of the recipe) in the order of their hashes is for training, so that all lengths and numbers of

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.errors import SimrunError
+from sim.latency.kv_layout import KvGroup
 from sim.results.record import IntColumn, RunRecord, Status
 from sim.seeds import rng
 from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, RequestTable
 
 if TYPE_CHECKING:
     from sim.cluster.deployment import Deployment
+    from sim.engine.reference.batch import SchedulerSettings
     from sim.scenario.loader import LoadedScenario
 
 NS_PER_S = 1e9
@@ -116,10 +118,20 @@ def _at_once(mix: Mix, deployment: Deployment) -> int:
     per_request = float(np.average(own_tokens, weights=mix.output_tokens))
     if settings.contiguous_kv:
         per_request = float(settings.max_model_len)
-    windows = [group.sliding_window for group in settings.kv_groups] or [settings.sliding_window]
-    kept = sum(min(per_request, window + settings.block_size) if window else per_request for window in windows)
-    fitting = int(settings.num_gpu_blocks * settings.block_size / kept)
+    fitting = int(settings.num_gpu_blocks / _blocks_of(per_request, settings))
     return max(1, min(settings.max_num_seqs, fitting)) * deployment.engine.data_parallel_size
+
+
+def _blocks_of(num_tokens: float, settings: SchedulerSettings) -> float:
+    """Blocks that a request of so many tokens holds, in all KV groups; one of those that keep a state."""
+    groups = settings.kv_groups or (KvGroup("full", settings.block_size, settings.sliding_window),)
+    held = 0.0
+    for group in groups:
+        if group.kind == "state":
+            held += 1.0
+        else:
+            held += min(num_tokens, (group.sliding_window or num_tokens) + group.block_size) / group.block_size
+    return held
 
 
 def _num_requests(mix: Mix, deployment: Deployment, at_once: int) -> int:

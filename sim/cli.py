@@ -18,6 +18,7 @@ import click
 from sim.errors import InputError, OutputError, Problem, SimrunError
 from sim.explore.fit_command import fit_command
 from sim.explore.memory_command import memory_command
+from sim.explore.models_command import models_command
 from sim.live.commands import COMMANDS
 from sim.outputs import decisions_file, file_problems, folder_problems, standard_output
 from sim.version import __version__
@@ -248,23 +249,6 @@ def _describe(row: Any, marks: Sequence[str]) -> None:
     click.echo()
 
 
-@cli.command("models", context_settings=SHORT_HELP)
-@standard_output()
-def models_command() -> int:
-    """List model presets."""
-    from sim.latency.models import MODELS
-
-    click.echo(f"{'model':<24}{'params':>9}{'layers':>8}{'hidden':>8}{'heads':>7}{'KV':>5}{'context':>12}")
-    for spec in MODELS.values():
-        click.echo(
-            f"{spec.name:<24}{spec.num_parameters / 1e9:>7.1f} B{spec.num_layers:>8}{spec.hidden_size:>8}"
-            f"{spec.num_attention_heads:>7}{spec.num_kv_heads:>5}{spec.max_position_embeddings:>12,}"
-        )
-    click.echo("Also by the name of the repository (meta-llama/Llama-3.1-8B-Instruct).")
-    click.echo("Any other: engine.model = path of a Hugging Face config.json")
-    return EXIT_DONE
-
-
 @cli.command("gpus", context_settings=SHORT_HELP)
 @standard_output()
 def gpus_command() -> int:
@@ -282,7 +266,7 @@ def gpus_command() -> int:
     return EXIT_DONE
 
 
-for command in (*COMMANDS, fit_command, memory_command):
+for command in (*COMMANDS, fit_command, memory_command, models_command):
     cli.add_command(command)
 
 

@@ -259,4 +259,4 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {name.partition(".")[0] for name in reached} & (heavy | {"asyncio", "policies"})
     own = {name for name in reached if name.partition(".")[0] == "sim"}
     known = {"sim", "sim.errors", "sim.explore", "sim.explore.fit_command", "sim.live", "sim.live.commands"}
-    assert own == known | {"sim.explore.memory_command", "sim.outputs", "sim.version"}
+    assert own == known | {"sim.explore.memory_command", "sim.explore.models_command", "sim.outputs", "sim.version"}

@@ -44,6 +44,7 @@ def engine_settings(shapes: Sequence[Any], longest: int) -> Any:
         pipeline_parallel_size=1,
         data_parallel_size=1,
         enable_expert_parallel=False,
+        moe_backend="auto",
         enforce_eager=False,
         preemption="recompute",
         speculative=None,

@@ -16,6 +16,8 @@ from sim.latency.model_spec import ModelSpec
 from sim.latency.models import MODELS
 
 TP_SIZES = (1, 2, 4, 8)
+WIDEST = 1 << 16
+"""Outputs of a matrix: 2 GiB of 16-bit results with 16,384 tokens."""
 CORE_MODELS = (("llama-3.1-8b", 1), ("llama-3.1-70b", 4), ("qwen3-32b", 2))
 """(model, TP) whose shapes are in every calibration."""
 
@@ -118,6 +120,16 @@ def head_matrix(model: ModelSpec, tp: int) -> tuple[int, int]:
     return padded // tp, model.hidden_size
 
 
+def measured_models() -> list[ModelSpec]:
+    """Presets whose shapes are measured: those of one shape in all layers, and no wider than the scratch memory holds
+    with the most tokens. What others ask for is interpolated."""
+    return [
+        model
+        for model in MODELS.values()
+        if model.is_plain and all(n <= WIDEST for tp in TP_SIZES for n, _ in model_matrices(model, tp))
+    ]
+
+
 def fits(model: ModelSpec, tp: int, gpu: GpuSpec) -> bool:
     """Whether the model could be served so: 8-bit weights in nine tenths of the memory."""
     return model.num_parameters / tp <= 0.9 * gpu.memory_bytes
@@ -125,7 +137,7 @@ def fits(model: ModelSpec, tp: int, gpu: GpuSpec) -> bool:
 
 def _gemms(grid: Grid, gpu: GpuSpec) -> None:
     core = [(MODELS[name], tp) for name, tp in CORE_MODELS if fits(MODELS[name], tp, gpu)]
-    others = [(model, tp) for model in MODELS.values() for tp in TP_SIZES if fits(model, tp, gpu)]
+    others = [(model, tp) for model in measured_models() for tp in TP_SIZES if fits(model, tp, gpu)]
     dtypes = ("bfloat16", "fp8") if gpu.fp8_flops else ("bfloat16",)
     for model, tp in core:
         for n, k in model_matrices(model, tp):
@@ -180,7 +192,7 @@ def _attention(grid: Grid, gpu: GpuSpec) -> None:
 
 
 def _small_operators(grid: Grid, gpu: GpuSpec, num_gpus: int) -> None:
-    models = [model for model in MODELS.values() if any(fits(model, tp, gpu) for tp in TP_SIZES)]
+    models = [model for model in measured_models() if any(fits(model, tp, gpu) for tp in TP_SIZES)]
     core = [(MODELS[name], tp) for name, tp in CORE_MODELS]
     for tier, pairs in ((0, core), (2, [(model, tp) for model in models for tp in TP_SIZES])):
         places = TOKENS if tier == 0 else TOKENS[::2]

@@ -127,14 +127,14 @@ def resolve_deployment(
 def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
     """Take from an engine's configuration what decides what runs."""
     gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    block_bytes = memory.kv_bytes_per_token * engine.block_size * gpus
+    block_bytes = memory.kv_bytes_per_token * memory.block_size * gpus
     speculative = engine.speculative
     drafts = 0 if speculative is None else speculative.num_speculative_tokens
     has_draft_model = speculative is not None and speculative.method == "draft_model"
     swap_bytes = int(engine.swap_space_gib * 2**30) * gpus if engine.preemption == "swap" else 0
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
-        block_size=engine.block_size,
+        block_size=memory.block_size,
         max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,

@@ -376,6 +376,8 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
     replicas, workload = gateway.replicas, gateway.workload
     attempts = recorder.attempt_columns()
     interruptions = recorder.interruption_columns(attempts)
+    groups = deployment.settings.kv_groups
+    group_sizes = tuple(group.block_size for group in groups if group.kind != "state")
     requests = _seen_by_clients(requests_of(attempts, workload, interruptions), gateway)
     return RunRecord(
         workload=workload,
@@ -386,9 +388,9 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
         itl_of_classes=[(itl_ns, itl_weight)] if len(workload.classes) == 1 else recorder.gaps.of_classes(),
         reasons=_reasons_of_cancelled(requests, workload) | recorder.reasons,
         num_gpu_blocks=[replica.num_gpu_blocks for replica in replicas],
-        block_size=engine.block_size,
+        block_size=min(group_sizes, default=engine.block_size),
         tokens_per_block=deployment.planned.memory.tokens_per_block,
-        num_kv_groups=len(deployment.settings.kv_groups) or 1,
+        group_block_sizes=group_sizes or (engine.block_size,),
         replica_models=[replica.model for replica in replicas],
         gpus_per_replica=[deployment.gpus for _ in replicas],
         latency={

@@ -90,6 +90,11 @@ class GroupedAttention:
     index: SparseIndex | None = None
 
     @property
+    def sight(self) -> int | None:
+        """Tokens that a query sees at most; None = all."""
+        return self.window or self.chunk
+
+    @property
     def v_size(self) -> int:
         """Width of one head's values."""
         return self.value_size or self.head_size
@@ -162,7 +167,7 @@ class GroupedAttention:
         heads, kv_heads = self.num_heads / tp, heads_per_gpu(self.num_kv_heads, tp)
         read = float(kv_heads * (self.head_size + self.v_size))
         flops = 2.0 * heads * (self.head_size + self.v_size)
-        window, index = self.window or self.chunk, self.index
+        window, index = self.sight, self.index
         if index is None:
             return [Reach(window, read, flops, flops)]
         found = [Reach(index.top_tokens, read, flops, flops)]

@@ -89,13 +89,6 @@ def _build_plain_cost(
     fitted: Fitted | None,
 ) -> ConstantCost | RooflineCost | ProfileCost:
     kind = latency_kind(engine.gpu, latency)
-    if kind == "profile":
-        model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
-        named = (model, gpu)
-        if not model.is_plain:
-            if latency.kind is not None or latency.profile is not None:
-                raise InputError(f"latency: {lacks_curves(model)}; use `kind: roofline`")
-            kind = "roofline"
     if fitted is not None and fitted.kind != kind:
         raise InputError(f"latency.fit: fitted under `kind: {fitted.kind}`, and this is `kind: {kind}`")
     if kind == "constant":
@@ -144,11 +137,6 @@ def _build_plain_cost(
         fitted=fitted,
         sampling=latency.sampling,
     )
-
-
-def lacks_curves(model: ModelSpec) -> str:
-    """Say that profiles have no curves for a model's layers."""
-    return f"no profile holds curves for layers as {model.name} has them ({', '.join(model.layer_words)})"
 
 
 def _constant_cost(latency: LatencyConfig, fitted: Fitted | None) -> ConstantCost:

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from sim.latency.attention_kinds import GroupedAttention, LatentAttention
 from sim.latency.formats import FLOATS
 from sim.latency.gpus import GIB, GpuSpec, load_gpu
+from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
 from sim.latency.precision import notes_on_checkpoint
 from sim.scenario.schema import EngineConfig
@@ -31,6 +33,7 @@ FORMER_DTYPE = "bfloat16"
 LARGEST_GPU_BYTES = 160 * GIB
 LARGE_GPU_BYTES = 70 * GIB
 SINCE_LARGEST = (0, 28, 0)
+SMALLEST_BLOCK, LATENT_BLOCK, SPARSE_LATENT_BLOCK, INDEXED_BLOCK = 16, 32, 64, 128
 SINCE_MORE_MEMORY = (0, 20, 0)
 """From here on CUDA graphs are taken from the share that ``gpu_memory_utilization`` grants, and its default is larger
 (vllm-project/vllm pull request 38284: 0.9 in 0.19.1, 0.92 in 0.20.0)."""
@@ -47,6 +50,20 @@ def batch_defaults(gpu: GpuSpec, vllm_version: str = DEFAULT_VERSION) -> tuple[i
 def memory_share(vllm_version: str = DEFAULT_VERSION) -> float:
     """Give vLLM's default of ``gpu_memory_utilization`` (``vllm/config/cache.py``)."""
     return 0.92 if version_of(vllm_version) >= SINCE_MORE_MEMORY else 0.9
+
+
+def kernel_block_size(model: ModelSpec, gpu: GpuSpec) -> int:
+    """Give the smallest KV block that the attention kernels of ``model`` take, which vLLM 0.32.0 falls back on
+    (``get_preferred_block_size``): 128 tokens where blocks are chosen by an index, 64 of a latent that is, 32 of a
+    latent on Blackwell (FlashInfer), else 16."""
+    sizes = [SMALLEST_BLOCK]
+    for mixer, _ in model.mixers:
+        if isinstance(mixer, LatentAttention):
+            on_blackwell = gpu.fp4_flops is not None and gpu.nvlink_bandwidth is not None
+            sizes.append(SPARSE_LATENT_BLOCK if mixer.index else LATENT_BLOCK if on_blackwell else SMALLEST_BLOCK)
+        elif isinstance(mixer, GroupedAttention) and mixer.index:
+            sizes.append(INDEXED_BLOCK)
+    return max(sizes)
 
 
 def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple[EngineConfig, list[str]]:
@@ -74,6 +91,9 @@ def resolve_engine(engine: EngineSection, base_dir: Path | None = None) -> tuple
     if engine.gpu_memory_utilization is None:
         filled["gpu_memory_utilization"] = memory_share(engine.vllm_version)
     notes: list[str] = []
+    block = kernel_block_size(model, gpu)
+    if "block_size" not in engine.model_fields_set and block > engine.block_size:
+        filled["block_size"] = block
     if engine.dtype == "auto" and model.dtype in FLOATS:
         filled["dtype"] = model.dtype
         if "dtype" in engine.model_fields_set or model.dtype != FORMER_DTYPE:

@@ -10,46 +10,15 @@ Bandwidths are bytes/s; link bandwidths are per direction, half of what datashee
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sim.errors import InputError
+from sim.latency.gpu_spec import GIB, GpuSpec
+from sim.latency.more_gpus import MORE_GPUS
 
 if TYPE_CHECKING:
     from sim.scenario.schema import GpuConfig
-
-GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuSpec:
-    """One GPU. Dtypes a GPU lacks natively are None: such weights are stored small and computed in 16 bits."""
-
-    name: str
-    memory_bytes: int
-    memory_bandwidth: float
-    fp32_flops: float
-    tf32_flops: float
-    fp16_flops: float
-    """FP16 and BF16, which run at one rate on all of these."""
-    fp8_flops: float | None
-    int8_flops: float | None
-    fp4_flops: float | None = None
-    nvlink_bandwidth: float | None
-    """Per direction; None = GPUs talk over PCIe."""
-    pcie_bandwidth: float
-    """Per direction."""
-    num_sms: int
-    l2_bytes: int
-    tdp_w: float
-    usd_per_hour: float
-    """A round example of the order of on-demand list prices in 2025, not a quote."""
-    source: str
-
-    @property
-    def link_bandwidth(self) -> float:
-        """Bytes/s per direction between GPUs: NVLink where there is one, else PCIe."""
-        return self.nvlink_bandwidth or self.pcie_bandwidth
 
 
 def _presets() -> tuple[GpuSpec, ...]:
@@ -180,11 +149,14 @@ def _presets() -> tuple[GpuSpec, ...]:
     )
 
 
-GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in _presets()}
+__all__ = ["GIB", "GPUS", "GpuSpec", "best_known_first", "load_gpu", "standing"]
+
+GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in (*_presets(), *MORE_GPUS)}
 """Presets by name."""
 
 SCALED = frozenset({"a100-40gb-sxm"})
-ESTIMATED = frozenset({"rtx-4090"})
+ESTIMATED = frozenset({"rtx-4090", *(gpu.name for gpu in MORE_GPUS)})
+ALIASES = {"rtx-a6000": "a6000", "h20-sxm": "h20", "b300": "b300-sxm", "gb200-nvl72": "gb200"}
 """Presets whose step times are measured ones of the same chip, scaled to their memory; and those without measured ones,
 whose step times are a roofline's. All others have a profile that comes with the program."""
 
@@ -212,7 +184,7 @@ def load_gpu(gpu: str | GpuConfig) -> GpuSpec:
     """
     if not isinstance(gpu, str):
         return _described(gpu)
-    found = GPUS.get(gpu.lower())
+    found = GPUS.get(ALIASES.get(gpu.lower(), gpu.lower()))
     if found is not None:
         return found
     meant = [_named(preset) for preset in best_known_first() if _can_mean(gpu, preset)]
@@ -256,7 +228,7 @@ _MEMORY = re.compile(r"(?<![a-z\d])(\d{2,3})gi?b?(?![a-z\d])")
 def _can_mean(name: str, preset: GpuSpec) -> bool:
     """Whether ``name`` is another spelling of a preset's: the same chip, and no other memory.
 
-    ``H100_SXM5 80GB`` can mean h100-sxm. ``mi300x``, ``l40`` and ``h100-pcie`` are GPUs without a preset.
+    ``H100_SXM5 80GB`` can mean h100-sxm. ``mi300x`` and ``l40`` are GPUs without a preset.
     """
     given, known = _chip(name), _chip(preset.name)
     if given != known:  # else two letters the wrong way round: the same letters and, in order, the same digits

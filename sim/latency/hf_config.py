@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,24 @@ def read_model_config(path: Path) -> ModelSpec:
     Raises InputError with every problem: unreadable file, missing or impossible values, or an
     architecture whose step cost or KV cache this project does not model.
     """
-    file = str(path)
     root = _loaded(path)
-    values, section = root, ""
-    notes: list[str] = []
-    for name in ("thinker_config", *DECODERS):
-        if isinstance(values.get(name), dict):
+    spec = read_values(root, file=str(path), name=_name(root, path), beside=_beside(path))
+    return replace(spec, truncates_sampling=_truncates_sampling(path))
+
+
+def read_values(root: Mapping[str, Any], *, file: str, name: str, beside: Mapping[str, Any] | None = None) -> ModelSpec:
+    """The model that a config's values describe; ``beside``: what ``hf_quant_config.json`` says. Raises InputError."""
+    values: Mapping[str, Any] = root
+    section, notes = "", list[str]()
+    for nested in ("thinker_config", *DECODERS):
+        if isinstance(values.get(nested), dict):
             _refuse(values, file)
-            values, section = {"model_type": values.get("model_type"), **values[name]}, f"{section}{name}."
+            values, section = {"model_type": values.get("model_type"), **values[nested]}, f"{section}{nested}."
             notes = ["only the text decoder of this multimodal model is simulated"]
     _refuse(values, file)
     config = Keys(in_usual_words(values), file, section)
     config.notes += notes
-    spec = _to_spec(config, root, path)
+    spec = _to_spec(config, root, name, beside)
     if config.problems:
         raise InputError(config.problems)
     return spec
@@ -97,7 +103,7 @@ def _refuse(values: Mapping[str, Any], file: str) -> None:
         raise InputError(Problem(f"{name} is not supported: {reason}", file=file))
 
 
-def _to_spec(config: Keys, root: Mapping[str, Any], path: Path) -> ModelSpec:
+def _to_spec(config: Keys, root: Mapping[str, Any], name: str, beside: Mapping[str, Any] | None) -> ModelSpec:
     values = config.values
     layers, hidden, _, vocab, positions = (config.number([name]) for name in _required(config))
     has_other_widths = any(config.has(name) for name in NO_DENSE_MLP)
@@ -106,7 +112,7 @@ def _to_spec(config: Keys, root: Mapping[str, Any], path: Path) -> ModelSpec:
     if not config.problems:
         _check_unknown(config)
         kinds = _layers(config, layers, hidden, intermediate)
-    quantization = _quantization(root, values, path)
+    quantization = _quantization(root, values, beside)
     stored = stored_as(config, quantization)
     if config.problems:
         raise InputError(config.problems)
@@ -120,7 +126,7 @@ def _to_spec(config: Keys, root: Mapping[str, Any], path: Path) -> ModelSpec:
         config.notes.append("the vision tower's shape is not read: its weights are left out of the memory plan")
     is_tied = config.flag("tie_word_embeddings", config.model_type in TIED_BY_DEFAULT)
     return ModelSpec(
-        name=_name(root, path),
+        name=name,
         layers=tuple((kind, len(list(run))) for kind, run in groupby(kinds)),
         hidden_size=hidden,
         vocab_size=vocab,
@@ -128,7 +134,6 @@ def _to_spec(config: Keys, root: Mapping[str, Any], path: Path) -> ModelSpec:
         scaled_context=longest,
         served_context=served,
         tie_word_embeddings=is_tied,
-        truncates_sampling=_truncates_sampling(path),
         dtype=dtype or plain,
         dtype_source=source,
         kv_dtype=stored.kv,
@@ -183,13 +188,20 @@ def _check_unknown(config: Keys) -> None:
         )
 
 
-def _quantization(root: Mapping[str, Any], values: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
+def _quantization(
+    root: Mapping[str, Any], values: Mapping[str, Any], beside: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
     """The section that says how weights are stored: in the config, else in the file beside it."""
     for each in (root, values):
         for key in QUANTIZATION_KEYS:
             section = each.get(key)
             if isinstance(section, Mapping):
                 return section
+    return beside
+
+
+def _beside(path: Path) -> Mapping[str, Any] | None:
+    """What ModelOpt's own file says."""
     try:
         beside = json.loads((path.parent / QUANTIZATION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

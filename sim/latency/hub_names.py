@@ -35,6 +35,32 @@ REPOSITORIES: Mapping[str, str] = MappingProxyType(
         "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
         "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
         "minimax-m2.5": "MiniMaxAI/MiniMax-M2.5",
+        "gpt-oss-20b": "openai/gpt-oss-20b",
+        "gpt-oss-120b": "openai/gpt-oss-120b",
+        "deepseek-v3": "deepseek-ai/DeepSeek-V3",
+        "deepseek-r1": "deepseek-ai/DeepSeek-R1",
+        "deepseek-v3.2": "deepseek-ai/DeepSeek-V3.2",
+        "kimi-k2": "moonshotai/Kimi-K2-Instruct",
+        "kimi-k2.5": "moonshotai/Kimi-K2.5",
+        "qwen3-235b-a22b": "Qwen/Qwen3-235B-A22B",
+        "qwen3-next-80b-a3b": "Qwen/Qwen3-Next-80B-A3B-Instruct",
+        "qwen3.5-27b": "Qwen/Qwen3.5-27B",
+        "qwen3.5-35b-a3b": "Qwen/Qwen3.5-35B-A3B",
+        "qwen3.5-122b-a10b": "Qwen/Qwen3.5-122B-A10B",
+        "qwen3.5-397b-a17b": "Qwen/Qwen3.5-397B-A17B",
+        "gemma-7b": "google/gemma-7b",
+        "gemma-2-9b": "google/gemma-2-9b",
+        "gemma-2-27b": "google/gemma-2-27b",
+        "gemma-3-4b": "google/gemma-3-4b-it",
+        "gemma-3-12b": "google/gemma-3-12b-it",
+        "gemma-3-27b": "google/gemma-3-27b-it",
+        "gemma-4-31b": "google/gemma-4-31B-it",
+        "gemma-4-26b-a4b": "google/gemma-4-26B-A4B",
+        "glm-5": "zai-org/GLM-5",
+        "llama-4-maverick-17b-128e": "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+        "mistral-small-3.2-24b": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+        "phi-4": "microsoft/phi-4",
+        "nemotron-3-nano-30b-a3b": "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
     }
 )
 """Model preset -> its repository on Hugging Face. Tuned variants of the same shape go by ``--model``."""
@@ -96,6 +122,8 @@ def preset_of(name: str) -> str | None:
     for preset, known in REPOSITORIES.items():
         known_owner, _, known_repository = known.partition("/")
         if core == core_words(known_repository) and owner.lower() in ("", known_owner.lower()):
+            return preset
+        if not owner and core == preset.split("-"):
             return preset
     return None
 

@@ -8,7 +8,7 @@ that keeps all KV and one that keeps a window of 128 tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm
+from math import gcd, lcm
 from typing import Literal
 
 Kind = Literal["full", "latent", "window", "chunk", "state"]
@@ -42,3 +42,23 @@ class KvGroup:
 def tokens_per_lookup(groups: tuple[KvGroup, ...]) -> int:
     """Prefixes are found in multiples of so many tokens: the least that is whole blocks of every group."""
     return lcm(*(group.block_size for group in groups))
+
+
+def why_not_followed(groups: tuple[KvGroup, ...], *, has_prefix_cache: bool, has_drafts: bool) -> str | None:
+    """Why the engine does not serve these groups as vLLM does, and what to do about it; None = it does."""
+    states = [group for group in groups if group.kind == "state"]
+    if states and has_drafts:
+        return "drafts beside layers with a state are not simulated; remove engine.speculative"
+    if not has_prefix_cache:
+        return None
+    instead = "set engine.enable_prefix_caching: false"
+    smallest, together = gcd(*(group.block_size for group in groups)), tokens_per_lookup(groups)
+    if any(group.block_size != smallest for group in states):
+        return (
+            f"prefixes found inside a block of states, beside KV groups of smaller blocks, are not simulated; {instead}"
+        )
+    if together != smallest and any(group.checkpoint_alignment is not None for group in states):
+        return f"states in the middle of a chunk, beside KV groups of larger blocks, are not simulated; {instead}"
+    if any(group.block_size != together for group in groups if group.kind == "chunk"):
+        return f"vLLM finds no prefixes in chunks of attention beside KV groups of other block sizes; {instead}"
+    return None

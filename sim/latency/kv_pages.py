@@ -203,3 +203,10 @@ class KvPool:
             KvGroup(group.kind, group.block_size, group.window, len(group.layers), group.checkpoint_alignment)
             for group in self.groups
         )
+
+    def block_size(self, told: int) -> int:
+        """Tokens that prefixes are found in, and blocks are counted by: where layers have a state, as vLLM sets it
+        beside that (``cache_config.block_size``); else as ``told``."""
+        if not any(group.kind == "state" for group in self.groups):
+            return told
+        return min((group.block_size for group in self.groups if group.kind != "state"), default=told)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, Problem
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
+from sim.latency.kv_layout import why_not_followed
 from sim.latency.kv_pages import KvPool
 from sim.latency.lora import lora_bytes
 from sim.latency.memory_plan import MIN_BLOCKS, MemoryPlan, PlannedEngine, Stage
@@ -83,6 +84,10 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     precision = resolve_precision(engine, gpu, model)
     rules = memory_rules(engine, model, precision.weights)
     pool, window = _pool(engine, model, precision, draft), kept_window(engine, model, draft)
+    has_drafts = engine.speculative is not None
+    reason = why_not_followed(pool.kv_groups, has_prefix_cache=engine.enable_prefix_caching, has_drafts=has_drafts)
+    if reason is not None:
+        raise InputError(f"engine.model: {model.name}: {reason}")
     largest = of_longest = _blocks_of_longest(engine, window)
     if pool.kv_groups:
         largest = request_blocks(engine, pool, engine.max_model_len, pipeline_depth(engine))
@@ -103,7 +108,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
         reserve_bytes=stage.reserve,
         available_kv_bytes=stage.free,
         kv_bytes_per_token=round(stage.kv_per_token),
-        block_size=engine.block_size,
+        block_size=pool.block_size(engine.block_size),
         num_gpu_blocks=blocks,
         max_model_len=engine.max_model_len,
         sliding_window=window,
@@ -260,6 +265,11 @@ def _notes(
             f"num_gpu_blocks_override {blocks} is more than the {stage.blocks} blocks that "
             f"{engine.gpu_name} has memory for"
         )
+    if (
+        "block_size" not in engine.model_fields_set
+        and engine.block_size != type(engine).model_fields["block_size"].default
+    ):
+        notes.append(f"block_size {engine.block_size}: the smallest that the attention kernels of {model.name} take")
     if engine.kv_cache_memory_bytes is not None and "gpu_memory_utilization" in engine.model_fields_set:
         notes.append("gpu_memory_utilization is without effect: kv_cache_memory_bytes is the KV cache")
     if engine.max_model_len > model.longest_context:

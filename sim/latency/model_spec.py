@@ -112,16 +112,17 @@ class ModelSpec:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all layers have one attention with keys and values, windows aside, and an MLP or experts."""
-        grouped = [mixer for mixer, _ in self.mixers if isinstance(mixer, GroupedAttention)]
-        shapes = {
-            (each.num_heads, each.num_kv_heads, each.head_size, each.v_size, each.has_gate, each.values_are_keys)
-            for each in grouped
-            if each.index is None and each.chunk is None and not each.shares_kv
-        }
+        """Whether all layers have one attention with keys and values, windows aside, and an MLP or experts: what the
+        curves of a profile are of."""
+        mixers = [mixer for mixer, _ in self.mixers]
+        grouped = [each for each in mixers if isinstance(each, GroupedAttention)]
+        shapes = {(each.num_heads, each.num_kv_heads, each.head_size) for each in grouped}
+        odd = any(
+            each.index or each.value_size or each.has_gate or each.values_are_keys or each.shares_kv for each in grouped
+        )
         whole = all(kind.num_blocks == 2 and not (kind.mlp and kind.experts) for kind, _ in self.kinds)
-        num = sum(count for mixer, count in self.mixers if isinstance(mixer, GroupedAttention))
-        return whole and len(shapes) == 1 and num == self.num_layers and len(self.mlps) <= 1 and len(self.moes) <= 1
+        same = len(shapes) == 1 and len(self.mlps) <= 1 and len(self.moes) <= 1
+        return whole and same and not odd and len(grouped) == len(mixers)
 
     @property
     def _attention(self) -> GroupedAttention | LatentAttention | None:

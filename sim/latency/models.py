@@ -6,12 +6,15 @@ parameters, dimensions in elements.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sim.errors import InputError
-from sim.latency.hub_names import LIKELY, positions_of, preset_of, quantised_preset_of, quantised_words
+from sim.latency.hub_names import LIKELY, REPOSITORIES, positions_of, preset_of, quantised_preset_of, quantised_words
 from sim.latency.model_spec import ModelSpec
+from sim.latency.preset_configs import CONFIGS
+from sim.latency.preset_configs import TRUNCATING as CONFIGS_TRUNCATING
 from sim.latency.uniform import uniform_model
 from sim.scenario.messages import spelled_alike
 
@@ -120,26 +123,6 @@ def _presets() -> tuple[ModelSpec, ...]:
             dtype="fp8_block",
             dtype_source="quantization_config of MiniMaxAI/MiniMax-M2.5",
         ),
-        uniform_model(
-            name="llama-4-scout-17b-16e",
-            architecture="Llama4ForConditionalGeneration",
-            num_layers=48,
-            hidden_size=5120,
-            num_attention_heads=40,
-            num_kv_heads=8,
-            head_size=128,
-            intermediate_size=16384,
-            vocab_size=202048,
-            max_position_embeddings=10485760,
-            num_experts=16,
-            experts_per_token=1,
-            moe_intermediate_size=8192,
-            shared_expert_intermediate_size=8192,
-            notes=(
-                "three in four layers attend within chunks of 8192 tokens: all are costed as full attention, and keep "
-                "all KV; images are not simulated",
-            ),
-        ),
         _mixtral("mixtral-8x7b", 32, 4096, 32, 14336, 32768),
         _mixtral("mixtral-8x22b", 56, 6144, 48, 16384, 65536),
     )
@@ -166,10 +149,44 @@ def _mixtral(name: str, layers: int, hidden: int, heads: int, width: int, positi
 TRUNCATING = ("llama-", "qwen2.5-", "qwen3-", "minimax-")
 """Families whose ``generation_config.json`` sets ``top_p`` or ``top_k`` (of Qwen2.5 the tuned models')."""
 
-MODELS: dict[str, ModelSpec] = {
-    model.name: replace(model, truncates_sampling=model.name.startswith(TRUNCATING)) for model in _presets()
-}
-"""Presets by name: lower-case Hugging Face short names."""
+
+class Presets(Mapping[str, ModelSpec]):
+    """Presets by name: lower-case Hugging Face short names. Those that are written as configs are read when asked
+    for."""
+
+    def __init__(self) -> None:
+        self._known = {
+            model.name: replace(model, truncates_sampling=model.name.startswith(TRUNCATING)) for model in _presets()
+        }
+        self._names = (*self._known, *CONFIGS)
+
+    def __getitem__(self, name: str) -> ModelSpec:
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = _of_config(name)
+        return known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _of_config(name: str) -> ModelSpec:
+    """Read a preset that is written as a config. Raises KeyError for a name that is none."""
+    from sim.latency.hf_config import read_values
+
+    spec = read_values(CONFIGS[name], file=name, name=name)
+    source = f"{spec.dtype_source} of {REPOSITORIES[name]}" if spec.dtype_source else ""
+    return replace(spec, dtype_source=source, truncates_sampling=name.startswith(CONFIGS_TRUNCATING))
+
+
+MODELS: Mapping[str, ModelSpec] = Presets()
+"""The presets."""
 
 
 def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "engine.model") -> ModelSpec:
@@ -180,9 +197,8 @@ def load_model(name_or_path: str, base_dir: Path | None = None, *, key: str = "e
     setting that errors name.
     Raises InputError for an unknown name, an unreadable file or an architecture this project cannot cost.
     """
-    preset = MODELS.get(name_or_path.lower())
-    if preset is not None:
-        return preset
+    if name_or_path.lower() in MODELS:
+        return MODELS[name_or_path.lower()]
     path = (base_dir or Path()) / Path(name_or_path).expanduser()
     if path.is_dir():
         path = path / "config.json"
@@ -225,7 +241,9 @@ def _hint(name_or_path: str) -> str:
     if near:
         return f"; did you mean {' or '.join(near)}?"
     for count in (2, 1):
-        family = [name for name in MODELS if len(words) >= count and name.split("-")[:count] == words[:count]]
+        # A second word without a digit belongs to the family's name: gpt-4 is no gpt-oss.
+        own = [name for name in MODELS if count > 1 or not name.split("-")[1].isalpha()]
+        family = [name for name in own if len(words) >= count and name.split("-")[:count] == words[:count]]
         if family:
             return f"; presets of that family: {', '.join(family)}; another goes in as the path of its config.json"
     return f"; presets: {', '.join(MODELS)}"

@@ -23,11 +23,11 @@ def vision_spec(root: Mapping[str, Any], decoder_width: int) -> VisionSpec | Non
     tower = root.get("vision_config")
     if not isinstance(tower, Mapping):
         return None
-    width = _number(tower, "embed_dim", "hidden_size", "width")
-    layers = _number(tower, "num_hidden_layers", "depth", "layers")
+    width = _number(tower, "embed_dim", "hidden_size", "width", "vt_hidden_size")
+    layers = _number(tower, "num_hidden_layers", "depth", "layers", "vt_num_hidden_layers")
     if not width or not layers:
         return None
-    mlp = _number(tower, "intermediate_size") or MLP_RATIO * width
+    mlp = _number(tower, "intermediate_size", "vt_intermediate_size") or MLP_RATIO * width
     matrices = GATED_MATRICES if tower.get("model_type") in GATED_TYPES else PLAIN_MATRICES
     patch, side = _number(tower, "patch_size"), _number(tower, "image_size")
     places = (side // patch) ** 2 if patch and side else 0

@@ -26,14 +26,15 @@ def mean_unused_slots(record: RunRecord, window: tuple[int, int]) -> float | Non
     )
     first = np.where(first == NOT_YET, end, first)
     reserved = record.reserved_tokens_per_request
-    block_size = record.block_size
     later = np.maximum(output - 1, 0)
-    while_decoding: FloatColumn = np.zeros(len(later))
-    unused_sum = _sum_of_unused(prompt + later, block_size, reserved) - _sum_of_unused(prompt, block_size, reserved)
-    np.divide(unused_sum, later, out=while_decoding, where=later > 0)
-    before = _unused(prompt, block_size, reserved)
-    total = np.sum(before * (first - scheduled).astype(np.float64) + while_decoding * (end - first))
-    return float(total) / length_ns * record.num_kv_groups
+    total = 0.0
+    for block_size in record.group_block_sizes:
+        while_decoding: FloatColumn = np.zeros(len(later))
+        unused_sum = _sum_of_unused(prompt + later, block_size, reserved) - _sum_of_unused(prompt, block_size, reserved)
+        np.divide(unused_sum, later, out=while_decoding, where=later > 0)
+        before = _unused(prompt, block_size, reserved)
+        total += float(np.sum(before * (first - scheduled).astype(np.float64) + while_decoding * (end - first)))
+    return total / length_ns
 
 
 def _unused(tokens: IntColumn, block_size: int, reserved: int) -> IntColumn:

@@ -386,8 +386,8 @@ class RunRecord:
     tokens_per_block: float
     """Tokens that a block holds of a request of any kind: fewer than ``block_size`` where layers of several groups take
     blocks of their own."""
-    num_kv_groups: int
-    """Block tables of a request."""
+    group_block_sizes: tuple[int, ...]
+    """Tokens of a block in each block table of a request; a state has no places for tokens."""
     replica_models: list[str]
     gpus_per_replica: list[int]
     latency: dict[str, object]

@@ -183,6 +183,7 @@ def _kv(record: RunRecord, use: KvUse, window: tuple[int, int]) -> dict[str, Any
     asked = exact_sum(record.requests["input_tokens"][scheduled])
     hits = exact_sum(record.requests["num_cached_tokens"][scheduled])
     unused_slots = mean_unused_slots(record, window)
+    places_per_block = sum(record.group_block_sizes) / len(record.group_block_sizes)
     return {
         "block_size": record.block_size,
         "num_gpu_blocks": blocks,
@@ -190,7 +191,7 @@ def _kv(record: RunRecord, use: KvUse, window: tuple[int, int]) -> dict[str, Any
         "mean_usage": _ratio(sum(means), blocks) if means else None,
         "max_usage": max(shares, default=None),
         "mean_unused_slots": unused_slots,
-        "fragmentation": None if unused_slots is None else _ratio(unused_slots, sum(means) * record.block_size),
+        "fragmentation": None if unused_slots is None else _ratio(unused_slots, sum(means) * places_per_block),
         "prefix_cache_queries": asked,
         "prefix_cache_hits": hits,
         "prefix_cache_hit_rate": _ratio(hits, asked),

@@ -25,7 +25,7 @@ def build_workload(
     max_model_len: int | None = None,
     *,
     isolates_tenants: bool = False,
-    serves_loras: bool = False,
+    serves_loras: bool = True,
 ) -> RequestTable:
     """All requests of a run, in the order of their arrival.
 
@@ -36,18 +36,18 @@ def build_workload(
 
     ``base_dir`` is the scenario's folder, which trace paths are relative to. With ``max_model_len``,
     conversations end before the turn whose prompt would no longer fit. ``isolates_tenants``: requests
-    of different tenants have no content in common. ``serves_loras``: adapters that a trace names count.
+    of different tenants have no content in common. ``serves_loras``: whether adapters that a trace names count.
 
     Raises InputError for contradictory or missing settings and unusable traces.
     """
     plan = plan_workload(config)
-    numbering = Numbering()
+    numbering = Numbering(serves_loras=serves_loras)
     parts: list[list[Rows]] = []
     for arrivals in plan.arrivals:
         parts.append(_arrival_rows(arrivals, seed, numbering, max_model_len))
     only_class = config.classes is None
     for member in plan.traces:
-        rows = trace_rows(member, seed, base_dir, numbering, only_class, serves_loras)
+        rows = trace_rows(member, seed, base_dir, numbering, only_class)
         parts.append([_limited(rows, member.requests, member.duration_s)])
     limit = config.requests
     if limit is None and len(parts) == 1 and plan.arrivals:

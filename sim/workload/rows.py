@@ -29,6 +29,7 @@ class Numbering:
     next_content: int = 0
     next_session: int = 0
     owners: dict[str, int] = field(default_factory=dict)
+    serves_loras: bool = True
     loras: dict[str, int] = field(default_factory=dict)
     """Number of each LoRA adapter by name."""
 
@@ -162,6 +163,17 @@ def _draw_loras(plan: ClassPlan, seed: int, conversation: IntColumn, numbering: 
     return drawn
 
 
+def _trace_loras(own: IntColumn, trace: Trace, numbering: Numbering, notes: list[str]) -> IntColumn:
+    """The adapter that each row of a trace names, else the class's ``own``."""
+    if trace.lora is None:
+        return own
+    if not numbering.serves_loras:
+        notes.append("the trace's adapters (`lora`) are not used: engine.enable_lora is off")
+        return own
+    numbers = np.array([NO_LORA, *map(numbering.lora, trace.lora_names)], dtype=np.int64)
+    return np.where(trace.lora == NOT_GIVEN, own, numbers[np.maximum(trace.lora, -1) + 1])
+
+
 def _deadlines(plan: ClassPlan, n: int) -> IntColumn:
     allowed = NO_DEADLINE if plan.deadline_s is None else round(plan.deadline_s * NS_PER_S)
     return np.full(n, allowed, dtype=np.int64)
@@ -251,9 +263,7 @@ def capped_outputs(plan: ClassPlan, seed: int, outputs: IntColumn, notes: list[s
     return np.minimum(outputs, max_tokens), max_tokens
 
 
-def trace_rows(
-    plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool, serves_loras: bool
-) -> Rows:
+def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool) -> Rows:
     """The requests of a trace; the classes, tenants and tiers that it names become classes."""
     if plan.trace is None:
         raise ValueError("this class has no trace")
@@ -288,7 +298,7 @@ def trace_rows(
         deadline_ns=deadline_ns,
         expected_output_tokens=none if trace.expected_output_tokens is None else trace.expected_output_tokens,
         session=session,
-        lora=_own_loras(trace, _draw_loras(plan, seed, np.arange(n), numbering), numbering, serves_loras, notes),
+        lora=_trace_loras(_draw_loras(plan, seed, np.arange(n), numbering), trace, numbering, notes),
         segment_count=np.zeros(n, dtype=np.int64),
         segment_content_id=np.empty(0, dtype=np.int64),
         segment_end_tokens=np.empty(0, dtype=np.int64),
@@ -306,15 +316,3 @@ def trace_rows(
     elif plan.prefix is not None:
         _add_prefix(rows, plan, seed, np.arange(n), trace.input_tokens, numbering)
     return rows
-
-
-def _own_loras(trace: Trace, drawn: IntColumn, numbering: Numbering, serves_loras: bool, notes: list[str]) -> IntColumn:
-    """Adapters that the trace names, where the engine serves any; a row without one has the workload's."""
-    if trace.lora is None:
-        return drawn
-    if not serves_loras:
-        notes.append("the trace's LoRA adapters are not used: engine.enable_lora is off")
-        return drawn
-    numbers = np.array([numbering.lora(name) for name in trace.lora_names], dtype=np.int64)
-    is_given = trace.lora != NOT_GIVEN
-    return np.where(is_given, numbers[np.where(is_given, trace.lora, 0)], drawn)

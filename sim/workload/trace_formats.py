@@ -76,14 +76,14 @@ class RowFields:
     def put_into(self, trace: Trace, source: Source) -> None:
         """Give ``trace`` the columns that its file has."""
         if self.model.numbers:
-            said = "every replica serves the engine's one model"
-            source.notes.append(f"{source.name}: the column `{self.model.name}` is not used: {said}")
+            reason = "every replica serves the engine's one model"
+            source.notes.append(f"{source.name}: the column `{self.model.name}` is not used: {reason}")
+        trace.lora, trace.lora_names = _if_any(self.lora.column()), list(self.lora.numbers)
         trace.request_ids = self.request_id.texts if any(self.request_id.texts) else None
         trace.priority = _if_any(self.priority.column())
         trace.tenant, trace.tenant_names = _if_any(self.tenant.column()), list(self.tenant.numbers)
         trace.tier, trace.tier_names = _if_any(self.tier.column()), list(self.tier.numbers)
         trace.class_, trace.class_names = _if_any(self.class_.column()), list(self.class_.numbers)
-        trace.lora, trace.lora_names = _if_any(self.lora.column()), list(self.lora.numbers)
         trace.deadline_ns = _if_any(self.deadline_s.column())
         trace.session = _or_else(self.session.column(), NO_GROUP)
         trace.expected_output_tokens = _or_else(self.expected.column(), NO_HINT)

@@ -217,7 +217,7 @@ class Shortcuts:
         self._wrap(WindowReplica, "_take_turns", lambda *_: None)
         self._wrap(WindowReplica, "_make_plan", self._after_window_plan)
         self._count(WindowReplica, "_drop_alone", "window dropped one by one")
-        self._count(WindowReplica, "_outgrows_at", "window turn set")
+        self._count(WindowReplica, "_set_turn", "window turn set")
         self._wrap(FastGroup, "_launch", lambda *_: None, self._before_launch)
         self._count(FastRank, "form_part", "rank's part")
         self._count(FastGroup, "crash", "crash of a group")

@@ -237,3 +237,17 @@ def test_a_run_repeats_what_was_taken() -> None:
         "max_num_seqs": 1024,
         "max_num_batched_tokens": 8192,
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "block_size"),
+    [
+        *(("llama-3.1-8b", "h100-sxm", 16), ("deepseek-v3", "h200-sxm", 16), ("deepseek-v3", "b200-sxm", 32)),
+        *(("deepseek-v3.2", "h200-sxm", 64), ("glm-5", "b200-sxm", 64)),
+    ],
+)
+def test_blocks_are_no_smaller_than_the_kernels_take(model: str, gpu: str, block_size: int) -> None:
+    section = EngineSection.model_validate({"model": model, "gpu": gpu})
+    assert resolve_engine(section)[0].block_size == block_size
+    told = EngineSection.model_validate({"model": model, "gpu": gpu, "block_size": 128})
+    assert resolve_engine(told)[0].block_size == 128

@@ -16,13 +16,16 @@ from sim.scenario.schema import GpuConfig
 
 def test_the_presets_named_in_the_docs_are_there() -> None:
     names = "a100-40gb-sxm a100-80gb-sxm h100-sxm h200-sxm b200-sxm l40s rtx-pro-6000 rtx-4090"
+    names += " l4 a10g a30 a40 rtx-3090 a6000 h20 h100-pcie h100-nvl gh200 b300-sxm gb200"
     assert set(GPUS) == set(names.split())
 
 
 @pytest.mark.parametrize("name", list(GPUS))
 def test_reported_memory_is_a_little_under_the_nominal_size(name: str) -> None:
     nominal = {"a100-40gb-sxm": 40, "a100-80gb-sxm": 80, "h100-sxm": 80, "h200-sxm": 141, "b200-sxm": 180}
-    nominal |= {"l40s": 48, "rtx-pro-6000": 96, "rtx-4090": 24}
+    nominal |= {"l40s": 48, "rtx-pro-6000": 96, "rtx-4090": 24, "l4": 24, "a10g": 24, "a30": 24, "a40": 48}
+    nominal |= {"rtx-3090": 24, "a6000": 48, "h20": 96, "h100-pcie": 80, "h100-nvl": 94, "gh200": 96}
+    nominal |= {"b300-sxm": 288, "gb200": 186}
     assert 0.92 < GPUS[name].memory_bytes / (nominal[name] * GIB) < 1.0
 
 
@@ -58,6 +61,8 @@ def test_links() -> None:
         ("RTX PRO 6000", "rtx-pro-6000"),
         ("4090", "rtx-4090"),
         ("a100-40gb", "a100-40gb-sxm"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA L4 24GB", "l4"),
     ],
 )
 def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
@@ -78,7 +83,9 @@ def test_measured_presets_are_named_first_and_the_others_marked() -> None:
     order = [standing(gpu) for gpu in best_known_first()]
     assert order == sorted(order, key=["measured", "scaled", "estimate"].index)
     assert {gpu.name for gpu in best_known_first()} == set(GPUS)
-    with pytest.raises(InputError, match=r"rtx-pro-6000, a100-40gb-sxm \(scaled\), rtx-4090 \(estimate\); another"):
+    with pytest.raises(
+        InputError, match=r"rtx-pro-6000, a100-40gb-sxm \(scaled\), rtx-4090 \(estimate\), l4 \(estimate\)"
+    ):
         load_gpu("tpu")
     with pytest.raises(InputError, match=r"did you mean rtx-4090 \(estimate\)\?"):
         load_gpu("GeForce RTX 4090")
@@ -91,19 +98,7 @@ def test_names_do_not_depend_on_case() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "mi300x",
-            "h20",
-            "a10",
-            "l40",
-            "h100-pcie",
-            "h100-nvl",
-            "rtx-4080",
-            "rtx-6000-ada",
-            "b300-sxm",
-            "gb200",
-            "v100",
-        ),
+        *("mi300x", "a10", "l40", "rtx-4080", "rtx-6000-ada", "gb300", "h800", "v100"),
         *("a100-48gb", "sxm", "tpu"),
     ],
 )
@@ -197,3 +192,8 @@ def test_a_profile_of_another_gpu_is_refused_for_ones_own() -> None:
         run(load(scenario_of(OWN, profile="h100-sxm")))
     with pytest.raises(InputError, match="there is no built-in profile for mi300x"):
         run(load(scenario_of(OWN, kind="profile")))
+
+
+def test_other_names_of_a_preset_are_taken() -> None:
+    assert load_gpu("RTX-A6000") is GPUS["a6000"]
+    assert load_gpu("b300") is GPUS["b300-sxm"]

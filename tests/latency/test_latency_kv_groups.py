@@ -10,7 +10,8 @@ import pytest
 from engines import engine_config
 
 from sim.cluster.deployment import scheduler_settings
-from sim.latency.kv_layout import KvGroup
+from sim.errors import InputError
+from sim.latency.kv_layout import KvGroup, why_not_followed
 from sim.latency.kv_pages import KvPool
 from sim.latency.memory import plan_memory
 from sim.latency.models import load_model
@@ -80,3 +81,45 @@ def test_baselines_keep_all_in_blocks_of_all_layers(given: dict[str, Any], tmp_p
     plan = plan_memory(engine)
     assert plan.kv_groups == ()
     assert any("they keep all KV here" in note for note in plan.notes)
+
+
+STATES: dict[str, Any] = {
+    **CONFIG,
+    "model_type": "qwen3_next",
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
+    "sliding_window": None,
+}
+
+
+def test_states_have_groups_and_no_drafts(tmp_path: Path) -> None:
+    """A full layer for three with a state: one group of each kind for as many layers, with blocks of one size."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(STATES))
+    given = {"model": str(path), "gpu": "a100-80gb-sxm", "max_model_len": 8192}
+    groups = plan_memory(engine_config(**given)).kv_groups
+    assert shapes(groups) == [("state", 3), ("state", 3), ("state", 3), ("full", 3)]
+    assert len({group.block_size for group in groups}) == 1
+    ngrams = {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}
+    with pytest.raises(InputError, match=r"engine\.model: .*: drafts beside layers with a state are not simulated"):
+        plan_memory(engine_config(**given, speculative=ngrams))
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ((KvGroup("full", 4), KvGroup("state", 8)), "inside a block of states"),
+        ((KvGroup("full", 8), KvGroup("state", 4, checkpoint_alignment=1)), "middle of a chunk"),
+        ((KvGroup("full", 8), KvGroup("chunk", 4, 16)), "chunks of attention"),
+    ],
+)
+def test_groups_that_are_not_followed_are_without_a_prefix_cache(groups: tuple[KvGroup, ...], told: str) -> None:
+    reason = why_not_followed(groups, has_prefix_cache=True, has_drafts=False)
+    assert reason is not None
+    assert told in reason
+    assert reason.endswith("set engine.enable_prefix_caching: false")
+    assert why_not_followed(groups, has_prefix_cache=False, has_drafts=False) is None

@@ -74,12 +74,10 @@ def profiled_ns(cost: ProfileCost, shape: StepShape) -> int:
         attention = line_at(made(shape.num_decodes), shape.decode_context_tokens)
         ns += max(attention, cost._verify_pair.ns(shape.verify_attention_pairs))
     if shape.num_prefills:
-        num, tokens, longest = shape.num_prefills, shape.num_prefill_tokens, cost._reaches[0][0]
-        context = min(shape.prefill_context_tokens, tokens + num * longest)
-        attention = 0
-        for (window, _), table in zip(cost._reaches, cost._prefill_segments(num), strict=True):
-            pairs = min(shape.prefill_attention_pairs // 2, tokens * window)
-            attention += line_at(table, max(1, isqrt(2 * pairs // num)))
+        num, tokens, window = shape.num_prefills, shape.num_prefill_tokens, cost._window
+        pairs = min(shape.prefill_attention_pairs // 2, tokens * window)
+        context = min(shape.prefill_context_tokens, tokens + num * window)
+        attention = line_at(cost._prefill_segments(num), max(1, isqrt(2 * pairs // num)))
         if shape.prefill_context_tokens > tokens:
             attention = max(attention, line_at(cost._prior_segments(num), context))
         ns += attention
@@ -106,7 +104,7 @@ def plain_ns(cost: StepCost, shape: StepShape) -> int:
 
 
 def in_counts(cost: StepCost, shape: StepShape) -> int:
-    *counts, swap_bytes, drafts, pairs = astuple(shape)
+    *counts, swap_bytes, drafts, pairs = astuple(shape)[:10][:10]
     assert shape_of(*counts, drafts, pairs, swap_bytes) == shape
     return cost.step_ns(*counts, drafts, pairs, swap_bytes)
 

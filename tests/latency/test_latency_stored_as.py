@@ -201,8 +201,12 @@ def test_blocks_of_fp8_take_a_scale_each(tmp_path: Path) -> None:
         assert run_ns[0] < build_step_cost(plain, LatencyConfig(kind=kind)).decode_run_ns(1, 100, 1)[0]  # type: ignore[arg-type]
 
 
-def test_presets_are_bfloat16_and_say_nothing_but_for_the_one_published_in_fp8() -> None:
-    assert {name for name, model in MODELS.items() if model.dtype != "bfloat16"} == {"minimax-m2.5"}
+def test_presets_have_the_format_that_they_are_published_in() -> None:
+    assert {name: model.dtype for name, model in MODELS.items() if model.dtype != "bfloat16"} == {
+        **dict.fromkeys(("minimax-m2.5", "deepseek-v3", "deepseek-r1", "deepseek-v3.2", "kimi-k2"), "fp8_block"),
+        **dict.fromkeys(("gpt-oss-20b", "gpt-oss-120b"), "mxfp4"),
+        "kimi-k2.5": "int4_g32",
+    }
     engine = engine_config(model="llama-2-7b", gpu="h100-sxm", dtype="auto")
     assert plan_memory(engine).notes == plan_memory(engine.model_copy(update={"dtype": "bfloat16"})).notes
 

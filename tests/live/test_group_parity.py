@@ -39,7 +39,7 @@ def draw_groups(rng: random.Random, settings: CaseSettings) -> CaseSettings:
     """Two or three groups, with blocks of their own."""
     recipe = rng.choice(RECIPES)
     smallest = settings.block_size
-    if settings.enable_prefix_caching and smallest > 8:
+    if settings.enable_prefix_caching and smallest > 8 and rng.random() < 0.7:
         smallest = rng.choice([2, 4, 8])
     factors = (1, 1, 1, 2, 3, 4) if "chunk" not in recipe and rng.random() < 0.5 else (1,)
     groups: list[CaseGroup] = []

@@ -50,6 +50,7 @@ def simrun(*argv: str) -> int:
         ("--no-async-scheduling --watermark 0.05", {"async_scheduling": False, "watermark": 0.05}),
         ("--enable-chunked-prefill=false", {"enable_chunked_prefill": False}),
         ("--dtype half --kv-cache-dtype fp8_e4m3", {"dtype": "float16", "kv_cache_dtype": "fp8"}),
+        ("--moe-backend triton", {"moe_backend": "triton"}),
         ("--quantization fp8 --dtype auto", {"dtype": "fp8"}),
         ("--scheduling-policy priority", {"policy": "priority"}),
         (

@@ -218,6 +218,7 @@ def test_the_type_of_a_float16_config_is_named(tmp_path: Path, capsys: pytest.Ca
             {"--dtype": "float16", "--kv-cache-dtype": "fp8"},
         ),
         (["engine.kv_cache_dtype=int8"], None, {"--kv-cache-dtype": "int8_per_token_head"}),
+        (["engine.moe_backend=triton"], None, {"--moe-backend": "triton"}),
         (["engine.dtype=float32", "engine.kv_cache_dtype=float32"], None, {"--kv-cache-dtype": "auto"}),
     ],
 )

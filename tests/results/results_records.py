@@ -57,7 +57,7 @@ def _record(
         reasons={int(row): "prompt of 9000 tokens exceeds max_model_len 4096" for row in rejected},
         num_gpu_blocks=[100] * replicas,
         tokens_per_block=16.0,
-        num_kv_groups=1,
+        group_block_sizes=(16,),
         block_size=16,
         replica_models=["llama-2-7b"] * replicas,
         gpus_per_replica=[2] * replicas,

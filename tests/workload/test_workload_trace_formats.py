@@ -354,26 +354,35 @@ def test_a_row_may_have_class_tenant_tier_priority_deadline_and_more(tmp_path: P
     assert table.class_index.tolist() == [0, 0, 1, 2, 3]
     assert table.priority.tolist() == [1, 3, 5, 3, 3]
     assert table.deadline_ns.tolist() == [5 * S // 2, 9 * S, 9 * S, 9 * S, 9 * S]
-    assert table.notes == [
-        "t: the column `model` is not used: every replica serves the engine's one model",
-        "the trace's LoRA adapters are not used: engine.enable_lora is off",
-    ]
+    assert table.notes == ["t: the column `model` is not used: every replica serves the engine's one model"]
+    assert table.loras == ("sql",)
+    assert table.lora is not None
+    assert table.lora.tolist() == [1, 0, 0, 0, 0]
+
+
+def test_adapters_of_a_trace_are_noted_where_none_are_served(tmp_path: Path) -> None:
+    text = "arrival_s,input_tokens,output_tokens,lora\n0,1,1,sql\n1,1,1,\n"
+    assert table_of(tmp_path, text, "generic", {"lora": "own"}).loras == ("own", "sql")
+    (tmp_path / "t").write_text(text)
+    config = WorkloadConfig(trace=TraceConfig(path="t", format="generic"))
+    table = build_workload(config, 0, tmp_path, serves_loras=False)
     assert table.lora is None
+    assert table.notes == ["the trace's adapters (`lora`) are not used: engine.enable_lora is off"]
 
 
 def test_a_row_may_have_an_adapter_of_its_own(tmp_path: Path) -> None:
-    text = "arrival_s,input_tokens,output_tokens,lora\n0,1,1,sql\n1,1,1,\n2,1,1,law\n3,1,1,sql\n"
+    text = "arrival_s,input_tokens,output_tokens,lora\n0,1,1,sql\n1,1,1,\n3,1,1,law\n2,1,1,sql\n"
     (tmp_path / "t").write_text(text)
     trace = {"path": "t", "format": "generic"}
     for own, adapters, numbers in (
-        (None, ("sql", "law"), [1, 0, 2, 1]),
-        ("base", ("base", "sql", "law"), [2, 1, 3, 2]),
+        (None, ("sql", "law"), [1, 0, 1, 2]),
+        ("base", ("base", "sql", "law"), [2, 1, 2, 3]),
     ):
         config = WorkloadConfig.model_validate({"trace": trace, "lora": own})
         table = build_workload(config, 0, tmp_path, serves_loras=True)
         assert table.lora is not None
         assert (table.loras, table.lora.tolist()) == (adapters, numbers)
-        assert table.notes == []
+        assert table.notes == ["t: arrivals were out of order and have been sorted"]
 
 
 def test_a_row_without_tenant_is_of_the_class_that_has_none(tmp_path: Path) -> None:

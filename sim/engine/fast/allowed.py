@@ -34,7 +34,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "6000228d97bfd8e93a15ff2c6005904bd3d19a110b408a832b1c233f5fde8061"
+FINGERPRINT = "01dfb168196e021abb02b73f2e2db2ffe0afdd28640de4ee949a9d08f974e262"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -54,8 +54,8 @@ SETTINGS = frozenset(
     | {"enable_prefix_caching", "async_scheduling", "block_bytes", "prompt_tokens_per_output_token", "sliding_window"}
     | {"kv_groups"}
 )
-"""Settings that it follows, whatever they are; any other setting must have its default. Of KV groups it follows those
-that keep all KV or a window, in blocks of one size."""
+"""Settings that it follows, whatever they are; any other setting must have its default. Of KV groups it does not follow
+states that are cached."""
 
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
@@ -105,10 +105,13 @@ def why_not(settings: SchedulerSettings, policy: Policy) -> str | None:
     for field in fields(settings):
         if field.name not in SETTINGS and getattr(settings, field.name) != field.default:
             return f"the fast engine does not know the setting {field.name}"
-    if any(group.kind in ("chunk", "state") for group in settings.kv_groups):
-        return "a KV group keeps neither all KV nor a window"
-    if any(group.block_size != settings.block_size for group in settings.kv_groups):
-        return "KV groups have blocks of several sizes"
+    kinds = {group.kind for group in settings.kv_groups}
+    if "state" in kinds and settings.enable_prefix_caching:
+        return "states are cached, and several prompts are done in part at once"
+    if "chunk" in kinds and not kinds & {"full", "latent"}:
+        return "prefixes count as cached that are not"
+    if any(group.kind == "chunk" and group.sliding_window == 1 for group in settings.kv_groups):
+        return "a token looks back on itself alone, and its block is given back with it"
     most_tokens = settings.max_num_batched_tokens
     if settings.max_num_seqs >= most_tokens:
         return "a step may not hold a token of every running request"

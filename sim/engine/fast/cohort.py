@@ -110,8 +110,8 @@ class Cohort:
         self.add_gap = recorder.gaps.add
         self._units = recorder.gaps.units
         self.block_size = settings.block_size
-        self.num_groups = len(settings.kv_groups) or 1
-        """KV groups, in each of which a request takes a block at the same time."""
+        self.period = settings.block_size
+        """Batches after which a member needs blocks as it did before."""
         self.is_async = settings.async_scheduling
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
         self._bind(policy)
@@ -155,8 +155,8 @@ class Cohort:
         """The same as a sum of units (``sim.results.gaps``)."""
         self.context = 0
         """Sum of the context that they attend to in the next batch."""
-        self.growth = [0] * self.block_size
-        """``growth[j % block_size]``: blocks that they need for batch j, one in each group."""
+        self.growth = [0] * self.period
+        """``growth[j % period]``: blocks that they need for batch j."""
         self._leaves: list[tuple[int, int, Member]] = []
         """Heap of (first batch without it, admission, member)."""
         self.leaving: list[Member] = []
@@ -207,7 +207,7 @@ class Cohort:
         self.size += 1
         self.units += request.unit
         self.context += computed + 1
-        self.growth[(batch + 1 - computed) % self.block_size] += self.num_groups
+        self.count_growth(batch + 1 - computed, 1)
         heappush(self._leaves, (last + 1, request.admission, request))
 
     def _uncount(self, request: Member) -> None:
@@ -215,7 +215,7 @@ class Cohort:
         self.size -= 1
         self.units -= request.unit
         self.context -= request.base_computed + self.latest - request.joined_at + 1
-        self.growth[(request.joined_at + 1 - request.base_computed) % self.block_size] -= self.num_groups
+        self.count_growth(request.joined_at + 1 - request.base_computed, -1)
 
     def leave_out(self, batch: int) -> None:
         """Members that ``batch`` does not compute any more."""
@@ -292,8 +292,16 @@ class Cohort:
     # --- blocks --------------------------------------------------------------------------------
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that ``num_tokens`` of one request have had, in all groups."""
-        return -(-num_tokens // self.block_size) * self.num_groups
+        """Blocks that ``num_tokens`` of one request take, those that it has given back included."""
+        return -(-num_tokens // self.block_size)
+
+    def blocks_for_one(self, computed: int) -> int:
+        """Blocks that a request takes for one more token than ``computed``."""
+        return 0 if computed % self.block_size else 1
+
+    def count_growth(self, batch: int, num_members: int) -> None:
+        """So many members more begin a block in ``batch``, and once in every ``block_size`` batches."""
+        self.growth[batch % self.block_size] += num_members
 
     def give_back(self, request: Member, num_blocks: int, *, ended: bool) -> None:
         """All blocks of a request whose counters count."""

@@ -90,7 +90,7 @@ class Former(Cohort):
 
     def _serve(self, batch: int, now_ns: int) -> bool:
         """Blocks for the members and for those that lost a step: False where the running pass ended early."""
-        need = self.growth[batch % self.block_size]
+        need = self.growth[batch % self.period]
         if need > self.kv.num_free_blocks or self.skipped:
             return self._serve_one_by_one(batch, now_ns)
         if need:
@@ -136,7 +136,7 @@ class Former(Cohort):
 
     def _serve_one_by_one(self, batch: int, now_ns: int) -> bool:
         """The running pass where blocks are short, or where a request lost a step: False where it ended early."""
-        block_size, kv, num_groups = self.block_size, self.kv, self.num_groups
+        kv = self.kv
         served = self._served = set()
         for request in tuple(self.running):
             if request.state is not State.RUNNING or request is self.part:
@@ -149,12 +149,12 @@ class Former(Cohort):
                 continue
             if self.has_window:
                 self._drop_alone(request, batch, computed)
-            if computed % block_size == 0:
-                while kv.num_free_blocks < num_groups:
+            if need := self.blocks_for_one(computed):
+                while kv.num_free_blocks < need:
                     if self._evict_for(request, now_ns) is request:
                         self._skip_behind(request)
                         return False
-                kv.take(num_groups)
+                kv.take(need)
             served.add(request)
         return True
 
@@ -175,7 +175,7 @@ class Former(Cohort):
             computed = victim.num_computed_tokens
             if victim.is_counted:
                 computed = victim.base_computed + self.latest - victim.joined_at
-            num_new_blocks, num_new_tokens = 0 if computed % self.block_size else self.num_groups, 1
+            num_new_blocks, num_new_tokens = self.blocks_for_one(computed), 1
         self.preempt(victim, now_ns, num_new_blocks, num_new_tokens)
         self.preempted.append(victim)
         self.is_stuck = False

@@ -302,7 +302,7 @@ class Jumper(Former):
             return False
         most = 1 if self.leaving else self.first_leave() - batch
         free = self.kv.num_free_blocks
-        if (most // self.block_size + 1) * size * self.num_groups > free:
+        if self.most_taken(most) > free:
             most = self._most_by_blocks(most, free)
             if not most:
                 return False
@@ -329,19 +329,23 @@ class Jumper(Former):
         growth, batch = self.growth, self.latest
         for steps in range(most):
             batch += 1
-            free -= growth[batch % self.block_size]
+            free -= growth[batch % self.period]
             if free < 0:
                 return steps
         return most
 
+    def most_taken(self, steps: int) -> int:
+        """So many steps take no more blocks than that."""
+        return (steps // self.block_size + 1) * self.size
+
     def _takes(self, steps: int) -> list[int]:
         """Blocks that each of the next ``steps`` steps takes."""
-        phase = (self.latest + 1) % self.block_size
-        if phase + steps <= self.block_size:
+        phase = (self.latest + 1) % self.period
+        if phase + steps <= self.period:
             return self.growth[phase : phase + steps]
         takes = self.growth[phase:] + self.growth[:phase]
-        if steps > self.block_size:
-            takes *= -(-steps // self.block_size)
+        if steps > self.period:
+            takes *= -(-steps // self.period)
         return takes[:steps]
 
     def _cut(self, plan: Plan, now_ns: int) -> None:

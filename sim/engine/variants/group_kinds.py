@@ -14,6 +14,8 @@ from sim.errors import SimulationError
 from sim.latency.kv_layout import KvGroup, tokens_per_lookup
 from sim.latency.sliding_window import max_blocks_per_request
 
+NEVER = 1 << 60
+"""More tokens than any request has."""
 IsCached = Callable[[int], bool]
 """Whether the block of that number is in the cache."""
 
@@ -51,6 +53,10 @@ class FullKind:
         """Leading blocks that no further token looks at."""
         return 0
 
+    def tokens_to_skip(self, num_blocks: int) -> int:
+        """The fewest tokens of which so many leading blocks are not looked at."""
+        return NEVER
+
     def find(self, is_cached: IsCached, max_tokens: int) -> tuple[int, int]:
         """The longest prefix of ``max_tokens`` at most that can go on from the cache, as blocks ``[first, end)`` that
         are there: it is ``end`` blocks long, those before ``first`` are not needed."""
@@ -85,6 +91,9 @@ class WindowKind(FullKind):
 
     def num_skipped(self, num_tokens: int) -> int:
         return max(0, num_tokens - self.window + 1) // self.block_size
+
+    def tokens_to_skip(self, num_blocks: int) -> int:
+        return num_blocks * self.block_size + self.window - 1
 
     def find(self, is_cached: IsCached, max_tokens: int) -> tuple[int, int]:
         needed, in_a_row = self.blocks_of_hit, 0
@@ -135,15 +144,14 @@ class ChunkKind(FullKind):
         self.chunk = group.sliding_window or 0
         if self.chunk <= 0:
             raise SimulationError("a KV group of chunks needs sliding_window, the length of one")
-        if settings.enable_prefix_caching and self.block_size != self.lookup_tokens:
-            raise SimulationError(
-                "a KV group of chunks beside groups with other block sizes: vLLM does not find prefixes there"
-            )
         most_tokens = min(self.chunk + settings.max_in_flight_tokens, settings.max_model_len)
         self.most_blocks = ceil_div(most_tokens, self.block_size)
 
     def num_skipped(self, num_tokens: int) -> int:
         return num_tokens // self.chunk * self.chunk // self.block_size
+
+    def tokens_to_skip(self, num_blocks: int) -> int:
+        return ceil_div(num_blocks * self.block_size, self.chunk) * self.chunk
 
     def find(self, is_cached: IsCached, max_tokens: int) -> tuple[int, int]:
         first, most = self.num_skipped(max_tokens), max_tokens // self.block_size

@@ -5,16 +5,14 @@ order, whatever is taken or given back; a prefix is found where every group can 
 length, since a token's place follows from its position; where a block was given back or was never needed, they have
 vLLM's null block.
 
-Refused by name: states beside groups of smaller blocks (vLLM then finds prefixes inside a block), beside drafts
-(``num_speculative_blocks``), and states in mid-chunk (``checkpoint_alignment``) beside groups of larger blocks. The
-last block of a hit, which EAGLE and MTP drop, is not followed: there are no such drafts here.
+What is not followed, ``kv_layout.why_not_followed`` refuses by name. The last block of a hit, which EAGLE and MTP drop,
+is not dropped: there are no such drafts here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.reference.kv_cache import NO_CACHING, NO_HIT, NULL_BLOCK, Hit, PrefixKVCache
@@ -22,7 +20,7 @@ from sim.engine.request import Content, Request
 from sim.engine.variants.group_kinds import ChunkKind, FullKind, IsCached, WindowKind
 from sim.engine.variants.states import StateChunks, StateKind, last_boundary
 from sim.errors import SimulationError
-from sim.latency.kv_layout import tokens_per_lookup
+from sim.latency.kv_layout import tokens_per_lookup, why_not_followed
 
 NEVER_FREE = 1 << 60
 """More blocks than any pool has."""
@@ -57,11 +55,13 @@ class Table:
 class Holding:
     """What one request has: a table in each group."""
 
-    __slots__ = ("shared_prefix", "tables")
+    __slots__ = ("next_drop", "shared_prefix", "tables")
 
     def __init__(self, tables: tuple[Table, ...], shared_prefix: int) -> None:
         self.tables = tables
         self.shared_prefix = shared_prefix
+        self.next_drop = 0
+        """With fewer tokens computed than that there is nothing to give back."""
 
 
 class GroupedKVCache(PrefixKVCache):
@@ -80,8 +80,13 @@ class GroupedKVCache(PrefixKVCache):
         """vLLM asks a group that keeps all, then the only other kind, and is done."""
         self._held: dict[str, Holding] = {}
         has_states = any(kind.is_state for kind in self.kinds)
-        if has_states:
-            _check_states(settings, self.lookup_tokens)
+        reason = why_not_followed(
+            settings.kv_groups,
+            has_prefix_cache=settings.enable_prefix_caching,
+            has_drafts=settings.num_speculative_tokens > 0,
+        )
+        if reason is not None:
+            raise SimulationError(reason)
         self.cuts_chunks = has_states and settings.enable_prefix_caching
         self._chunks = StateChunks(settings, self.lookup_tokens)
         self._new_states: set[int] = set()
@@ -217,13 +222,16 @@ class GroupedKVCache(PrefixKVCache):
         return True
 
     def _extend(self, request: Request, start: int, num_tokens: int) -> None:
-        tables = self._held[request.request_id].tables
+        held = self._held[request.request_id]
+        tables = held.tables
         for kind, table in zip(self.kinds, tables, strict=True):
             blocks = table.blocks
             length = kind.blocks_for(num_tokens)
             if isinstance(kind, StateKind) and length > len(blocks):
                 table.has_checkpoint = kind.has_checkpoint(request, blocks, start, num_tokens)
                 blocks.extend([NULL_BLOCK] * (length - 1 - table.has_checkpoint - len(blocks)))
+                if table.has_checkpoint:
+                    held.next_drop = 0  # where it is told to be over
             for _ in range(length - len(blocks)):
                 block = self._pop_free()
                 self._references[block] = 1
@@ -241,6 +249,7 @@ class GroupedKVCache(PrefixKVCache):
             return
         held = self._held[request.request_id]
         aligned = num_tokens - num_tokens % self.lookup_tokens
+        is_noted = False
         boundaries = [request.num_prompt_tokens - 1]
         if held.shared_prefix:
             boundaries.append(held.shared_prefix)
@@ -248,10 +257,9 @@ class GroupedKVCache(PrefixKVCache):
             end = aligned // kind.block_size
             if end > table.num_cached:
                 self._cache(content, number, table, end, boundaries)
-            if kind.is_state and not table.has_checkpoint:
-                self._note_state(request, content, number, table, end)
-        if not self.cuts_chunks:
-            request.next_cacheable_tokens = aligned + self.lookup_tokens
+            if kind.is_state:
+                is_noted |= table.has_checkpoint or self._note_state(request, content, number, table, end)
+        request.next_cacheable_tokens = 0 if is_noted else aligned + self.lookup_tokens
 
     def _cache(self, content: Content, number: int, table: Table, end: int, boundaries: Sequence[int]) -> None:
         """Make blocks up to ``end`` of one group findable, as far as a later request can use them."""
@@ -270,19 +278,24 @@ class GroupedKVCache(PrefixKVCache):
                 if kind.is_state:
                     self._new_states.add(key)
 
-    def _note_state(self, request: Request, content: Content, number: int, table: Table, end: int) -> None:
+    def _note_state(self, request: Request, content: Content, number: int, table: Table, end: int) -> bool:
         """While no more than the reusable part of the prompt counts as full, vLLM puts its state into the cache in
-        each step, and so takes it for a new one."""
+        each step, and so takes it for a new one. Returns whether it did."""
         size = self.kinds[number].block_size
         is_at_boundary = end * size == last_boundary(request.num_prompt_tokens, size)
-        if end and is_at_boundary and table.blocks[end - 1] != NULL_BLOCK:
-            self._new_states.add(self._key(content.block_keys(end - 1, end, size)[0], number))
+        if not (end and is_at_boundary) or table.blocks[end - 1] == NULL_BLOCK:
+            return False
+        self._new_states.add(self._key(content.block_keys(end - 1, end, size)[0], number))
+        return True
 
     # --- giving back -----------------------------------------------------------------------------
 
     def drop_behind(self, request: Request, num_processed: int) -> None:
-        tables = self._held[request.request_id].tables
-        for kind, table in zip(self.kinds, tables, strict=True):
+        held = self._held[request.request_id]
+        if num_processed < held.next_drop:
+            return
+        held.next_drop = NEVER_FREE
+        for kind, table in zip(self.kinds, held.tables, strict=True):
             table.has_checkpoint = False
             first, end = table.num_dropped, min(kind.num_skipped(num_processed), len(table.blocks))
             if end > first:
@@ -290,6 +303,7 @@ class GroupedKVCache(PrefixKVCache):
                 table.blocks[first:end] = [NULL_BLOCK] * (end - first)
                 table.num_dropped = end
                 self._give_back(behind)
+            held.next_drop = min(held.next_drop, kind.tokens_to_skip(table.num_dropped + 1))
 
     def _give_back_all(self, request: Request) -> None:
         held = self._held.pop(request.request_id, None)
@@ -306,20 +320,3 @@ def _alike(settings: SchedulerSettings) -> tuple[tuple[int, ...], ...]:
         by_kind.setdefault((group.kind, group.block_size, group.sliding_window), []).append(number)
     numbers = sorted(by_kind.values(), key=lambda each: not settings.kv_groups[each[0]].keeps_all)
     return tuple(map(tuple, numbers))
-
-
-def _check_states(settings: SchedulerSettings, lookup_tokens: int) -> None:
-    """Raise SimulationError for settings of states that vLLM has and that are not followed."""
-    states = [group for group in settings.kv_groups if group.kind == "state"]
-    if settings.num_speculative_tokens:
-        raise SimulationError("layers with a state beside speculative decoding are not simulated")
-    if not settings.enable_prefix_caching:
-        return
-    smallest = gcd(*(group.block_size for group in settings.kv_groups))
-    if any(group.block_size != smallest for group in states):
-        raise SimulationError(
-            f"layers with a state need blocks of {smallest} tokens, the most that divides the blocks of all KV groups: "
-            "prefixes found inside a block of states are not simulated"
-        )
-    if lookup_tokens != smallest and any(group.checkpoint_alignment is not None for group in states):
-        raise SimulationError("states in the middle of a chunk beside KV groups of larger blocks are not simulated")

@@ -40,6 +40,9 @@ class StateKind(FullKind):
     def num_skipped(self, num_tokens: int) -> int:
         return max(num_tokens - 1, 0) // self.block_size
 
+    def tokens_to_skip(self, num_blocks: int) -> int:
+        return num_blocks * self.block_size + 1
+
     def find(self, is_cached: IsCached, max_tokens: int) -> tuple[int, int]:
         for block in range(max_tokens // self.block_size - 1, -1, -1):
             if (block + 1) * self.block_size % self.lookup_tokens == 0 and is_cached(block):

@@ -4,7 +4,8 @@ In each step a request gives back what is behind its windows before it takes new
 computed and none of them in flight, the next token does not look at the first n - W + 1. So in each KV group with a
 window a decoding member gives back a block in every ``block_size`` batches, as often as it takes one, at a phase of its
 own. Only the first time is different: a chunk of its prompt goes behind the window at once, or it has just outgrown the
-window. That is a *turn*, and no plan contains one. Groups that keep all KV only take.
+window. That is a *turn*, and no plan contains one; the end of a chunk of attention is one too. Groups that keep all KV
+only take. Groups with blocks of several sizes take and give back at phases of one ``period``, their common multiple.
 
 Blocks are only counted. That is exact as long as no request can find content of before: none that others have, and none
 of its own. So where a request that may find its own blocks is preempted, the reference takes the run (``NotFollowed``).
@@ -12,8 +13,8 @@ of its own. So where a request that may find its own blocks is preempted, the re
 
 from __future__ import annotations
 
-from collections import Counter
 from heapq import heappop, heappush
+from math import lcm
 from typing import Any
 
 from sim.engine.fast.allowed import NotFollowed
@@ -22,10 +23,10 @@ from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.jumps import IDLE
 from sim.engine.fast.plan import Plan
 from sim.engine.fast.segments import SegmentKVCache
-from sim.latency.sliding_window import max_blocks_per_request
+from sim.engine.variants.kept_fast import Keeps, kept_by
 
-ALL = 0
-"""In place of a window: the turn at which a chunk of a prompt falls behind all of them."""
+ALL = -1
+"""In place of a group: the turn at which a chunk of a prompt falls behind the windows of all of them."""
 
 
 class WindowMember(Member):
@@ -40,40 +41,34 @@ class WindowMember(Member):
         self.newest_tokens = 0
         """Tokens that its newest batch computes, unless it is a member."""
         self.turns: dict[int, int] = {}
-        """Window -> the batch of its turn, while that is to come."""
+        """Place of a group -> the batch of its turn there, while that is to come."""
         self.phases: dict[int, int] = {}
-        """Window -> where it is counted in ``drops``."""
+        """Place of a group -> where it is counted in ``drops``."""
 
 
 class WindowReplica(FastReplica):
-    """``FastReplica`` for ``variants/window.py``, and for ``variants/groups.py`` where each group keeps all KV or a
-    window, in blocks of one size."""
+    """``FastReplica`` for ``variants/window.py``, and for ``variants/groups.py`` unless states are cached."""
 
     has_window = True
 
     def _bind(self, policy: Any) -> None:
+        self._keeps = kept_by(self.settings)
         super()._bind(policy)
         self._may_cruise = False
-        settings, block_size = self.settings, self.block_size
-        windows = [group.sliding_window for group in settings.kv_groups] or [settings.sliding_window]
-        self._windows = Counter(window for window in windows if window is not None)
-        """Window -> how many groups have it."""
-        self._num_full = len(windows) - self._windows.total()
-        """Groups that keep all KV."""
-        in_flight, longest = settings.max_in_flight_tokens, settings.max_model_len
-        self._kept = [
-            (count, max_blocks_per_request(window, in_flight, longest, block_size))
-            for window, count in self._windows.items()
-        ]
-        """Groups with a window, and the blocks that a request of any length holds in one of them at most."""
-        self._finds_own = settings.enable_prefix_caching and min(self._windows, default=2) > 1
-        self.kv = SegmentKVCache(settings.num_gpu_blocks, block_size, caches=False)
+        self._finds_own = self.settings.enable_prefix_caching and all(each.window != 1 for each in self._keeps)
+        self.kv = SegmentKVCache(self.settings.num_gpu_blocks, self.block_size, caches=False)
+        self._growing = [each for each in self._keeps if not each.is_state]
+        """What members take blocks of."""
+        self.period = lcm(*(each.block_size for each in self._growing))
+        self.growth = [0] * self.period
+        self.drops = [0] * self.period
+        """``drops[j % period]``: blocks that are given back in batch j, before any are taken."""
+        self._behind_of = [each for each in self._keeps if each.window]
+        """What gives blocks back."""
         self._lag = int(self.is_async)
         """Batches in flight when one is formed, of which a member has a token each."""
-        self.drops = [0] * block_size
-        """``drops[j % block_size]``: blocks that are given back in batch j, before any are taken."""
         self._turns: list[tuple[int, int, int, WindowMember]] = []
-        """Heap of (batch, admission, window, member)."""
+        """Heap of (batch, admission, place in ``_behind_of``, member)."""
         self._given_back = 0
         """The last batch for which all members gave back together, ..."""
         self._given_alone: dict[Member, int] = {}
@@ -81,17 +76,30 @@ class WindowReplica(FastReplica):
         self._least_free = self.kv.num_usable_blocks
         """The fewest free blocks at the end of a plan."""
 
+    # --- what is taken -------------------------------------------------------------------------
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return sum(each.taken(num_tokens) for each in self._keeps)
+
+    def blocks_for_one(self, computed: int) -> int:
+        return self.blocks_for(computed + 1) - self.blocks_for(computed)
+
     def blocks_to_reserve(self, num_tokens: int) -> int:
-        each = -(-num_tokens // self.block_size)
-        return self._num_full * each + sum(count * min(each, most) for count, most in self._kept)
+        return sum(each.reserved(num_tokens) for each in self._keeps)
+
+    def count_growth(self, batch: int, num_members: int) -> None:
+        for each in self._growing:
+            for phase in range(batch % each.block_size, self.period, each.block_size):
+                self.growth[phase] += each.num_groups * num_members
+
+    def most_taken(self, steps: int) -> int:
+        return self.size * sum(each.num_groups * (steps // each.block_size + 1) for each in self._growing)
 
     # --- what is behind the windows ------------------------------------------------------------
 
-    def _behind(self, num_seen: int, window: int = ALL) -> int:
-        """Blocks, of the groups with ``window``, that no token after the first ``num_seen`` looks at."""
-        if window:
-            return self._windows[window] * (max(num_seen - window + 1, 0) // self.block_size)
-        return sum(self._behind(num_seen, each) for each in self._windows)
+    def _behind(self, num_seen: int) -> int:
+        """Blocks that no token after the first ``num_seen`` looks at."""
+        return sum(each.behind(num_seen) for each in self._behind_of)
 
     def _num_seen(self, request: WindowMember, batch: int) -> int:
         """Tokens of a member that were computed when it last gave blocks back, by ``batch``."""
@@ -103,11 +111,6 @@ class WindowReplica(FastReplica):
             return max(request.num_seen, request.base_computed - request.newest_tokens)
         return max(request.num_seen, request.base_computed + more - 1 - self._lag)
 
-    def _given_in(self, request: WindowMember, batch: int, window: int = ALL) -> int:
-        """Blocks that a member gives back in ``batch``."""
-        after, before = self._num_seen(request, batch), self._num_seen(request, batch - 1)
-        return self._behind(after, window) - self._behind(before, window)
-
     def _compute(self, request: Any, tokens: int, batch: int, ones: list[Member]) -> None:
         request.newest_tokens = tokens
         super()._compute(request, tokens, batch, ones)
@@ -116,18 +119,14 @@ class WindowReplica(FastReplica):
         super().join(request, batch)
         if self._lag and self._behind(request.base_computed - request.newest_tokens) > self._behind(request.num_seen):
             self._set_turn(request, batch + 1, ALL)
-        for window in self._windows:
-            self._set_turn(request, self._outgrows_at(request, window), window)
+        for place, each in enumerate(self._behind_of):
+            left = each.first_seen - request.base_computed
+            self._set_turn(request, batch + 1 + self._lag + max(left, 0), place)
 
-    def _outgrows_at(self, request: Member, window: int) -> int:
-        """The batch from which on a member gives back a block of ``window`` in every ``block_size``."""
-        left = window - 1 + self.block_size - request.base_computed
-        return request.joined_at + 1 + self._lag + max(left, 0)
-
-    def _set_turn(self, request: WindowMember, batch: int, window: int) -> None:
+    def _set_turn(self, request: WindowMember, batch: int, place: int) -> None:
         if request.is_counted and batch <= request.last_batch:
-            request.turns[window] = batch
-            heappush(self._turns, (batch, request.admission, window, request))
+            request.turns[place] = batch
+            heappush(self._turns, (batch, request.admission, place, request))
 
     def _next_turn(self) -> int:
         turns = self._turns
@@ -139,20 +138,31 @@ class WindowReplica(FastReplica):
         """Blocks that members give back whose turn is at ``batch``."""
         num_blocks = 0
         while self._next_turn() <= batch:
-            _, _, window, request = heappop(self._turns)
-            del request.turns[window]
-            num_blocks += self._given_in(request, batch, window)
-            if window:
-                at = request.joined_at + self._lag + window - request.base_computed
-                request.phases[window] = phase = at % self.block_size
-                self.drops[phase] += self._windows[window]
+            _, _, place, request = heappop(self._turns)
+            del request.turns[place]
+            after, before = self._num_seen(request, batch), self._num_seen(request, batch - 1)
+            if place == ALL:
+                num_blocks += self._behind(after) - self._behind(before)
+                continue
+            each = self._behind_of[place]
+            num_blocks += each.behind(after) - each.behind(before)
+            if each.is_chunk:  # all at once, at the end of a chunk
+                self._set_turn(request, batch + each.window - after % each.window, place)
+            else:
+                at = request.joined_at + self._lag + each.window - request.base_computed
+                request.phases[place] = phase = at % each.block_size
+                self._count_drops(each, phase, 1)
         return num_blocks
+
+    def _count_drops(self, keeps: Keeps, phase: int, num_members: int) -> None:
+        for at in range(phase, self.period, keeps.block_size):
+            self.drops[at] += keeps.num_groups * num_members
 
     def _uncount(self, request: Any) -> None:
         super()._uncount(request)
         request.turns.clear()
-        for window, phase in request.phases.items():
-            self.drops[phase] -= self._windows[window]
+        for place, phase in request.phases.items():
+            self._count_drops(self._behind_of[place], phase, -1)
         request.phases.clear()
 
     def write(self, request: Any) -> None:
@@ -174,7 +184,7 @@ class WindowReplica(FastReplica):
     def _serve(self, batch: int, now_ns: int) -> bool:
         self._given_alone.clear()
         is_whole = super()._serve(batch, now_ns)
-        num_blocks = self.drops[batch % self.block_size]
+        num_blocks = self.drops[batch % self.period]
         num_blocks += self._take_turns(batch)
         if self._served is None:
             self.kv.take(-num_blocks)
@@ -187,7 +197,8 @@ class WindowReplica(FastReplica):
             request.num_seen = max(before, num_processed)
             num_blocks = self._behind(request.num_seen) - self._behind(before)
         else:
-            num_blocks = self._given_in(request, batch)
+            after, before = self._num_seen(request, batch), self._num_seen(request, batch - 1)
+            num_blocks = self._behind(after) - self._behind(before)
             self._given_alone[request] = batch
         self.kv.take(-num_blocks)
 
@@ -214,19 +225,19 @@ class WindowReplica(FastReplica):
         batch = self.latest
         for steps in range(most):
             batch += 1
-            need = self.growth[batch % self.block_size]
+            need = self.growth[batch % self.period]
             if need > free:
                 return steps
-            free += self.drops[batch % self.block_size] - need
+            free += self.drops[batch % self.period] - need
         return most
 
     def _takes(self, steps: int) -> list[int]:
         """Blocks that each of the next ``steps`` steps takes, less what it gives back."""
         net = [taken - given for taken, given in zip(self.growth, self.drops, strict=True)]
-        phase = (self.latest + 1) % self.block_size
+        phase = (self.latest + 1) % self.period
         takes = net[phase:] + net[:phase]
-        if steps > self.block_size:
-            takes *= -(-steps // self.block_size)
+        if steps > self.period:
+            takes *= -(-steps // self.period)
         return takes[:steps]
 
     def _cut(self, plan: Plan, now_ns: int) -> None:
@@ -239,7 +250,7 @@ class WindowReplica(FastReplica):
     def _commit(self, plan: Plan, steps: int) -> None:
         """A plan ends where fewer blocks are free than ever before: only those of its last step are written down."""
         free = self.kv.num_free_blocks
-        if free - (steps // self.block_size + 1) * self.size * self.num_groups < self._least_free:
+        if free - self.most_taken(steps) < self._least_free:
             before = free
             for step, taken in enumerate(self._takes(steps)):
                 free -= taken

@@ -182,5 +182,6 @@ def _block_sparse(config: Keys, mixers: list[GroupedAttention]) -> list[GroupedA
         num_heads=inner.number("sparse_num_index_heads"),
         head_size=inner.number("sparse_index_dim"),
         top_tokens=inner.number("sparse_topk_blocks") * inner.number("sparse_block_size"),
+        key_bytes=2 * inner.number("sparse_index_dim"),  # 16 bits, whatever the KV cache's format is
     )
     return [replace(mixer, index=index if has else None) for mixer, has in zip(mixers, listed, strict=True)]

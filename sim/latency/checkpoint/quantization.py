@@ -186,8 +186,8 @@ def _bitsandbytes(config: Keys, values: Mapping[str, Any]) -> Stored:
 
 
 def _compressed(config: Keys, values: Mapping[str, Any]) -> Stored:
-    """compressed-tensors: groups of modules, each with a format."""
-    found = Stored()
+    """compressed-tensors: groups of modules, each with a format. Of MXFP4 vLLM has the experts' alone."""
+    found = Stored(only_experts=values.get("format") == "mxfp4-pack-quantized")
     groups = values.get("config_groups")
     for name, group in groups.items() if isinstance(groups, Mapping) else []:
         told = _group_format(group)

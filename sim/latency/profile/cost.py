@@ -112,8 +112,8 @@ class ProfileCost:
         self._waits_for_launches = False
         """Whether any batch beyond the graphs takes longer to launch than to compute."""
         self._knots = context_knots(engine.max_model_len)
-        self._reaches = _reaches(model, self._knots[-1])
-        """Tokens that queries see at most, and the share of the layers that see so many."""
+        self._window = model.sliding_window or self._knots[-1]
+        """Tokens that a query sees at most, in all layers."""
         self.time_scale = time_scale
         layers = time_scale * model.num_layers / pp
         self._decode_layers = 0.0 if "decode_attention" in without else layers * self._factor("decode_attention")
@@ -138,7 +138,7 @@ class ProfileCost:
         self._decode_times: list[Floats] = []
         self._mixed_times: list[Floats] = []
         """One layer's times at the knots, by batch from 1 on."""
-        self._prefill: dict[int, tuple[Segments, ...]] = {}
+        self._prefill: dict[int, Segments] = {}
         self._prior: dict[int, Segments] = {}
         self._verify_pair = Rate(ops.pair_ns() * self._decode_layers)
         prefill_layers = 0.0 if "prefill_attention" in without else layers * self._factor("prefill_attention")
@@ -286,27 +286,22 @@ class ProfileCost:
         """Of ``batch``, made from one layer's times; noise of the tables must not make a larger batch cheaper."""
         segments = known.get(batch)
         if segments is None:
-            knots = np.array(self._knots, dtype=np.float64)
+            knots = np.minimum(np.array(self._knots, dtype=np.float64), self._window)
             while len(times) < batch:
-                longer = np.zeros_like(knots)
-                for window, share in self._reaches:
-                    seen = layer_ns(len(times) + 1, np.minimum(knots, window))
-                    longer += share * np.maximum.accumulate(seen)
+                longer = np.maximum.accumulate(layer_ns(len(times) + 1, knots))
                 times.append(np.maximum(longer, times[-1]) if times else longer)
             segments = Segments([batch * knot for knot in self._knots], times[batch - 1] * layers)
             known[batch] = segments
         return segments
 
-    def _prefill_segments(self, batch: int) -> tuple[Segments, ...]:
-        """Attention of ``batch`` prompts without prior KV, by the tokens of one, of all layers that see as far. A
-        longer prompt takes no less, whatever the tables say."""
+    def _prefill_segments(self, batch: int) -> Segments:
+        """All layers' attention of ``batch`` prompts without prior KV, by the tokens of one. A longer prompt takes no
+        less, whatever the tables say."""
         known = self._prefill.get(batch)
         if known is None:
             sizes = finer(self._knots)
             times = rising(self.operators.prefill_ns(batch, np.array(sizes, dtype=np.float64)))
-            known = self._prefill[batch] = tuple(
-                Segments(sizes, times * (self._prefill_layers * share)) for _, share in self._reaches
-            )
+            known = self._prefill[batch] = Segments(sizes, times * self._prefill_layers)
         return known
 
     def _decode_attention_ns(
@@ -345,26 +340,22 @@ class ProfileCost:
         cached ones is a decode, and a longer chunk is never cheaper.
         """
         pairs >>= 1
+        if pairs > tokens * self._window:
+            pairs = tokens * self._window
         segments = self._prefill.get(num) or self._prefill_segments(num)
-        ns = 0
-        for (window, _), table in zip(self._reaches, segments, strict=True):
-            seen = tokens * window if pairs > tokens * window else pairs
-            ns += table.at(isqrt(2 * seen // num) or 1)
+        ns = segments.at(isqrt(2 * pairs // num) or 1)
         if context > tokens:
-            longest = self._reaches[0][0]
-            if context > tokens + num * longest:
-                context = tokens + num * longest
+            if context > tokens + num * self._window:
+                context = tokens + num * self._window
             prior = self._prior.get(num) or self._prior_segments(num)
             return max(ns, prior.at(context))
         return ns
 
     def prefill_attentions_ns(self, num: int, pairs: IntColumn, context: IntColumn, tokens: IntColumn) -> IntColumn:
         """``_prefill_attention_ns`` of many steps of ``num`` chunks each: the same integers, as arrays."""
-        times = np.zeros_like(pairs)
-        for (window, _), table in zip(self._reaches, self._prefill_segments(num), strict=True):
-            within = np.minimum(pairs >> 1, tokens * window)
-            times = times + table.many(np.maximum(whole_sqrt(2 * within // num), 1))
-        seen = np.minimum(context, tokens + num * self._reaches[0][0])
+        pairs = np.minimum(pairs >> 1, tokens * self._window)
+        times = self._prefill_segments(num).many(np.maximum(whole_sqrt(2 * pairs // num), 1))
+        seen = np.minimum(context, tokens + num * self._window)
         prior = np.where(context > tokens, self._prior_segments(num).many(seen), 0)
         result: IntColumn = np.maximum(times, prior)
         return result
@@ -465,16 +456,6 @@ class ProfileCost:
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
             **({} if self.fitted is None else {"fit": self.fitted.describe()}),
         }
-
-
-def _reaches(model: ModelSpec, longest: int) -> list[tuple[int, float]]:
-    """(tokens that a query sees at most, share of the layers), the longest first."""
-    layers: dict[int, int] = {}
-    for mixer, count in model.mixers:
-        window = mixer.window or longest
-        layers[window] = layers.get(window, 0) + count
-    total = sum(layers.values())
-    return [(window, layers[window] / total) for window in sorted(layers, reverse=True)]
 
 
 def _one(term: str) -> float:

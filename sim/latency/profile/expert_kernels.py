@@ -7,7 +7,7 @@ several, and two of vLLM's own choices lead elsewhere:
   experts are split and FlashInfer's where they are whole (``fused_moe/oracle/fp8.py`` of both; pull request 34260).
   FlashInfer packages TensorRT-LLM's kernel. Split over 4 H200s it takes 123 us for 4 tokens of MiniMax-M2.5 and 2.6 ms
   for 8,192, Triton's 63 us and 1.5 ms. Where experts are whole, so that both are measured, TensorRT-LLM's table and
-  vLLM's of the same kernel differ by 4 % in the median.
+  vLLM's of the same kernel differ by 6 % in the median.
 - a deployment may ask for Triton's (``moe_backend``; before it, ``VLLM_USE_FLASHINFER_MOE_FP8=0`` with
   ``VLLM_MOE_USE_DEEP_GEMM=0``): on a B200 1.6 ms for 8,192 tokens, where TensorRT-LLM's own take 0.9.
 """

@@ -19,8 +19,9 @@ LAUNCH_ONE_NS = 32_000
 """Python, dispatcher and launch of one kernel outside CUDA graphs, where the host was not measured. From InferenceX's
 training half: a prompt of 1,024 tokens, more than the largest graph, holds decodes up for 70 to 90 ms with
 MiniMax-M2.5 over 8 H200 (62 layers of 37 launches) and for 45 ms with Llama-3.1-70B over 2 B200 (80 of 16), more than
-its arithmetic takes; one machine in three was faster. A figure of those hosts: MiniMax-M2.5 on H100s, another machine,
-is predicted 6 % too long with it (TPOT), 3 % without. ``gpu-calibrate`` measures one's own."""
+its arithmetic takes; one machine in three was faster. A figure of those hosts: on H100s, another machine, TTFT of
+MiniMax-M2.5 with prompts of 1,024 tokens is predicted 3 to 26 % too long with it. ``gpu-calibrate`` measures one's
+own."""
 QUERIES_IN_8_BITS = ("9.0", "10.0", "10.3")
 """GPUs whose attention (FlashAttention 3, FlashInfer's of TensorRT-LLM) takes queries in the KV cache's 8 bits, which
 are made right before it (``FlashAttentionImpl.forward``, ``FlashInferImpl.forward``)."""
