@@ -112,7 +112,7 @@ def test_kv_offloading_pays_where_the_gpus_do_not_hold_the_prompts() -> None:
     assert hits["host_hits"] > 0.1 * offloaded["kv"]["prefix_cache_queries"]
     plain, offloaded = run("kv_offloading", off, *short), run("kv_offloading", *short)
     assert 0.98 < offloaded["total_token_throughput"] / plain["total_token_throughput"] < 1.01
-    assert offloaded["kv"]["offloading"]["host_hits"] == 0
+    assert offloaded["kv"]["offloading"]["host_hits"] < 0.02 * offloaded["kv"]["prefix_cache_queries"]
     assert offloaded["kv"]["offloading"]["stores"]["bytes"] > 0
 
 
