@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sim.latency.models import MODELS
+
 Scenario = dict[str, Any]
+
+
+def weights_of(engine: Mapping[str, Any]) -> str:
+    """Number format of an engine section's weights: ``auto`` is the preset's."""
+    told = str(engine.get("dtype", "bfloat16"))
+    return MODELS[engine["model"]].dtype if told == "auto" else told
 
 
 @dataclass(frozen=True)

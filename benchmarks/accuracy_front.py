@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.accuracy_experiment import Section
+from benchmarks.accuracy_experiment import Section, weights_of
 from benchmarks.accuracy_fit import LITE_FITTED
 from benchmarks.accuracy_front_text import INTRO, KINDS, LEFT_OUT, NOT_VALIDATED, ONE_RUN, OWN_FIT
 from benchmarks.accuracy_operators import ProfileScore
@@ -26,7 +26,7 @@ FIGURES = {
     "TTFT p99": ("p99_ttft_ms",),
 }
 """Column -> keys of ``summary.json``, the first that was measured."""
-FORMATS = {"bfloat16": "BF16", "fp8": "FP8", "int4": "INT4"}
+FORMATS = {"bfloat16": "BF16", "fp8": "FP8", "int4": "INT4", "int4_g32": "INT4", "mxfp4": "MXFP4"}
 
 
 def percent(value: float) -> str:
@@ -77,7 +77,7 @@ def kind_rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
             continue
         engine = experiment.scenario["engine"]
         is_moe = MODELS[engine["model"]].num_experts > 0
-        kinds.setdefault((is_moe, engine["gpu"], engine.get("dtype", "bfloat16"), experiment.group), []).append(each)
+        kinds.setdefault((is_moe, engine["gpu"], weights_of(engine), experiment.group), []).append(each)
     for (is_moe, gpu, dtype, _), found in sorted(kinds.items(), key=lambda each: each[0][:3]):
         what = f"{'MoE' if is_moe else 'dense'}, {FORMATS[dtype]}: {_models(found)}; {_load(found)}"
         cells = [_median(found, keys) for keys in FIGURES.values()]

@@ -9,6 +9,11 @@ from typing import Any
 
 FLAG = re.compile(r"--([a-z][a-z_.-]*)(?:[= ]+(?!--)('[^']*'|\"[^\"]*\"|\S+))?")
 LINE = re.compile(r"^([a-z][a-z-]*): *(.*)$", re.MULTILINE)
+MXFP4_BACKENDS = {
+    "VLLM_MXFP4_USE_MARLIN=1": "marlin",
+    "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "flashinfer_trtllm_afp8",
+}
+"""What a script sets for experts in MXFP4 -> the scenario's kernel."""
 CLIENTS = "$CONC"
 """What a script has for its number of clients."""
 FULL_CONTEXT = 10240
@@ -103,6 +108,9 @@ def engine_settings(recipe: Recipe, isl: int, osl: int, concurrency: int) -> dic
         settings["compilation_config"] = compilation
     if NO_FLASHINFER in recipe.env and NO_DEEP_GEMM in recipe.env:
         settings["moe_backend"] = "triton"
+    for told, backend in MXFP4_BACKENDS.items():
+        if told in recipe.env:
+            settings["moe_backend"] = backend
     if "block-size" in flags:
         settings["block_size"] = int(flags["block-size"])
     if "kv-cache-dtype" in flags:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy_experiment import weights_of
 from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_runs import Outcome
 from sim.latency.models import MODELS
@@ -46,7 +47,7 @@ def _kind(outcome: Outcome) -> tuple[Any, ...]:
         experiment.group,
         engine["model"],
         engine["gpu"],
-        engine.get("dtype", "bfloat16"),
+        weights_of(engine),
         experiment.version,
         "link_bandwidth_gb_s" in experiment.scenario["latency"],
         "training" if experiment.is_training or experiment.group in SEEN else "validation",

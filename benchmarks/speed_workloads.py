@@ -167,7 +167,7 @@ def _replays() -> list[Workload]:
 
 
 def _variants() -> list[Workload]:
-    """Engines that are not the plain one: a sliding window, ranks in lockstep, drafts."""
+    """Engines that are not the plain one: layers of several kinds, a sliding window, ranks in lockstep, drafts."""
     chat = _lognormal(800), _lognormal(200)
     window = _on_h100(
         *(8_000, 3.0, (_lognormal(6_000, max=16_000), _lognormal(200)), 1, "round_robin"),
@@ -182,7 +182,9 @@ def _variants() -> list[Workload]:
         **{"method": "draft_model", "draft_model": "llama-3.2-1b"},
         **{"num_speculative_tokens": 4, "acceptance": 0.8},
     }
+    groups = _on_h100(15_000, 30.0, chat, 4, "round_robin", model="gpt-oss-120b")
     return [
+        Workload("groups", "gpt-oss-120b, 4 replicas, 30/s, 800/200", groups, 2_000),
         Workload("window", "mistral-7b, window of 4,096, 6,000/200, 3/s", window, 2_000),
         Workload("lockstep", "qwen3-30b-a3b, 4 ranks, 30/s, 800/200", lockstep, 3_000),
         Workload("drafts", "llama-3.1-70b TP4 with a 1B's drafts, 10/s, 800/200", drafts, 3_000),

@@ -130,7 +130,20 @@ ROW = {
     **{"backend_version": "", "ttft_mean_ms": "80", "tpot_mean_ms": "12", "recipe_commit": "c", "recipe_files": "l.sh"},
 }
 MOE_ROW = {**ROW, "id": "m", "model": "MiniMaxAI/MiniMax-M2.5", "backend_version": "0.18.0", "recipe_files": "m.sh"}
+OSS_ROW = {**MOE_ROW, "id": "o", "model": "openai/gpt-oss-120b", "precision": "fp4", "recipe_files": "o.sh"}
+KIMI_ROW = {
+    **MOE_ROW,
+    "id": "k",
+    "model": "moonshotai/Kimi-K2.5",
+    "precision": "int4",
+    "tp": "8",
+    "recipe_files": "k.sh",
+}
 INFERENCEX_ROWS = (
+    *({**OSS_ROW, "system": system, "id": f"o {system}"} for system in ("h100_sxm", "h200_sxm", "b200_sxm")),
+    *({**KIMI_ROW, "system": system, "id": f"k {system}"} for system in ("h200_sxm", "b200_sxm")),
+    {**OSS_ROW, "id": "o seats", "concurrency": "512"},
+    {**KIMI_ROW, "id": "k fp4", "system": "b200_sxm", "precision": "fp4"},
     *(
         {**row, "system": system, "id": f"{row['id']} {system}"}
         for row in (ROW, MOE_ROW)
@@ -164,13 +177,23 @@ RECIPE_MOE = {
 }
 
 
+RECIPE_OSS = {
+    "commit": "c",
+    "file": "o.sh",
+    "env": ["VLLM_MXFP4_USE_MARLIN=1"],
+    "vllm_serve": "vllm serve $MODEL --config config.yaml --gpu-memory-utilization 0.9 --max-num-seqs $CONC",
+    "config_yaml": "max-cudagraph-capture-size: 2048\nmax-num-batched-tokens: 8192\nmax-model-len: 10240",
+}
+
+
 def _write_inferencex(folder: Path) -> None:
     _write(folder / ROWS, INFERENCEX_ROWS)
     (folder / "workloads").mkdir()
     chats = {"workload": "sharegpt-llama-3.1-8b-300-sps10", "input_tokens": 20, "output_tokens": 5}
     of_ranks = {**chats, "workload": "sharegpt-qwen3-32b-300-sps10", "arrival_s": 0.5}
     _write(folder / WORKLOADS, [{**chats, "arrival_s": 2.5}, {**chats, "arrival_s": 0.5}, of_ranks])
-    (folder / RECIPES).write_text(json.dumps([RECIPE_LLAMA, RECIPE_MOE]))
+    recipes = [RECIPE_LLAMA, RECIPE_MOE, RECIPE_OSS, {**RECIPE_MOE, "file": "k.sh", "env": []}]
+    (folder / RECIPES).write_text(json.dumps(recipes))
 
 
 def of(sets: Sets, group: str) -> list[Experiment]:
@@ -253,6 +276,22 @@ def test_repeated_rows_are_dropped_and_others_labels_understood(data: Path) -> N
     assert {each["vllm_version"] for each in engines} == {"0.18.0"}
     unknown = of(sets, GROUPS[0])[0]
     assert unknown.version == unknown.scenario["engine"]["vllm_version"] == "0.10.2"
+
+
+def test_newer_models_run_as_their_checkpoints_and_scripts_have_them(data: Path) -> None:
+    """The experts' kernel by the script's variable, as many seats as clients, formats of the checkpoint."""
+    sets = read_sets(data)
+    (oss,) = of(sets, "InferenceX, gpt-oss-120B MXFP4, H200")
+    engine = oss.scenario["engine"]
+    assert [engine[key] for key in ("model", "dtype", "moe_backend", "max_num_seqs")] == [
+        *("gpt-oss-120b", "auto", "marlin"),
+        2,
+    ]
+    small = read_recipe({**RECIPE_OSS, "env": ["VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1"]})
+    assert engine_settings(small, 1024, 64, 2)["moe_backend"] == "flashinfer_trtllm_afp8"
+    told = {each.what: each.reason for each in sets.unscored}
+    assert "512 clients" in told["InferenceX, gpt-oss-120b fp4, h100_sxm"]
+    assert "NVFP4" in told["InferenceX, Kimi-K2.5 fp4, b200_sxm"]
 
 
 def test_rows_are_simulated_as_their_script_started_the_engine(data: Path) -> None:

@@ -25,6 +25,8 @@ GPU_NAMES = {
     "h100_sxm": "h100-sxm",
     "h200_sxm": "h200-sxm",
     "b200_sxm": "b200-sxm",
+    "b300_sxm": "b300-sxm",
+    "gb200": "gb200",
     "l40s": "l40s",
     "rtx_pro_6000_server": "rtx-pro-6000",
 }

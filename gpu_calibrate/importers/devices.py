@@ -7,7 +7,7 @@ from sim.latency.gpus import GPUS, GpuSpec
 from sim.latency.profile.file import Device
 
 COMPUTE_CAPABILITY = {"a100": "8.0", "h100": "9.0", "h200": "9.0", "b200": "10.0", "l40s": "8.9", "rtx-4090": "8.9"}
-COMPUTE_CAPABILITY["rtx-pro-6000"] = "12.0"
+COMPUTE_CAPABILITY |= {"b300": "10.3", "gb200": "10.0", "rtx-pro-6000": "12.0"}
 
 
 def device_of(preset: str, reported_name: str) -> Device:

@@ -119,6 +119,7 @@ def _check_blocks(engine: EngineSection, model: ModelSpec, group: ExpertGroup, f
 def _why_no_choice(engine: EngineSection, model: ModelSpec, parts: Parts, group: ExpertGroup) -> str | None:
     """Why ``moe_backend`` changes nothing; None = it does, or it is not given."""
     from sim.latency.kind import latency_kind
+    from sim.latency.profile.expert_kernels import MXFP4_BACKENDS, OPERATORS
 
     if engine.moe_backend == "auto" or parts.latency is None:
         return None
@@ -127,8 +128,11 @@ def _why_no_choice(engine: EngineSection, model: ModelSpec, parts: Parts, group:
         return f"{engine.model} has no experts"
     if kind != "profile":
         return f"it belongs to `kind: profile`, and this is `kind: {kind}`"
-    if model.dtype != "fp8_block" or engine.dtype not in ("auto", "fp8"):
-        return "it chooses among kernels of experts in FP8 with a scale per block, and these are not"
+    formats = {model.dtype, *(found for layer, _ in model.kinds for part, found in layer.formats if part == "experts")}
+    if "mxfp4" in formats and engine.dtype == "auto" and engine.moe_backend in MXFP4_BACKENDS:
+        return None
+    if model.dtype != "fp8_block" or engine.dtype not in ("auto", "fp8") or engine.moe_backend not in OPERATORS:
+        return "it chooses among kernels of experts in FP8 with a scale per block or in MXFP4, and these are not"
     return _why_no_curves(engine, parts.latency, parts, group)
 
 

@@ -155,7 +155,7 @@ GPUS: dict[str, GpuSpec] = {gpu.name: gpu for gpu in (*_presets(), *MORE_GPUS)}
 """Presets by name."""
 
 SCALED = frozenset({"a100-40gb-sxm"})
-ESTIMATED = frozenset({"rtx-4090", *(gpu.name for gpu in MORE_GPUS)})
+ESTIMATED = frozenset({"rtx-4090", *(gpu.name for gpu in MORE_GPUS)} - {"b300-sxm", "gb200"})
 ALIASES = {"rtx-a6000": "a6000", "h20-sxm": "h20", "b300": "b300-sxm", "gb200-nvl72": "gb200"}
 """Presets whose step times are measured ones of the same chip, scaled to their memory; and those without measured ones,
 whose step times are a roofline's. All others have a profile that comes with the program."""

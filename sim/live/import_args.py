@@ -97,7 +97,9 @@ VALUED = (
     *("--speculative-config", COMPILATION, f"--{CAPTURE}"),
 )
 """Flags that are read and say nothing without a value."""
-MOE_BACKENDS: Mapping[str, str] = MappingProxyType({each: each for each in ("auto", "triton", "flashinfer_cutlass")})
+MOE_BACKENDS: Mapping[str, str] = MappingProxyType(
+    {each: each for each in ("auto", "triton", "flashinfer_cutlass", "marlin")}
+)
 OF_CHECKPOINTS = frozenset({"compressed-tensors", "fp8", "fbgemm_fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"})
 """Values of ``--quantization`` that name what a repository is stored in anyway."""
 PLACEHOLDER: Mapping[str, Any] = MappingProxyType(

@@ -152,7 +152,9 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += _speculative_flags(loaded, command, problems)
     command.arguments += _lora_flags(engine)
     command.arguments += _offloading_flags(engine)
-    if engine.moe_backend != "auto":
+    if engine.moe_backend == "flashinfer_trtllm_afp8":  # vLLM names that by the experts' activations
+        command.arguments.append(["--quantization-config", json.dumps({"moe": {"activation": "mxfp8"}})])
+    elif engine.moe_backend != "auto":
         command.arguments.append(["--moe-backend", engine.moe_backend])
     if given := engine.compilation_config.model_dump(exclude_defaults=True):
         command.arguments.append(["--compilation-config", json.dumps(given)])

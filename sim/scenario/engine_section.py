@@ -119,9 +119,10 @@ class EngineSection(Strict):
     all2all_backend: All2AllBackend = "allgather_reducescatter"
     """How ranks exchange tokens for experts; only ``allgather_reducescatter`` and ``deepep_high_throughput`` have a
     cost here, the others are refused with the reason."""
-    moe_backend: Literal["auto", "triton", "flashinfer_cutlass"] = "auto"
-    """Kernel of experts in FP8 with a scale per block; ``auto`` = what the version takes on that GPU, the others where
-    a profile has curves of it."""
+    moe_backend: Literal["auto", "triton", "flashinfer_cutlass", "marlin", "flashinfer_trtllm_afp8"] = "auto"
+    """Kernel of experts in FP8 with a scale per block (``triton``, ``flashinfer_cutlass``) or in MXFP4 (``triton``,
+    ``marlin``; ``flashinfer_trtllm_afp8`` = activations in MXFP8); ``auto`` = what the version takes on that GPU, the
+    others where a profile has curves of it."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8", "int4"] = "auto"
     """Weights (AWQ and GPTQ: ``int4``); ``auto`` = what a config.json says by ``torch_dtype`` and
     ``quantization_config``, float32 cast to bfloat16 as by vLLM; presets are bfloat16."""

@@ -18,14 +18,16 @@ MAX_BYTES = 1_000_000
 MEDIAN_ERROR = 0.05
 """Of points left out, in every file."""
 H200 = [
-    ("block_decode", ("mla", "fp8_block", "bfloat16", 16, 64), 4096, 184.6),
-    ("block_decode", ("mla", "bfloat16", "fp8", 16, 32), 16384, 230.7),
+    ("block_decode", ("mla", "fp8_block", "bfloat16", 16, 64), 4096, 184.6 - 45.0),
+    ("block_decode", ("mla", "fp8_block", "bfloat16", 16, 1), 1024, 52.4),
     ("block_prefill", ("mla", "bfloat16", "bfloat16", 16, 4), 2048, 1292.0),
     ("block_decode", ("dsa", "fp8_block", "fp8", 16, 64), 8192, 282.9),
     ("block_prefill", ("dsa", "fp8_block", "fp8", 16, 1), 8192, 10310.0),
     ("moe", ("mxfp4", 2880, 2880, 128, 4, 2, 1), 64, None),
+    ("expert_exchange", ("deepep_ht", "combine", 7168, 8, 8), 8192, 2727.0),
 ]
-"""Operator, key, place, and the table's microseconds."""
+"""Operator, key, place, and the table's microseconds: of latent attention's decodes those of TensorRT-LLM's, or 45
+less than vLLM's, which is what its collection launched."""
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sim.latency.profile.file import Profile, load_profile
 from sim.latency.profile.library import BUILTIN, builtin_names
 from sim.latency.profile.predict import Predictor
 
-NAMES = ("a100-80gb-sxm", "b200-sxm", "h100-sxm", "h200-sxm", "l40s", "rtx-pro-6000")
+NAMES = ("a100-80gb-sxm", "b200-sxm", "b300-sxm", "gb200", "h100-sxm", "h200-sxm", "l40s", "rtx-pro-6000")
 MAX_BYTES = 500_000
 BARS = {"h100-sxm": 0.04, "h200-sxm": 0.04, "a100-80gb-sxm": 0.08}
 """Median error of random points of matrices and attention that issue and page promise."""

@@ -67,6 +67,20 @@ def test_blocks_of_latent_attention_by_heads_and_batch(tmp_path: Path) -> None:
     assert prompt.time_ns == pytest.approx((562e3, 2098e3))
 
 
+def test_decodes_of_latent_attention_are_without_what_the_collection_launched(tmp_path: Path) -> None:
+    """TensorRT-LLM's time of the same block where it is less, but no more than 45 us less."""
+    place = tmp_path / "aiconfigurator_core" / "systems" / "data" / "h100_sxm" / "mla"
+    write(tmp_path, [module(4, 1, step, 100.0) for step in (256, 1024, 4096)], "mla/mla_generation_module/vllm")
+    other = [module(4, 1, step, us) for step, us in ((256, 60.0), (1024, 30.0), (4096, 200.0))]
+    write(tmp_path, other, "mla/mla_generation_module/trtllm", version="1.3.0rc20")
+    assert place.is_dir()
+    profile = built(tmp_path, "latent")
+    (curve,) = profile.operators["block_decode"].curves
+    assert curve.at == (256, 1024, 4096)
+    assert curve.time_ns == pytest.approx((57.4e3, 57.4e3, 100e3), rel=0.01)  # what falls is joined at its median
+    assert any("trtllm's are" in note for note in profile.source.notes)
+
+
 def test_a_sparse_prompt_timed_without_a_graph_counts_as_its_tokens_decodes(tmp_path: Path) -> None:
     """512 tokens take 1.5 ms of launches, and 0.7 ms as 512 decodes; 8,192 are more decodes than were measured."""
     arch = "DeepseekV32ForCausalLM"
@@ -110,6 +124,17 @@ def test_four_bit_formats_by_our_names(tmp_path: Path) -> None:
     assert profile is not None
     assert list(curves(profile, "gemm")) == [("nvfp4", 8192, 8192)]
     assert sorted(str(key[0]) for key in curves(profile, "moe")) == ["mxfp4", "mxfp4_mxfp8"]
+
+
+def test_exchanges_are_in_microseconds(tmp_path: Path) -> None:
+    """And of one node alone."""
+    row = {"comm_backend": "deepep_ht", "phase": "dispatch", "hidden_size": 7168, "topk": 8, "ep_size": 8}
+    rows = [{**row, "num_tokens": n, "node_num": nodes, "latency": 300.0 * nodes} for n in (16, 64) for nodes in (1, 2)]
+    write(tmp_path, rows, "comm/moe_a2a/vllm")
+    profile = built(tmp_path, "exchange")
+    assert curves(profile, "expert_exchange")["deepep_ht", "dispatch", 7168, 8, 8].time_ns == pytest.approx(
+        (300e3, 300e3)
+    )
 
 
 def test_tables_that_are_not_there_make_no_file(tmp_path: Path) -> None:

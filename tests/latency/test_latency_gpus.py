@@ -84,7 +84,8 @@ def test_measured_presets_are_named_first_and_the_others_marked() -> None:
     assert order == sorted(order, key=["measured", "scaled", "estimate"].index)
     assert {gpu.name for gpu in best_known_first()} == set(GPUS)
     with pytest.raises(
-        InputError, match=r"rtx-pro-6000, a100-40gb-sxm \(scaled\), rtx-4090 \(estimate\), l4 \(estimate\)"
+        InputError,
+        match=r"rtx-pro-6000, b300-sxm, gb200, a100-40gb-sxm \(scaled\), rtx-4090 \(estimate\), l4 \(estimate\)",
     ):
         load_gpu("tpu")
     with pytest.raises(InputError, match=r"did you mean rtx-4090 \(estimate\)\?"):

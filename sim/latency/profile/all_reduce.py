@@ -21,6 +21,7 @@ FUSED_LIMITS: Mapping[str, Mapping[int, int]] = MappingProxyType(
     {
         "9.0": MappingProxyType({2: 64 << 20, 4: 2 << 20, 8: 512 << 10}),
         "10.0": MappingProxyType({2: 64 << 20, 4: 32 << 20, 8: 1 << 20}),
+        "10.3": MappingProxyType({2: 64 << 20, 4: 64 << 20, 8: 4 << 20}),
     }
 )
 """Bytes up to which all-reduce and norm are one kernel, by compute capability and GPUs

@@ -29,6 +29,8 @@ BEYOND = {"moe": 0.24, "all_reduce": 0.19, "all_gather": 0.23, "reduce_scatter":
 TERM_OF = {
     **{"moe": "experts", "moe_triton": "experts", "moe_cutlass": "experts"},
     **{"reduce_scatter": "combine", "all_to_all": "dispatch"},
+    **{"block_decode": "decode_attention", "state_decode": "decode_attention"},
+    **{"block_prefill": "prefill_attention", "state_prefill": "prefill_attention"},
 }
 """Terms of a step that are not called like the operator that they consist of; matrices are told by their size."""
 OF_LAYERS = frozenset({"matrices", "experts", "elementwise", "prefill_attention", "decode_attention"})
@@ -70,6 +72,8 @@ def _shares(parts: Mapping[Part, float]) -> list[dict[str, Any]]:
 
 def _place(ops: ProfiledOperators, operator: str, key: Key) -> tuple[str, float]:
     """The term that an operator belongs to, and its weight there."""
+    if operator == "expert_exchange":
+        return str(key[1]), 1.0
     if operator != "gemm":  # the embedding is looked up once, all other element-wise kernels run in every layer
         return TERM_OF.get(operator, operator), 1.0 / ops.model.num_layers if key[0] == "embedding" else 1.0
     model = ops.model

@@ -13,6 +13,8 @@ import numpy as np
 
 from sim.latency.attention_kinds import GroupedAttention, Matrix
 from sim.latency.layer_kinds import LayerKind
+from sim.latency.profile.expert_kernels import OF_MXFP4, padded_for_marlin
+from sim.latency.profile.file import Key
 from sim.latency.profile.layer_kernels import START_NS, elementwise_ns
 from sim.latency.profile.mixer_times import BlockTimes, MixerTimes, mixer_times
 from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
@@ -21,6 +23,8 @@ from sim.latency.state_layers import StateLayer
 
 OF_BLOCK = frozenset({"kv_b", "index"})
 """Matrices that are part of a measured block of attention (``profile.blocks``)."""
+AFTER_NORM = ("qkv", "qkv_a", "q", "kv_a", "up", "in")
+"""Matrices whose input a norm leaves, in 8 bits where they multiply in those."""
 STATE_SMALL_KERNELS = 2
 """Of a layer with a state beside its table's: what splits and gates its inputs."""
 TABLE_NAMES = {"int4_g32": "int4"}
@@ -36,16 +40,17 @@ class KindOperators(ProfiledOperators):
 
     # -- one kind ---------------------------------------------------------------------------------
 
-    def _view(self, kind: LayerKind, part: str = "", hidden: int | None = None) -> ProfiledOperators:
-        """Operators of a model that has layers of ``kind`` alone, all in the number format of ``part``."""
-        weights = self._format(kind, part) if part else self.precision.weights
+    def _view(self, kind: LayerKind, weights: str | None = None, hidden: int | None = None) -> ProfiledOperators:
+        """Operators of a model that has layers of ``kind`` alone, all in the number format ``weights``."""
         key = (kind, weights, hidden)
         known = self._views.get(key)
         if known is None:
             model = replace(self.model, layers=((kind, 1),), hidden_size=hidden or self.model.hidden_size)
             own = {each.name: getattr(self, each.name) for each in fields(ProfiledOperators) if each.init}
-            changed = {"model": model, "precision": replace(self.precision, weights=weights)}
-            known = self._views[key] = ProfiledOperators(**{**own, **changed})
+            precision = replace(
+                self.precision, weights=weights or self.precision.weights, follows_checkpoint=weights is None
+            )
+            known = self._views[key] = ProfiledOperators(**{**own, "model": model, "precision": precision})
             known.predictor = self.predictor
         return known
 
@@ -53,11 +58,32 @@ class KindOperators(ProfiledOperators):
         found = self.precision.format_of(kind, part)
         return TABLE_NAMES.get(found, found)
 
+    def _expert_format(self, kind: LayerKind) -> str:
+        """The format of routed experts, by the kernel that multiplies it where it has several."""
+        found = self._format(kind, "experts")
+        if found != "mxfp4":
+            return found
+        asked = OF_MXFP4.get(self.expert_backend or "")
+        if asked is not None:
+            return asked
+        key = self._expert_key("mxfp4_marlin", kind)
+        is_marlins = self.predictor.has_exactly("moe", key) or not self.predictor.has("moe", ("mxfp4", *key[1:]))
+        return "mxfp4_marlin" if is_marlins and self.predictor.has("moe", key) else "mxfp4"
+
+    def _expert_key(self, dtype: str, kind: LayerKind) -> Key:
+        moe = kind.experts
+        if moe is None:
+            raise ValueError("a layer without experts has no curves of them")
+        hidden = moe.latent_size or self.model.hidden_size
+        return (dtype, hidden, moe.width, moe.num, moe.per_token, *self.experts.split)
+
     def _products_ns(self, tokens: Floats, kind: LayerKind, matrices: Sequence[Matrix]) -> Floats:
         """One after another, each in its own number format."""
         total = np.zeros_like(tokens)
+        after = {part: self.is_normed_ready(tokens) for part in AFTER_NORM} | {"down": not self.quantises_apart}
         for part, outputs, inputs in matrices:
-            total = total + self.linear_ns(tokens, outputs, inputs, self._format(kind, part))
+            ready = after.get(part, False)
+            total = total + self.linear_ns(tokens, outputs, inputs, self._format(kind, part), is_ready=ready)
         return total
 
     def _times_of(self, kind: LayerKind) -> MixerTimes | None:
@@ -88,7 +114,7 @@ class KindOperators(ProfiledOperators):
     def _small_ns(self, tokens: Floats, kind: LayerKind) -> Floats:
         shared = 0 if kind.experts is None else kind.experts.shared_width
         width = (0 if kind.mlp is None else kind.mlp.width) + shared
-        view, mixer = self._view(kind, "out"), kind.mixer
+        view, mixer = self._view(kind, self._format(kind, "out")), kind.mixer
         if isinstance(mixer, GroupedAttention) and kind.num_blocks == 2:
             return elementwise_ns(view, tokens, width)
         size = self.precision.activation_bytes
@@ -116,7 +142,7 @@ class KindOperators(ProfiledOperators):
         total = np.zeros_like(tokens)
         for kind, count in self._moes():
             routed = 0.0 if own_alone else self._routed_ns(tokens, kind)
-            total = total + count * self._view(kind, "shared").router_and_shared_ns(tokens, routed)
+            total = total + count * self._view(kind, self._format(kind, "shared")).router_and_shared_ns(tokens, routed)
             latent, hidden = kind.experts.latent_size if kind.experts else 0, self.model.hidden_size
             if latent:
                 into, out = Matrix("latent", latent, hidden), Matrix("latent", hidden, latent)
@@ -127,8 +153,17 @@ class KindOperators(ProfiledOperators):
         return [(kind, count) for kind, count in self.model.alike("experts", "formats") if kind.experts is not None]
 
     def _routed_ns(self, tokens: Floats, kind: LayerKind) -> Floats:
-        latent = kind.experts.latent_size if kind.experts else 0
-        return self._view(kind, "experts", latent or None).routed_ns(tokens)
+        weights = self._expert_format(kind)
+        _, hidden, width, *_ = key = self._expert_key(weights, kind)
+        if weights != "mxfp4_marlin" or self.predictor.has_exactly("moe", key) or kind.experts is None:
+            return self._view(kind, weights, int(hidden)).routed_ns(tokens)
+        # Other shapes' curves: of the padded matrices, and what widens the hidden state and cuts it off again.
+        wider, longer = padded_for_marlin(int(width), int(hidden), self.experts.split[0])
+        padded_kind = replace(kind, experts=replace(kind.experts, width=wider))
+        routed = self._view(padded_kind, weights, longer).routed_ns(tokens)
+        if longer == hidden:
+            return routed
+        return routed + 2.0 * self.kernel_ns("pad", longer, tokens, 2.0 * self.precision.activation_bytes)
 
     def routed_ns(self, tokens: Floats) -> Floats:
         """Routed experts of the mean layer that has some."""

@@ -315,8 +315,11 @@ def mixer_times(ops: ProfiledOperators, mixer: Mixer, weights: str) -> MixerTime
         key = (mixer.kind, max(1, mixer.num_groups // ops.tp), heads)
         if mixer.head_size == mixer.state_size == STATE_HEAD and ops.predictor.has("state_decode", key):
             return StateTimes(ops, *key)
-    what = mixer.kind if isinstance(mixer, StateLayer) else type(mixer).__name__
-    ops.stand_ins[f"mixer {what}"] = "bytes and arithmetic at stated shares of the datasheet's rates"
+    what = mixer.kind if isinstance(mixer, StateLayer) else "latent" if isinstance(mixer, LatentAttention) else "sparse"
+    for phase in ("decode", "prefill"):
+        operator = f"{'state' if isinstance(mixer, StateLayer) else 'block'}_{phase}"
+        ops.asked[operator, (what, heads)] = None
+        ops.stand_ins[operator] = f"{what}: bytes and arithmetic at stated shares of the datasheet's rates"
     return EstimatedTimes(ops, tuple(mixer.reaches(ops.tp)), heads)
 
 

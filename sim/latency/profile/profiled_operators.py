@@ -52,8 +52,10 @@ NEAR_DTYPES = {
 }
 """Whose curves stand in for a number format that was not measured, nearest first."""
 
-KERNEL_FORMATS = frozenset({"mxfp4_marlin"})
-"""Names that say a kernel as well: its curves of other shapes come before other kernels' curves of this one."""
+SAME_KERNEL = {"mxfp4_marlin": "int4"}
+"""Names that say a kernel as well -> another format that it multiplies, whose curves are nearer than its own of other
+shapes. INT4's are of Kimi K2's experts, of which a token takes one in 48; MXFP4's of Kimi K3's, one in 56 of 896, which
+a few tokens drawn from a power law touch too few of; gpt-oss takes one in 32."""
 
 ELEMENTWISE_EFFICIENCY = 0.7
 """Share of the memory bandwidth that norms, activations and copies reach where they were not measured."""
@@ -142,9 +144,8 @@ class ProfiledOperators:
     def _times(self, operator: str, key: Key, dtype_places: tuple[int, ...], at: Floats) -> Floats | None:
         """Measured, or with the nearest measured number formats at ``dtype_places`` of the key; None without any."""
         candidates = _near_keys(key, dtype_places)
-        # Kernels tuned for a shape differ from others by a multiple: the shape comes first, unless the kernel is known.
-        if operator == "moe" and key[0] not in KERNEL_FORMATS:
-            candidates.sort(key=lambda candidate: not self.predictor.has_exactly(operator, candidate))
+        if operator == "moe":
+            candidates = self._nearest_experts(key, candidates)
         for candidate in candidates:
             if self.predictor.has(operator, candidate):
                 self.asked[operator, key] = candidate
@@ -155,6 +156,17 @@ class ProfiledOperators:
                 return self.predictor.times_ns(operator, key, at, like=candidate)
         self.asked[operator, key] = None
         return None
+
+    def _nearest_experts(self, key: Key, candidates: list[Key]) -> list[Key]:
+        """The order in which curves of experts stand in for ``key``: kernels tuned for a shape differ from others by a
+        multiple, so that the shape comes first, unless the kernel is known."""
+        own = str(key[0])
+        if own not in SAME_KERNEL:
+            return sorted(candidates, key=lambda candidate: not self.predictor.has_exactly("moe", candidate))
+        first = [own, SAME_KERNEL[own]]
+        if not self.predictor.has_exactly("moe", key):
+            first.reverse()
+        return sorted(candidates, key=lambda each: first.index(str(each[0])) if each[0] in first else len(first))
 
     def _lacks(self, operator: str) -> InputError:
         return InputError(
@@ -244,7 +256,7 @@ class ProfiledOperators:
         model = self.model
         shared = model.shared_expert_intermediate_size
         total = routed + self.router_ns(tokens) + self.small_kernels_ns(tokens, ROUTER_KERNELS)
-        return total + self.mlp_ns(tokens, shared, "shared") if shared else total
+        return total + self.mlp_ns(tokens, shared) if shared else total
 
     def router_ns(self, tokens: Floats) -> Floats:
         """The matrix that chooses experts, in 16 bits, or in 32 on the ordinary cores where the model wants that."""
@@ -307,9 +319,8 @@ class ProfiledOperators:
         local, width = model.num_experts / ep, model.moe_intermediate_size // tp
         touched = local * (1.0 - (1.0 - model.experts_per_token / model.num_experts) ** np.maximum(tokens, 1.0))
         rows = np.maximum(tokens, 1.0) * model.experts_per_token / ep / touched
-        stored = self.precision.format_of(self._moe_kind, "experts")
-        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size, stored)
-        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width, stored)
+        up = self.linear_ns(np.maximum(rows, 1.0), 2 * width, model.hidden_size)
+        down = self.linear_ns(np.maximum(rows, 1.0), model.hidden_size, width)
         return touched * (up + down - 2.0 * LAUNCH_NS) + 2.0 * LAUNCH_NS
 
     # -- element-wise -----------------------------------------------------------------------------

@@ -39,15 +39,9 @@ FOUR_BIT_ARITHMETIC = 10
 """Compute capability from which they do."""
 
 
-def element_bytes(dtype: str) -> float:
-    """Bytes of one number, scales included."""
-    return ELEMENT_BYTES[dtype] if dtype in ELEMENT_BYTES else bytes_per_weight(dtype)
-
-
 def peak_flops(device: Device, dtype: str) -> float:
     """Dense FLOP/s of a number format; a GPU without it multiplies in 16 bits."""
-    known = FORMATS[dtype].arithmetic if dtype in FORMATS and dtype not in ELEMENT_BYTES else ""
-    rate = device.flops.get(ARITHMETIC.get(dtype, known or dtype))
+    rate = device.flops.get(ARITHMETIC.get(dtype, dtype))
     if dtype in FASTER and int((device.compute_capability or "0").partition(".")[0]) < FOUR_BIT_ARITHMETIC:
         rate = None
     return rate * FASTER.get(dtype, 1.0) if rate is not None else device.flops["bfloat16"]
@@ -61,7 +55,7 @@ def _bound(device: Device, dtype: str, flops: Floats, traffic: Floats) -> Floats
 
 def _gemm(device: Device, fields: Fields, m: Floats) -> Floats:
     dtype, n, k = str(fields["dtype"]), float(fields["n"]), float(fields["k"])
-    weight = element_bytes(dtype)
+    weight = ELEMENT_BYTES[dtype]
     activation = 2.0 if weight < 2.0 else weight
     return _bound(device, dtype, 2.0 * m * n * k, n * k * weight + m * (n + k) * activation)
 
@@ -117,7 +111,7 @@ def _moe(device: Device, fields: Fields, tokens: Floats) -> Floats:
     rows = tokens * chosen / float(fields["ep"])
     local = experts / float(fields["ep"])
     touched = local * (1.0 - (1.0 - chosen / experts) ** tokens)
-    traffic = touched * parameters * element_bytes(dtype) + rows * 4.0 * float(fields["hidden_size"])
+    traffic = touched * parameters * ELEMENT_BYTES[dtype] + rows * 4.0 * float(fields["hidden_size"])
     return _bound(device, dtype, 2.0 * rows * parameters, traffic)
 
 
