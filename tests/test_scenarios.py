@@ -101,6 +101,21 @@ def test_a_rare_stall_hides_from_the_p99() -> None:
     assert whole["p99_itl_ms"] < 1.25 * chunked["p99_itl_ms"]
 
 
+def test_kv_offloading_pays_where_the_gpus_do_not_hold_the_prompts() -> None:
+    off = "engine.kv_offloading_size=null"
+    short = ("workload.prefix.tokens=8000", "workload.input_tokens.value=8256")
+    plain, offloaded = run("kv_offloading", off), run("kv_offloading")
+    assert 1.10 < offloaded["total_token_throughput"] / plain["total_token_throughput"] < 1.30
+    assert offloaded["mean_ttft_ms"] < 0.8 * plain["mean_ttft_ms"]
+    hits = offloaded["kv"]["offloading"]
+    assert hits["gpu_hits"] + hits["host_hits"] == offloaded["kv"]["prefix_cache_hits"]
+    assert hits["host_hits"] > 0.1 * offloaded["kv"]["prefix_cache_queries"]
+    plain, offloaded = run("kv_offloading", off, *short), run("kv_offloading", *short)
+    assert 0.98 < offloaded["total_token_throughput"] / plain["total_token_throughput"] < 1.01
+    assert offloaded["kv"]["offloading"]["host_hits"] < 0.02 * offloaded["kv"]["prefix_cache_queries"]
+    assert offloaded["kv"]["offloading"]["stores"]["bytes"] > 0
+
+
 def test_kv_pressure_preempts_and_the_remedies_help() -> None:
     plain = run("kv_pressure")
     assert plain["preemptions"]["total"] > 100

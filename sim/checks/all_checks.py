@@ -60,12 +60,14 @@ def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | Non
     from sim.checks.graph_checks import check_compilation
     from sim.checks.image_checks import check_images
     from sim.checks.lora_checks import check_lora
+    from sim.checks.offloading_checks import check_offloading
     from sim.checks.policy_checks import check_names
 
     check_names(parts, findings)
     if parts.engine is not None:
         check_lora(parts.engine, parts, findings)
         check_images(parts.engine, parts, findings)
+        check_offloading(parts.engine, parts, findings)
     planned = _check_memory(parts, findings)
     _check_profile(parts, findings)
     check_compilation(parts, planned, findings)
@@ -81,6 +83,7 @@ def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | Non
 def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
     from sim.checks.image_checks import check_image_model
     from sim.checks.lora_checks import check_lora_model
+    from sim.checks.offloading_checks import check_offloading_memory
     from sim.checks.parallel_checks import check_parallel
     from sim.latency.memory import load_model_and_gpu, plan_engine
     from sim.latency.models import load_model
@@ -102,6 +105,8 @@ def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
     check_parallel(engine, model, parts, findings)
     check_lora_model(engine, model, findings)
     check_image_model(engine, model, parts, findings)
+    if planned is not None and isinstance(engine, EngineConfig):
+        check_offloading_memory(engine, planned, findings)
     return planned
 
 

@@ -11,6 +11,7 @@ from policies.registry import uses_predictor
 from sim.engine.reference.batch import SchedulerSettings
 from sim.latency.base import StepCost
 from sim.latency.build import build_step_cost, build_work_model, fit_of
+from sim.latency.host_link import HostLink, plan_host_link
 from sim.latency.kind import client_overhead_ns, client_token_ns
 from sim.latency.lockstep_cost import GroupCost
 from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
@@ -48,6 +49,8 @@ class Deployment:
     """FLOPs and bytes of steps; None where step times say nothing of a GPU."""
     price: Price
     noise: Noise = NO_NOISE
+    host_link: HostLink | None = None
+    """To the host memory that KV is offloaded to; None = it is not."""
 
     @property
     def client_constant_ns(self) -> int:
@@ -105,6 +108,9 @@ def resolve_deployment(
     if cost is None:
         cost = build_step_cost(engine, latency, base_dir, planned, fitted)
     settings = scheduler_settings(engine, planned.memory, planned.model.vision)
+    link = plan_host_link(engine, latency, planned)
+    if link is not None:
+        settings = replace(settings, num_host_blocks=link.num_host_blocks)
     policy = engine.policy if isinstance(engine.policy, str) else engine.policy.name
     if uses_predictor(policy):
         settings = replace(settings, prompt_tokens_per_output_token=token_weight(engine, cost, planned.memory))
@@ -117,6 +123,7 @@ def resolve_deployment(
         client_token_ns=client_token_ns(engine.gpu, latency),
         work=build_work_model(engine, latency, base_dir, planned),
         noise=noise_of(engine.gpu, latency, fitted),
+        host_link=link,
         price=Price(gpu.usd_per_hour, f"example list price of {gpu.name}, not a quote"),
     )
 

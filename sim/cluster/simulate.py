@@ -28,10 +28,12 @@ from sim.engine.variants.drafts import Acceptance, SpeculativeScheduler
 from sim.engine.variants.drafts_fast import DraftMember, FastDrafts, why_not_drafts
 from sim.engine.variants.lockstep import DataParallelGroup, Rank
 from sim.engine.variants.lockstep_fast import FastGroup, FastRank
+from sim.engine.variants.offloading_replica import OffloadingReplica
+from sim.engine.variants.offloading_scheduler import OffloadingScheduler
 from sim.engine.variants.window_fast import WindowMember, WindowReplica
 from sim.errors import InputError, SimulationError
 from sim.latency.lockstep_cost import GroupCost
-from sim.results.record import IntColumn, Recorder, RunRecord, Status, requests_of
+from sim.results.record import IntColumn, OffloadCounts, Recorder, RunRecord, Status, requests_of
 from sim.scenario.schema import EngineConfig, NamedSpec
 from sim.seeds import stream_seed
 from sim.workload.build_table import build_workload
@@ -109,6 +111,9 @@ def _simulate(
         is_lockstep=group_cost is not None,
         num_classes=len(workload.classes),
     )
+    if (link := deployment.host_link) is not None:
+        rates = (link.load_bytes_per_s / 1e9, link.store_bytes_per_s / 1e9)
+        recorder.offloading = OffloadCounts(link.num_host_blocks, *rates)
     env = Clock()
     router = _build_router(scenario.cluster.router, scenario.seed)
 
@@ -229,6 +234,16 @@ def _build_replica(
 
     def new_policy() -> Policy:
         return _build_policy(engine, gateway.workload, loaded.scenario.seed)
+
+    if deployment.host_link is not None:
+
+        def new_offloading() -> OffloadingScheduler:
+            return OffloadingScheduler(settings, new_policy(), recorder)
+
+        return OffloadingReplica(
+            *(gateway.env, index, engine.model, new_offloading, cost, depth, recorder),
+            *(deployment.host_link, decisions),
+        )
 
     def new_scheduler() -> Scheduler:
         if engine.speculative is None:
@@ -386,6 +401,7 @@ def _record(loaded: LoadedScenario, gateway: Gateway, deployment: Deployment, cp
             "noise": deployment.noise.describe(),
         },
         drafts=recorder.drafts,
+        offloading=recorder.offloading,
         interruptions=interruptions,
         data_parallel_size=engine.data_parallel_size,
         reserved_tokens_per_request=engine.max_model_len if engine.kv == "contiguous" else 0,

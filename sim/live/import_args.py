@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import InputError, Problem
 from sim.latency.hub_names import quantised_preset_of
 from sim.live.server_command import read_server_command
-from sim.live.vllm_args import LORA_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
+from sim.live.vllm_args import LORA_VALUES, OFFLOADING_VALUES, PLAIN_VALUES, SCHEDULER_CLS, SWITCHES
 from sim.scenario.vllm_version import DEFAULT_VERSION, version_problem
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ OWN_SWITCHES = {
     "disable_chunked_mm_input": "disable-chunked-mm-input",
 }
 """Switches that a command line has only where they matter."""
+NAMES = ("all2all_backend", "kv_offloading_backend")
+"""Settings whose value is a name, not a number."""
 VALUELESS = frozenset(
     {
         *(f"--{name}" for name in SWITCHES.values()),
@@ -98,6 +100,7 @@ QUANTIZATION: Mapping[str, str] = MappingProxyType(
 VALUED = (
     *PLAIN_VALUES.values(),
     *LORA_VALUES.values(),
+    *OFFLOADING_VALUES.values(),
     *("--dtype", "--quantization", "--kv-cache-dtype", "--scheduling-policy", "--scheduler-cls"),
     *("--speculative-config", COMPILATION, f"--{CAPTURE}"),
 )
@@ -228,13 +231,13 @@ def _shown(flag: str, value: str | None) -> str:
 
 def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
     """The settings that both sides have under one name."""
-    for key, flag in {**PLAIN_VALUES, **LORA_VALUES}.items():
+    for key, flag in {**PLAIN_VALUES, **LORA_VALUES, **OFFLOADING_VALUES}.items():
         if flag in flags:
             value = flags.pop(flag)
             if key == "max_model_len" and value in FITTED_LENGTHS:
                 found.left_out.append(_shown(flag, value))
                 continue
-            found.engine[key] = value if key == "all2all_backend" else _number(flag, value or "")
+            found.engine[key] = value if key in NAMES else _number(flag, value or "")
     for key, name in {**SWITCHES, **OWN_SWITCHES}.items():
         for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
             if flag in flags:

@@ -60,9 +60,13 @@ LORA_VALUES: Mapping[str, str] = MappingProxyType(
     {"max_loras": "--max-loras", "max_lora_rank": "--max-lora-rank", "max_cpu_loras": "--max-cpu-loras"}
 )
 """Settings beside ``--enable-lora``."""
+OFFLOADING_VALUES: Mapping[str, str] = MappingProxyType(
+    {"kv_offloading_size": "--kv-offloading-size", "kv_offloading_backend": "--kv-offloading-backend"}
+)
+"""Settings of KV offloading; the second says nothing without the first."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
-    | {"moe_backend", "enable_lora", "disable_chunked_mm_input", *LORA_VALUES}
+    | {"moe_backend", "enable_lora", "disable_chunked_mm_input", *LORA_VALUES, *OFFLOADING_VALUES}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
@@ -150,6 +154,7 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += _lora_flags(engine)
     if engine.disable_chunked_mm_input:
         command.arguments.append(["--disable-chunked-mm-input"])
+    command.arguments += _offloading_flags(engine)
     if engine.moe_backend == "flashinfer_trtllm_afp8":  # vLLM names that by the experts' activations
         command.arguments.append(["--quantization-config", json.dumps({"moe": {"activation": "mxfp8"}})])
     elif engine.moe_backend != "auto":
@@ -308,6 +313,12 @@ def _lora_flags(engine: EngineSection) -> Iterator[list[str]]:
     for key, flag in LORA_VALUES.items():
         if (value := getattr(engine, key)) is not None:
             yield [flag, str(value)]
+
+
+def _offloading_flags(engine: EngineSection) -> Iterator[list[str]]:
+    if engine.kv_offloading_size is not None:
+        yield ["--kv-offloading-size", f"{engine.kv_offloading_size:g}"]
+        yield ["--kv-offloading-backend", engine.kv_offloading_backend]
 
 
 def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: list[Problem]) -> Iterator[list[str]]:

@@ -79,6 +79,7 @@ def request_columns(record: RunRecord) -> dict[str, AnyColumn | Named | list[str
         "num_recomputed_tokens": from_record["num_recomputed_tokens"],
         "priority": from_record["priority"],
         **_adapters(record),
+        **_tiers(record),
     }
 
 
@@ -88,6 +89,18 @@ def _adapters(record: RunRecord) -> dict[str, Named]:
     if workload.lora is None:
         return {}
     return {"lora": Named(workload.lora[record.requests["row"]] - 1, list(workload.loras))}
+
+
+def _tiers(record: RunRecord) -> dict[str, AnyColumn]:
+    """Of the cached tokens of each request those that came from host memory, where KV is offloaded."""
+    return {} if record.offloading is None else {"num_host_cached_tokens": host_cached_tokens(record)}
+
+
+def host_cached_tokens(record: RunRecord) -> IntColumn:
+    """Prompt tokens of each request that were loaded from host memory before it was first scheduled."""
+    found = {} if record.offloading is None else record.offloading.loaded_tokens
+    tokens = np.array([found.get(row, 0) for row in record.requests["row"].tolist()], dtype=np.int64)
+    return np.minimum(tokens, np.maximum(record.requests["num_cached_tokens"], 0))
 
 
 def _reasons(record: RunRecord) -> Named:

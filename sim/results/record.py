@@ -209,6 +209,41 @@ class DraftCounts:
             self.num_accepted_at[position] += 1
 
 
+@dataclass(slots=True)
+class LinkCounts:
+    """What went over one direction of the links to host memory, over all replicas."""
+
+    num_transfers: int = 0
+    num_bytes: int = 0
+    busy_ns: int = 0
+    queued_ns: int = 0
+    """Transfers waited for those before them, all together."""
+
+    def add(self, num_bytes: int, busy_ns: int, queued_ns: int) -> None:
+        """One transfer."""
+        self.num_transfers += 1
+        self.num_bytes += num_bytes
+        self.busy_ns += busy_ns
+        self.queued_ns += queued_ns
+
+
+@dataclass(slots=True)
+class OffloadCounts:
+    """KV offloading: what was moved, and what requests found."""
+
+    num_host_blocks: int
+    """Of each replica."""
+    load_gb_s: float
+    store_gb_s: float
+    loads: LinkCounts = field(default_factory=LinkCounts)
+    """From host memory to the GPUs."""
+    stores: LinkCounts = field(default_factory=LinkCounts)
+    blocked_ns: int = 0
+    """Steps waited for stores that still read their blocks."""
+    loaded_tokens: dict[int, int] = field(default_factory=dict)
+    """By row: tokens that a request found in host memory before it was first scheduled."""
+
+
 class Recorder:
     """What happened, as it happens. One per run, shared by all replicas."""
 
@@ -217,6 +252,7 @@ class Recorder:
         ``GROUP_COLUMNS`` too. ``num_classes``: of requests, whose gaps between tokens are told apart."""
         self.shape_columns = shape_columns
         self.drafts: DraftCounts | None = None
+        self.offloading: OffloadCounts | None = None
         further = (*shape_columns, *(GROUP_COLUMNS if is_lockstep else ()))
         self.steps = ColumnWriter((*STEP_COLUMNS, *further))
         self.decodes = ColumnWriter(DECODE_COLUMNS)
@@ -362,6 +398,8 @@ class RunRecord:
     """CPU seconds of the simulation itself (not of reading inputs or writing outputs)."""
     drafts: DraftCounts | None = None
     """Speculative decoding: what became of the drafts."""
+    offloading: OffloadCounts | None = None
+    """KV offloading: what was moved."""
     num_restarts: int = 0
     """How often a fast run met a state that only the reference knows, and was done anew."""
     data_parallel_size: int = 1

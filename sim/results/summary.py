@@ -35,6 +35,7 @@ from sim.results.metrics import (
 )
 from sim.results.record import ROWS_AT_ONCE, RunRecord, Status
 from sim.results.speculative import speculative_section
+from sim.results.tier_hits import offloading_section
 from sim.results.verdicts import (
     KvUse,
     class_verdicts,
@@ -194,6 +195,7 @@ def _kv(record: RunRecord, use: KvUse, window: tuple[int, int]) -> dict[str, Any
         "prefix_cache_queries": asked,
         "prefix_cache_hits": hits,
         "prefix_cache_hit_rate": _ratio(hits, asked),
+        **offloading_section(record, hits, window),
     }
 
 

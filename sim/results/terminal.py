@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sim.results import interval_tables
 from sim.results.bottleneck import bottleneck_words, busy_words
+from sim.results.tier_hits import offloading_words
 from sim.results.wording import (
     endings,
     error_words,
@@ -148,6 +149,7 @@ def _facts(summary: dict[str, Any]) -> RenderableType:
             f"{percent(kv['mean_usage'])} mean, {percent(kv['max_usage'])} peak of {kv['num_gpu_blocks']:,} blocks of "
             f"{kv['block_size']}" + (f"; prefix hits {percent(hits)}" if hits else ""),
         ),
+        *([("KV offloading", moved)] if (moved := offloading_words(kv)) is not None else []),
         ("Preemptions", evicted),
         ("Bottleneck", bottleneck_words(summary)),
     ]

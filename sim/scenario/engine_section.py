@@ -15,6 +15,7 @@ from sim.scenario.types import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Replicas,
@@ -193,6 +194,11 @@ class EngineSection(Strict):
     """Serve images in prompts (``workload.images``): a model with a vision tower, its encoder's budget and cache."""
     disable_chunked_mm_input: Flag = False
     """Compute the places of an image in one step or not at all."""
+    kv_offloading_size: PositiveFloat | None = None
+    """Offload the KV of prompts to host memory, as vLLM's native connector does, and load it from there: GiB over all
+    GPUs of a replica; null = none."""
+    kv_offloading_backend: Literal["native", "lmcache"] = "native"
+    """Where offloaded KV is kept. ``lmcache`` is a server of its own, and is not modelled."""
     policy: Spec = "fcfs"
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"

@@ -323,6 +323,11 @@ class LatencyConfig(Strict):
     preset's (PCIe without peer access, NVLink that fell back); replaces measured collectives. null = as they are."""
     link_latency_us: NonNegativeFloat | None = None
     """With ``link_bandwidth_gb_s``: what a collective takes beside its bytes; null = 20."""
+    kv_load_gb_s: PositiveFloat | None = None
+    """KV offloading: GB/s from host memory to each GPU; null = 32, or 70 % of the GPU's PCIe bandwidth if that is
+    less."""
+    kv_store_gb_s: PositiveFloat | None = None
+    """KV offloading: GB/s from each GPU to host memory; null = as ``kv_load_gb_s``'s default."""
     expert_load_imbalance: Ratio | None = None
     """Whole experts per GPU: tokens on the busiest GPU over the mean, 1 (even) to the number of GPUs that share the
     experts. null = the routing that a profile's experts were measured with, even for a roofline."""

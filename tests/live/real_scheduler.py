@@ -7,6 +7,7 @@ gets one new token per step, as the model runner would return.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import tempfile
 from collections import deque
@@ -151,6 +152,7 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         device_config=DeviceConfig(device="cpu"),
         speculative_config=_speculative_config(settings),
         lora_config=LoRAConfig(max_loras=settings.max_loras) if settings.max_loras else None,
+        kv_transfer_config=_kv_transfer_config(settings),
     )
     # The CPU platform's own preferences (block size, chunking, asynchrony) must not leak in.
     for section, wanted in ((config.scheduler_config, wanted_scheduler), (config.cache_config, wanted_cache)):
@@ -217,6 +219,21 @@ def _layer(settings: CaseSettings, group: CaseGroup) -> Any:
         mamba_cache_mode="align" if settings.enable_prefix_caching else "none",
         num_prefill_checkpoint_blocks=int(group.checkpoint_alignment is not None),
         prefill_checkpoint_alignment=group.checkpoint_alignment,
+    )
+
+
+def _kv_transfer_config(settings: CaseSettings) -> Any:
+    """What ``--kv-offloading-size`` makes of itself (``VllmConfig._post_init_kv_transfer_config``), or None."""
+    from vllm.config import KVTransferConfig
+
+    if not settings.num_host_blocks:
+        return None
+    bytes_per_block = 2 * 32 * 4 * settings.block_size
+    aligned = -(-bytes_per_block // mmap.PAGESIZE) * mmap.PAGESIZE
+    return KVTransferConfig(
+        kv_connector="OffloadingConnector",
+        kv_role="kv_both",
+        kv_connector_extra_config={"cpu_bytes_to_use": settings.num_host_blocks * aligned},
     )
 
 
@@ -386,11 +403,16 @@ class RealScheduler:
                 sampled_token_ids=[
                     [self._next_token(request_id)] if request_id in samples else [] for request_id in ids
                 ],
+                kv_connector_output=self.worker_output(output),
             ),
         )
         return [
             item.request_id for outputs in result.values() for item in outputs.outputs if item.finish_reason is not None
         ]
+
+    def worker_output(self, output: Any) -> Any:
+        """What the worker's side of a KV connector says when the step of ``output`` has run."""
+        return None
 
     def _next_token(self, request_id: str) -> int:
         """The token the model would sample next for a request."""

@@ -39,6 +39,7 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
         encoder_budget_embeds=settings.encoder_budget,
         encoder_cache_embeds=settings.encoder_cache,
         disable_chunked_mm_input=settings.disable_chunked_mm_input,
+        num_host_blocks=settings.num_host_blocks,
         kv_groups=tuple(
             KvGroup(each.kind, each.block_size, each.window, checkpoint_alignment=each.checkpoint_alignment)
             for each in settings.kv_groups
@@ -133,8 +134,12 @@ class SimScheduler:
         finished: list[str] = []
         while self._in_flight and (was_empty or len(self._in_flight) >= self.settings.depth):
             batch = self._in_flight.popleft()
-            finished += [request.request_id for request in self.scheduler.update(batch, self._step * NS_PER_STEP)]
+            finished += [request.request_id for request in self.update(batch)]
         return tuple(finished)
+
+    def update(self, batch: Batch) -> list[Request]:
+        """A batch has been computed; the requests that ended with it."""
+        return self.scheduler.update(batch, self._step * NS_PER_STEP)
 
     def _content(self, request: CaseRequest, row: int) -> Content:
         """A segment's id stands for it and all before it, as the simulator wants them."""

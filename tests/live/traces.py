@@ -64,6 +64,10 @@ class CaseSettings:
     encoder_cache: int = 0
     """Embeddings that are kept."""
     disable_chunked_mm_input: bool = False
+    num_host_blocks: int = 0
+    """Blocks of host memory that KV is offloaded to; 0 = none is."""
+    slowest_transfer_steps: int = 1
+    """Steps that a transfer takes at most."""
     kv_groups: tuple[CaseGroup, ...] = ()
     """Layers of several kinds; empty = one group, as ``sliding_window`` says."""
     prefix_cache_retention_interval: int | None = 0
@@ -514,3 +518,42 @@ def _draw_many_images(rng: random.Random, prompt: int, num_contents: int) -> lis
             return images
         images.append(CaseImage(start, size, size, content))
         start += size + rng.randint(0, 6)
+
+
+def with_offloading(case: Case) -> Case:
+    """The case with KV offloaded to host memory: less or more than the GPU has, over a fast or a slow link.
+
+    Prompts begin alike more often than as drawn, and half of the GPUs have hardly more room than one request needs.
+    """
+    rng = random.Random(f"offloading/{case.name}")
+    settings, requests = case.settings, list(case.requests)
+    if settings.block_size == 1:
+        # vLLM fails on a prompt that is one block whole and is found in host memory: nothing of it is left to compute.
+        requests = [replace(request, prompt_tokens=max(2, request.prompt_tokens)) for request in requests]
+    if case.group not in {"prefix", "prefix_pressure", "identical_prompts", "sessions", "everything"}:
+        requests = [
+            replace(request, segments=((rng.randrange(3), rng.randint(1, request.prompt_tokens)),))
+            if rng.random() < 0.8
+            else request
+            for request in requests
+        ]
+    if rng.random() < 0.5:
+        requests_need = [
+            _blocks(min(each.prompt_tokens + each.max_tokens, settings.max_model_len), settings.block_size)
+            for each in requests
+        ]
+        settings = replace(settings, num_gpu_blocks=max(requests_need) + 1 + rng.choice([0, 1, 2, 5, 20]))
+    settings = replace(
+        settings,
+        enable_prefix_caching=True,
+        num_host_blocks=rng.choice([1 + settings.usable_blocks // 4, settings.usable_blocks, 1000, 1000]),
+        slowest_transfer_steps=rng.choice([1, 2, 5, 15, 40]),
+    )
+    return replace(case, settings=settings, requests=tuple(requests))
+
+
+def transfer_steps(settings: CaseSettings, number: int, *, is_load: bool) -> int:
+    """Steps until a transfer, the ``number``-th of its case, is known to be done: in the step that begins it at the
+    earliest, or, of a store, in the next one."""
+    rng = random.Random(f"{number}/{settings.num_gpu_blocks}")
+    return rng.randrange(settings.slowest_transfer_steps) + (not is_load)

@@ -226,6 +226,11 @@ def test_the_type_of_a_float16_config_is_named(tmp_path: Path, capsys: pytest.Ca
         ),
         (["engine.kv_cache_dtype=int8"], None, {"--kv-cache-dtype": "int8_per_token_head"}),
         (["engine.moe_backend=triton"], None, {"--moe-backend": "triton"}),
+        (
+            ["engine.kv_offloading_size=62.5"],
+            None,
+            {"--kv-offloading-size": "62.5", "--kv-offloading-backend": "native"},
+        ),
         (["engine.dtype=float32", "engine.kv_cache_dtype=float32"], None, {"--kv-cache-dtype": "auto"}),
     ],
 )

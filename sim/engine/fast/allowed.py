@@ -35,7 +35,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "39d03f76bb4db67ff740da821e3d8cc07ffcbd10c68646f3b42aabe9eaa60209"
+FINGERPRINT = "cfc2ba154754480b39ca30d9cc52e631bf9a6ed6545d00a3f326d649e6b5cf51"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -61,8 +61,8 @@ states that are cached."""
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
-    | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes"}
     | {"encoder_budget_embeds", "encoder_cache_embeds", "disable_chunked_mm_input"}
+    | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes", "num_host_blocks"}
 )
 """Settings that it is known not to follow."""
 
@@ -85,6 +85,7 @@ ENGINE_KEYS = frozenset(
     | {"compilation_config"}
     | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
     | {"enable_images", "disable_chunked_mm_input"}
+    | {"kv_offloading_size", "kv_offloading_backend"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""
@@ -215,9 +216,8 @@ def _replaced() -> Iterator[str]:
 
 
 def _replaced_in(owner: type, module: ModuleType) -> Iterator[str]:
-    is_made = is_dataclass(owner) or issubclass(
-        owner, tuple | Enum
-    )  # its methods with two underscores are made, not written
+    # Methods with two underscores of these are made, not written.
+    is_made = is_dataclass(owner) or issubclass(owner, tuple | Enum) or getattr(owner, "_is_protocol", False)
     for name, value in vars(owner).items():
         if is_made and name.startswith("_"):
             continue

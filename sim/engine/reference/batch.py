@@ -34,6 +34,8 @@ class SchedulerSettings:
     static_batching: bool = False
     num_swap_blocks: int = 0
     """Host blocks for ``preemption: swap``; 0 = recompute."""
+    num_host_blocks: int = 0
+    """Blocks of host memory that KV is offloaded to (``kv_offloading_size``); 0 = none is."""
     num_speculative_tokens: int = 0
     """Draft tokens of a decode; 0 = none are made."""
     num_lookahead_tokens: int = 0

@@ -240,9 +240,10 @@ class Replica:
             yield At(env, empty_ns, self.index)
             self._write_ended(env.now)
 
-    def _dispatch(self, batch: Batch, now_ns: int) -> int:
-        """Hand a batch to the accelerator; returns for how many nanoseconds the host is busy with it."""
-        host_ns = self.cost.host_ns(batch.shape)
+    def _dispatch(self, batch: Batch, now_ns: int, blocked_ns: int = 0) -> int:
+        """Hand a batch to the accelerator; returns for how many nanoseconds the host is busy with it, ``blocked_ns`` of
+        waiting included."""
+        host_ns = blocked_ns + self.cost.host_ns(batch.shape)
         gpu_ns = self.cost.gpu_ns(batch.shape)
         self._host_free_ns = now_ns + host_ns
         start_ns = max(self._host_free_ns, self._stage_free_ns[0])

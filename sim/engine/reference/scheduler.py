@@ -33,7 +33,7 @@ from sim.engine.reference.images import Images
 from sim.engine.reference.kv_cache import NO_HIT, Hit
 from sim.engine.reference.recompute import note_resumed, note_stopped
 from sim.engine.reference.steering import Steering
-from sim.engine.reference.waiting import FcfsQueue, RankedQueue
+from sim.engine.reference.waiting import FcfsQueue, RankedQueue, WaitingQueue
 from sim.engine.request import NEVER, Request, State
 from sim.engine.variants.choice import build_kv_cache, build_seats
 from sim.results.record import Recorder
@@ -55,7 +55,7 @@ class Scheduler:
         self.adapters = Adapters(settings)
         self.images = Images(settings)
         self.steering = Steering(settings, policy, self.kv.num_usable_blocks)
-        self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.steering.is_ranked else FcfsQueue()
+        self.waiting: WaitingQueue = RankedQueue(policy) if self.steering.is_ranked else FcfsQueue()
         self.running: list[Request] = []
         self.in_flight: deque[Batch] = deque()
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
@@ -106,8 +106,9 @@ class Scheduler:
         if waiting.entries:
             waiting.refresh(now_ns)
             for victim in steering.preempted_first(running, waiting, now_ns, self.kv.num_free_blocks):
-                self._preempt(victim, now_ns)
-                batch.preempted.append(victim)
+                if self._can_preempt(victim):
+                    self._preempt(victim, now_ns)
+                    batch.preempted.append(victim)
         step = steering.begin_step(now_ns, len(running) + len(waiting))
         self.kv.begin_step()
         self.images.begin_step()
@@ -161,8 +162,7 @@ class Scheduler:
         if batch.stale:
             for request in batch.stale:
                 request.num_stale_batches -= 1
-            if isinstance(self.waiting, RankedQueue):
-                self.waiting.mark_stale(batch.stale)
+            self.waiting.mark_stale(batch.stale)
         for request in finished:
             self._finish(request)
         if finished:
@@ -244,8 +244,10 @@ class Scheduler:
             if kv.has_window:
                 kv.drop_behind(request, computed - self._in_flight_tokens(request))
             while request.num_slots < slots and not kv.grow(request, slots):
-                none_preempted = False
                 victim = self.steering.pick_victim(self.running, request, step.now_ns)
+                if not self._can_preempt(victim):
+                    return none_preempted
+                none_preempted = False
                 if victim is not request and victim in scheduled:
                     num_given = scheduled.pop(victim)
                     step.take_back(victim, num_given, is_prefill=self._is_prefill(victim, num_given))
@@ -285,8 +287,7 @@ class Scheduler:
                 continue
             num_new = self._try_admit(request, step)
             if num_new == 0:
-                is_share_used_up = step.shares is not None and step.shares.left(request) == 0
-                if not (self.policy.pass_over or is_share_used_up):
+                if not self._may_be_passed(request, step):
                     break
                 passed_over.append(waiting.pop())
                 continue
@@ -304,6 +305,10 @@ class Scheduler:
             self.adapters.take(request)
         for request in reversed(passed_over):
             waiting.put_back(request, step.now_ns)
+
+    def _may_be_passed(self, request: Request, step: Step) -> bool:
+        """Whether requests behind a waiting one that cannot come in may come in before it."""
+        return self.policy.pass_over or (step.shares is not None and step.shares.left(request) == 0)
 
     def _try_admit(self, request: Request, step: Step) -> int:
         """Blocks for the first chunk of a waiting request. Returns the chunk's tokens; 0 = it cannot come in now."""
@@ -391,6 +396,10 @@ class Scheduler:
     def _is_prefill(self, request: Request, num_tokens: int) -> bool:
         """Whether ``num_tokens``, scheduled in this step, are a chunk of its prompt or of what it computes again."""
         return num_tokens > 1 or request.num_known_tokens == request.num_prompt_tokens
+
+    def _can_preempt(self, victim: Request) -> bool:
+        """Whether the blocks of a running request are free at once when it is preempted."""
+        return True
 
     def _preempt(self, victim: Request, now_ns: int) -> None:
         """Take the blocks of a running request; it waits again, keeping the tokens it has generated."""

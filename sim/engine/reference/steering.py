@@ -8,7 +8,7 @@ from policies.base import EngineLimits, EngineState, Policy, StepLimits
 from policies.checks import label, wrong_answer
 from sim.engine.reference.batch import SchedulerSettings, Step
 from sim.engine.reference.shares import StepShares
-from sim.engine.reference.waiting import AdmissionOrder, FcfsQueue, RankedQueue
+from sim.engine.reference.waiting import AdmissionOrder, WaitingQueue
 from sim.engine.request import Request, State
 from sim.errors import SimulationError
 
@@ -66,7 +66,7 @@ class Steering:
         )
 
     def preempted_first(
-        self, running: list[Request], waiting: FcfsQueue | RankedQueue, now_ns: int, num_free_blocks: int
+        self, running: list[Request], waiting: WaitingQueue, now_ns: int, num_free_blocks: int
     ) -> list[Request]:
         """Ask the policy which running requests it preempts before the step is formed.
 

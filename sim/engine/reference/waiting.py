@@ -5,12 +5,28 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 from policies.base import Policy, PolicyError, RankChanges, declared
 from policies.checks import check_instant, check_rank, label
 from sim.engine.request import Request
 from sim.errors import SimulationError
+
+
+class WaitingQueue(Protocol):
+    """What a scheduler asks of a waiting queue; ``FcfsQueue`` and ``RankedQueue`` say what each part does."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Request]: ...
+    @property
+    def entries(self) -> Sequence[object]: ...
+    def refresh(self, now_ns: int) -> None: ...
+    def mark_stale(self, requests: Set[Request]) -> None: ...
+    def add(self, request: Request, now_ns: int) -> None: ...
+    def put_back(self, request: Request, now_ns: int) -> None: ...
+    def peek(self) -> Request: ...
+    def pop(self) -> Request: ...
+    def remove(self, request: Request) -> None: ...
 
 
 class FcfsQueue:
@@ -27,6 +43,9 @@ class FcfsQueue:
 
     def refresh(self, now_ns: int) -> None:
         """Do nothing: the order never changes."""
+
+    def mark_stale(self, requests: Set[Request]) -> None:
+        """Do nothing: progress moves no request."""
 
     def add(self, request: Request, now_ns: int) -> None:
         """Append a request that arrives."""
@@ -142,7 +161,7 @@ class RankedQueue:
 class AdmissionOrder(Sequence[Request]):
     """A waiting queue as a sequence: the head is free, anything further sorts it once."""
 
-    def __init__(self, queue: FcfsQueue | RankedQueue) -> None:
+    def __init__(self, queue: WaitingQueue) -> None:
         self._queue = queue
         self._sorted: list[Request] | None = None
 

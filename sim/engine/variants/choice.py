@@ -7,6 +7,7 @@ from sim.engine.reference.kv_cache import KVCache, PrefixKVCache
 from sim.engine.reference.seats import Seats
 from sim.engine.variants.contiguous import ContiguousKVCache
 from sim.engine.variants.groups import GroupedKVCache
+from sim.engine.variants.loading_cache import LoadingKVCache
 from sim.engine.variants.static import StaticSeats
 from sim.engine.variants.swapping import (
     Swapping,
@@ -32,6 +33,10 @@ def build_kv_cache(settings: SchedulerSettings) -> KVCache:
     if settings.contiguous_kv:
         contiguous = SwappingContiguousKVCache if swaps else ContiguousKVCache
         cache = contiguous(num_blocks, block_size, settings.max_model_len)
+    elif settings.num_host_blocks:
+        if settings.kv_groups or settings.sliding_window is not None or not settings.enable_prefix_caching or swaps:
+            raise SimulationError("KV offloading needs a prefix cache, all layers with full attention, and no swapping")
+        cache = LoadingKVCache(num_blocks, block_size)
     elif settings.kv_groups:
         if swaps:
             raise SimulationError("KV groups beside preemption: swap, which vLLM does not have, are not simulated")
