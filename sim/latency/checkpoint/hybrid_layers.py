@@ -27,6 +27,8 @@ def hybrid_layers(config: Keys, layers: int, hidden: int, intermediate: int) -> 
     moe = experts_of(config, intermediate)
     has_experts = expert_layers(config, layers) if moe is not None else [False] * layers
     mlp = dense_mlp(config, intermediate)
+    if not mixers:  # a problem was found in what says which layer is of which kind
+        return []
     return [
         LayerKind(mixer=mixer, experts=moe) if has else LayerKind(mixer=mixer, mlp=mlp)
         for mixer, has in zip(mixers, has_experts, strict=True)
@@ -136,7 +138,8 @@ def _kimi_linear(config: Keys, layers: int, hidden: int) -> list[Mixer]:
     if (
         not isinstance(full, list)
         or not isinstance(linear, list)
-        or sorted([*full, *linear]) != [*range(1, layers + 1)]
+        or len(full) + len(linear) != layers
+        or any(number not in [*full, *linear] for number in range(1, layers + 1))
     ):
         inner.problem(f"full_attn_layers and kda_layers have to name each of the {layers} layers, from 1 on")
         return []
