@@ -21,13 +21,13 @@ KINDS = """
 NOT_VALIDATED = (
     """**Versions.** Whole engines were measured under vLLM {versions}. Others, the default 0.32.0 too, have scheduling
     that is compared with vLLM's own step by step, and step times that no whole run was compared with.""",
-    """**GPUs without a profile** (RTX 4090, B300, GB200, L4 and others): step times are a roofline's. One run is known,
-    an RTX 4090 at three times its capacity: {rtx4090}.""",
-    """**A100 and L40S** beyond 8B and 14B in BF16 on one GPU; **FP8 there; INT8, INT4 (AWQ, GPTQ)** anywhere but for
-    one old eager run ({awq}); NVFP4 and MXFP4.""",
+    """**GPUs without a profile** (RTX 4090, H20, GH200, L4 and others): step times are a roofline's. One run is known,
+    an RTX 4090 at three times its capacity: {rtx4090}. **B300 and GB200** have one, and no run to compare with.""",
+    """**A100 and L40S** beyond 8B and 14B in BF16 on one GPU; **FP8 there; INT8, INT4 (AWQ, GPTQ)** of dense
+    models but for one old eager run ({awq}); **NVFP4**.""",
     """**Pipeline parallelism, data-parallel ranks** (one run: {ranks}; with the link that its owners
     state {linked}), **several replicas behind a router, speculative
-    decoding, swapping, sliding windows**: not yet measured as whole runs.""",
+    decoding, swapping, windows of all layers, layers with a state**: not yet measured as whole runs.""",
     """**Prompts above 16,000 tokens, vision, LoRA, other engines than vLLM.**""",
     """**Tails** beyond p99, and p99 of fixed clients: only means were published.""",
 )

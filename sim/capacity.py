@@ -15,7 +15,7 @@ from sim.errors import SimrunError
 from sim.latency.kv_layout import KvGroup
 from sim.results.record import IntColumn, RunRecord, Status
 from sim.seeds import rng
-from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, RequestTable
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, ImageColumns, RequestTable
 
 if TYPE_CHECKING:
     from sim.cluster.deployment import Deployment
@@ -48,6 +48,7 @@ class Mix:
     priority: IntColumn
     class_index: IntColumn
     lora: IntColumn | None
+    images: ImageColumns | None
 
     @classmethod
     def of(cls, record: RunRecord) -> Mix:
@@ -62,6 +63,7 @@ class Mix:
             workload.priority[row],
             workload.class_index[row],
             None if workload.lora is None else workload.lora[row],
+            None if workload.images is None else workload.images.take(row),
         )
 
     def sample(self, num_requests: int, seed: int) -> IntColumn:
@@ -165,6 +167,7 @@ def _backlog(mix: Mix, rows: IntColumn, at_once: int, of_run: RequestTable) -> R
         class_index=mix.class_index[rows],
         lora=None if mix.lora is None else mix.lora[rows],
         loras=of_run.loras,
+        images=None if mix.images is None else mix.images.take(rows),
         parent=np.full(n, NO_PARENT),
         deadline_ns=np.full(n, NO_DEADLINE),
         expected_output_tokens=np.full(n, NO_HINT),

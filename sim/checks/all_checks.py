@@ -58,12 +58,14 @@ def check_all(loaded: LoadedScenario) -> PlannedEngine:
 def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | None:
     """The engine as planned; None = ``findings`` says why there is none."""
     from sim.checks.graph_checks import check_compilation
+    from sim.checks.image_checks import check_images
     from sim.checks.lora_checks import check_lora
     from sim.checks.policy_checks import check_names
 
     check_names(parts, findings)
     if parts.engine is not None:
         check_lora(parts.engine, parts, findings)
+        check_images(parts.engine, parts, findings)
     planned = _check_memory(parts, findings)
     _check_profile(parts, findings)
     check_compilation(parts, planned, findings)
@@ -77,6 +79,7 @@ def _check_surroundings(parts: Parts, findings: Findings) -> PlannedEngine | Non
 
 
 def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
+    from sim.checks.image_checks import check_image_model
     from sim.checks.lora_checks import check_lora_model
     from sim.checks.parallel_checks import check_parallel
     from sim.latency.memory import load_model_and_gpu, plan_engine
@@ -98,6 +101,7 @@ def _check_memory(parts: Parts, findings: Findings) -> PlannedEngine | None:
         return None
     check_parallel(engine, model, parts, findings)
     check_lora_model(engine, model, findings)
+    check_image_model(engine, model, parts, findings)
     return planned
 
 

@@ -14,14 +14,17 @@ from sim.latency.build import build_step_cost, build_work_model, fit_of
 from sim.latency.kind import client_overhead_ns, client_token_ns
 from sim.latency.lockstep_cost import GroupCost
 from sim.latency.memory import MemoryPlan, PlannedEngine, plan_engine
+from sim.latency.models import load_model
 from sim.latency.noise import NO_NOISE, Noise, noise_of
 from sim.latency.pipelining import is_asynchronous, pipeline_depth
 from sim.latency.token_weight import token_weight
 from sim.results.context import Price
-from sim.results.record import DRAFT_COLUMNS, LORA_COLUMNS, SWAP_COLUMNS, IntColumn
+from sim.results.record import DRAFT_COLUMNS, IMAGE_COLUMNS, LORA_COLUMNS, SWAP_COLUMNS, IntColumn
+from sim.workload.prompt_images import ImagePlaces
 
 if TYPE_CHECKING:
     from sim.latency.fitted import Fitted
+    from sim.latency.model_spec import VisionSpec
     from sim.latency.work import WorkModel
     from sim.scenario.schema import EngineConfig, LatencyConfig
 
@@ -67,7 +70,8 @@ class Deployment:
         """Further columns of steps, which are fields of ``StepShape``."""
         drafts = DRAFT_COLUMNS if self.engine.speculative is not None else ()
         swaps = SWAP_COLUMNS if self.settings.num_swap_blocks else ()
-        return drafts + swaps + (LORA_COLUMNS if self.settings.max_loras else ())
+        images = IMAGE_COLUMNS if self.settings.encoder_budget_embeds else ()
+        return drafts + swaps + (LORA_COLUMNS if self.settings.max_loras else ()) + images
 
     @property
     def terms(self) -> Terms | None:
@@ -100,7 +104,7 @@ def resolve_deployment(
         fitted = fit_of(latency, base_dir)
     if cost is None:
         cost = build_step_cost(engine, latency, base_dir, planned, fitted)
-    settings = scheduler_settings(engine, planned.memory)
+    settings = scheduler_settings(engine, planned.memory, planned.model.vision)
     policy = engine.policy if isinstance(engine.policy, str) else engine.policy.name
     if uses_predictor(policy):
         settings = replace(settings, prompt_tokens_per_output_token=token_weight(engine, cost, planned.memory))
@@ -117,8 +121,25 @@ def resolve_deployment(
     )
 
 
-def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSettings:
-    """Take from an engine's configuration what decides what runs."""
+def served_image(engine: EngineConfig, base_dir: Path | None) -> ImagePlaces | None:
+    """What an image takes in a prompt of the engine's model; None = it serves none, or that depends on the image."""
+    vision = load_model(engine.model, base_dir).vision if engine.enable_images else None
+    if vision is None or not vision.tokens_per_image:
+        return None
+    before, after = vision.frame
+    return ImagePlaces(before + vision.tokens_per_image + after, vision.tokens_per_image, before)
+
+
+def encoder_embeds(engine: EngineConfig, vision: VisionSpec | None) -> int:
+    """Embeddings that a step may make, and that are kept (``compute_mm_encoder_budget``): the token budget, and the
+    largest image at least. 8,192 for Gemma 3 on an H100, 16,384 for Qwen3-VL."""
+    if not engine.enable_images:
+        return 0
+    return max(engine.max_num_batched_tokens, 0 if vision is None else vision.largest_embeds)
+
+
+def scheduler_settings(engine: EngineConfig, memory: MemoryPlan, vision: VisionSpec | None = None) -> SchedulerSettings:
+    """Take from an engine's configuration what decides what runs; ``vision``: its model's tower."""
     gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
     block_bytes = memory.kv_bytes_per_token * memory.block_size * gpus
     speculative = engine.speculative
@@ -152,4 +173,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan) -> SchedulerSet
         max_loras=engine.max_loras if engine.enable_lora else 0,
         max_cpu_loras=(engine.max_cpu_loras or engine.max_loras) if engine.enable_lora else 0,
         lora_bytes=memory.lora_bytes * gpus // engine.max_loras,
+        encoder_budget_embeds=encoder_embeds(engine, vision),
+        encoder_cache_embeds=encoder_embeds(engine, vision),
+        disable_chunked_mm_input=engine.disable_chunked_mm_input,
     )

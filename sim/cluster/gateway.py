@@ -17,7 +17,7 @@ from sim.engine.door import Door
 from sim.engine.fast.fast_replica import FastReplica
 from sim.engine.fast.jumps import IDLE
 from sim.engine.reference.replica import attempt_row
-from sim.engine.request import NEVER, Content, Request
+from sim.engine.request import NEVER, Content, Image, Request
 from sim.errors import SimulationError
 from sim.results.record import Recorder, Status
 from sim.workload.senders import Senders
@@ -88,6 +88,7 @@ class Gateway:
         self._num_draining = 0
         self._progress = progress
         self._last_progress = time.perf_counter()
+        self._images = None if workload.images is None else workload.images.by_row()
         self._first_own_id = 1 + int(workload.segment_content_id.max(initial=-1))
         self._own_ids: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
         """What a conversation's own tokens are called, by the shared prompt that they follow."""
@@ -388,6 +389,9 @@ class Gateway:
         )
         if table.lora is not None:
             made.lora = int(table.lora[row])
+        if self._images is not None and self._images[row]:
+            made.images = tuple(Image(*values) for values in self._images[row])
+            made.images_end = made.images[-1].end
         return made
 
     def _client_ns(self, row: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from policies.base import Policy, PolicyError, Router
 from policies.registry import build_policy, build_predictor, build_router
 from sim.cluster.acts import Act, What, schedule_acts
-from sim.cluster.deployment import Deployment, resolve_deployment
+from sim.cluster.deployment import Deployment, resolve_deployment, served_image
 from sim.cluster.gateway import Gateway, Progress
 from sim.cluster.speeds import Speeds, start_spells
 from sim.engine.clock import Clock
@@ -65,6 +65,7 @@ def simulate_cluster(
             engine.max_model_len,
             isolates_tenants=engine.cache_isolation == "tenant",
             serves_loras=engine.enable_lora,
+            image=served_image(engine, loaded.base_dir),
         )
     if deployment is None:
         deployment = resolve_deployment(engine, loaded.scenario.latency, loaded.base_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 NEVER = -1
 """An instant that has not come yet."""
@@ -17,6 +18,30 @@ class State(IntEnum):
     RUNNING = 1
     PREEMPTED = 2
     FINISHED = 3
+
+
+class Image(NamedTuple):
+    """An image in a prompt: the places it takes there, and what the vision encoder makes of it."""
+
+    start: int
+    """Position of its first place."""
+    num_tokens: int
+    num_embeds: int
+    """Places that hold embeddings; the rest are tokens that frame them."""
+    content: int
+    """Equal number = equal image, of equal size."""
+    num_before: int = 0
+    """Tokens of the frame before the first embedding."""
+
+    @property
+    def end(self) -> int:
+        """Position after its last place."""
+        return self.start + self.num_tokens
+
+    def has_embeds_in(self, start: int, end: int) -> bool:
+        """Whether any of positions ``[start, end)`` holds an embedding of it."""
+        first = self.start + self.num_before
+        return max(start, first) < min(end, first + self.num_embeds)
 
 
 class Request:
@@ -41,6 +66,8 @@ class Request:
         "deadline_ns",
         "expected_output_tokens",
         "first_token_ns",
+        "images",
+        "images_end",
         "is_catching_up",
         "last_token_ns",
         "lora",
@@ -100,6 +127,7 @@ class Request:
         session: str | None = None,
         prefix_key: str | None = None,
         lora: int = BASE_MODEL,
+        images: tuple[Image, ...] = (),
     ) -> None:
         self.row = row
         self.request_id = request_id
@@ -121,6 +149,9 @@ class Request:
         self.prefix_key = prefix_key
         self.lora = lora
         """Number of its LoRA adapter, or BASE_MODEL."""
+        self.images = images
+        """Images of its prompt, in order; no two share a place."""
+        self.images_end = images[-1].end if images else 0
 
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sim.checks.all_checks import check_all
+from sim.cluster.deployment import served_image
 from sim.errors import InputError, Problem
 from sim.explore.fit_case import Case, Floats
 from sim.explore.fit_noise import WORTH, try_values
@@ -151,6 +152,7 @@ def _workload(measured: MeasuredRun, loaded: LoadedScenario) -> RequestTable:
         engine.max_model_len,
         isolates_tenants=engine.cache_isolation == "tenant",
         serves_loras=engine.enable_lora,
+        image=served_image(engine, loaded.base_dir),
     )
 
 

@@ -27,7 +27,7 @@ ERRORS = {"p90": 0.02, "p95": 0.03, "p99": 0.05}
 """Of each percentile over the median."""
 PROMPTS_MOST = 2.0 / 3.0
 """Gaps with prompts in them, at most, as a part of the gaps beyond a percentile that tells of spells."""
-WORTH = 11.3
+WORTH_OF_SPELLS = 11.3
 """By how much the sum of squares must fall: three parameters, 1 % of runs without spells."""
 SHARE, FACTOR, LENGTH = "spell_share", "spell_factor", "spell_s"
 SHARES = (0.02, 0.05, 0.1, 0.2)
@@ -87,7 +87,7 @@ def find_spells(cases: Sequence[Case], fitted: Callable[[Values], Fitted]) -> Sp
         return Spells(NONE_SEEN)
     known = _try_values(misfit, min(excess, MOST_FACTOR))
     best = min(known, key=lambda place: (known[place], place))
-    if misfit({}) - known[best] < WORTH:
+    if misfit({}) - known[best] < WORTH_OF_SPELLS:
         return Spells(NONE_SEEN)
     return _found(known, best)
 

@@ -46,6 +46,12 @@ class StepShape:
     """... their bytes, over all GPUs, ..."""
     num_lora_reads: int = 0
     """... and those of them that were read from their files."""
+    num_images: int = 0
+    """Images that the vision encoder computes before the step's layers, ..."""
+    num_image_embeds: int = 0
+    """... the embeddings it makes of them, ..."""
+    image_attention_pairs: int = 0
+    """... and the sum of their squares: each sees those of its own image."""
 
     @property
     def num_tokens(self) -> int:
@@ -61,6 +67,7 @@ class StepShape:
         self.num_draft_tokens = self.verify_attention_pairs = 0
         self.num_loras = self.num_lora_tokens = 0
         self.num_lora_loads = self.lora_load_bytes = self.num_lora_reads = 0
+        self.num_images = self.num_image_embeds = self.image_attention_pairs = 0
 
 
 class StepCost(Protocol):

@@ -11,6 +11,7 @@ from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.fitted import Fitted, load_fit
+from sim.latency.image_cost import ImageCost
 from sim.latency.kind import latency_kind
 from sim.latency.lockstep_cost import LockstepCost
 from sim.latency.lora import LoraCost
@@ -60,6 +61,10 @@ def build_step_cost(
         model = load_model(engine.model, base_dir) if planned is None else planned.model
         if ExpertGroup.of(engine, model).is_lockstep:
             return LockstepCost(cost, engine, model)
+    if engine.enable_images and not isinstance(cost, ConstantCost):
+        model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
+        if model.vision is not None:
+            return ImageCost(cost, model, model.vision, gpu, engine, latency.time_scale)
     if engine.enable_lora and not isinstance(cost, ConstantCost):
         model, gpu = load_model_and_gpu(engine, base_dir) if named is None else named
         return LoraCost(cost, model, gpu, engine, latency.time_scale)

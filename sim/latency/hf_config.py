@@ -69,7 +69,9 @@ def read_values(root: Mapping[str, Any], *, file: str, name: str, beside: Mappin
         if isinstance(values.get(nested), dict):
             _refuse(values, file)
             values, section = {"model_type": values.get("model_type"), **values[nested]}, f"{section}{nested}."
-            notes = ["only the text decoder of this multimodal model is simulated"]
+            notes = [
+                "of this multimodal model the text decoder is simulated, and images where engine.enable_images is on"
+            ]
     _refuse(values, file)
     config = Keys(in_usual_words(values), file, section)
     config.notes += notes

@@ -81,7 +81,7 @@ def weight_parts(kind: LayerKind, hidden: int, tp: int, dp: int) -> Iterator[tup
     if moe is not None:
         each = moe.num * (moe.latent_size or hidden) * moe.width // (tp * dp)
         yield "experts", moe.num * moe.each(hidden) / (tp * dp), ((moe.matrices_each - 1) * each, each)
-        yield "router", moe.router(hidden) / tp, ()
+        yield "router", moe.router(hidden), ()  # each GPU has it whole
         yield "shared", moe.shared(hidden) / tp, ()
         yield "latent", moe.latent(hidden) / tp, ()
 

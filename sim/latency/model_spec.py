@@ -15,13 +15,31 @@ Thing = TypeVar("Thing", bound=Hashable)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
-    """The vision tower beside a decoder, as far as the memory plan needs it."""
+    """The vision tower beside a decoder: its size, its shape, and what an image is to it."""
 
     parameters: int
     values_per_image: int = 0
     """Pixel values of one image as the tower takes it."""
     tokens_per_image: int = 0
-    """Places in the prompt that one image takes; 0 = not known from the config."""
+    """Embeddings of one image; 0 = not known from the config, because it depends on the image."""
+    frame: tuple[int, int] = (0, 0)
+    """Tokens that vLLM puts before and after the embeddings of an image, as a part of it."""
+    largest_embeds: int = 0
+    """Embeddings of the largest image that the model's processor lets through; 0 = not known."""
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    mlp_width: int = 0
+    mlp_matrices: int = 2
+    patch_values: int = 0
+    """Values of one patch."""
+    patches_per_embed: int = 0
+    """Patches, the tower's own tokens, that become one embedding: 16 for Gemma 3, 4 for Qwen3-VL; 0 = not known."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads if self.heads else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +122,6 @@ class ModelSpec:
     def moes(self) -> tuple[tuple[Experts, int], ...]:
         """Each set of experts with the number of its layers."""
         return _counted((kind.experts, count) for kind, count in self.kinds if kind.experts is not None)
-
-    @property
-    def layer_words(self) -> tuple[str, ...]:
-        """Each kind of layer in words, with its number: ``18 x 64 heads of 64, 8 KV heads, window 128``."""
-        return tuple(f"{count} x {kind.words}" for kind, count in self.alike("mixer", "mlp", "experts"))
 
     @property
     def is_plain(self) -> bool:
@@ -264,11 +277,6 @@ class ModelSpec:
     def expert_parameters(self) -> int:
         """Matrices of one routed expert."""
         return 0 if self._experts is None else self._experts.each(self.hidden_size)
-
-    @property
-    def shared_expert_parameters(self) -> int:
-        """Matrices of one layer's shared experts."""
-        return 0 if self._experts is None else self._experts.shared(self.hidden_size)
 
     @property
     def linear_parameters(self) -> int:

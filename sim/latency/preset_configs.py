@@ -24,8 +24,21 @@ INT4_EXPERTS: Config = {
     },
     "ignore": QUANTISED_EXPERTS,
 }
-SIGLIP: Config = {"hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304, "patch_size": 14}
-QWEN_VISION: Config = {"hidden_size": 1152, "depth": 27, "intermediate_size": 4304, "patch_size": 16}
+SIGLIP: Config = {
+    "hidden_size": 1152,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "intermediate_size": 4304,
+    "patch_size": 14,
+}
+QWEN_VISION: Config = {
+    "hidden_size": 1152,
+    "depth": 27,
+    "num_heads": 16,
+    "intermediate_size": 4304,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+}
 
 
 def _gpt_oss(layers: int, experts: int) -> Config:
@@ -166,7 +179,7 @@ def _gemma4(layers: int, hidden: int, heads: int, kv_heads: int, global_kv: int,
         "max_position_embeddings": 262144,
         **more,
     }
-    vision = {**SIGLIP, "patch_size": 16}
+    vision = {**SIGLIP, "patch_size": 16, "pooling_kernel_size": 3}
     return {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": text, "vision_config": vision}
 
 
@@ -264,6 +277,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
         "llama-4-maverick-17b-128e": _llama4(128, 2, 1048576),
         "mistral-small-3.2-24b": {
             "architectures": ["Mistral3ForConditionalGeneration"],
+            "spatial_merge_size": 2,
             "text_config": {
                 "model_type": "mistral",
                 "num_hidden_layers": 40,
@@ -279,6 +293,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
                 "model_type": "pixtral",
                 "hidden_size": 1024,
                 "num_hidden_layers": 24,
+                "num_attention_heads": 16,
                 "intermediate_size": 4096,
                 "patch_size": 14,
                 "image_size": 1540,

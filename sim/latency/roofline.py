@@ -69,17 +69,10 @@ class RooflineCost(TabulatedCost):
         tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
         self.operators = Operators(model, gpu, self.precision, tp, pp, self.efficiency, self.experts)
         ops = self.operators
-        parallel_ns = HOST_PARALLEL_NS if self.experts.dp * tp * pp > 1 else 0
-        default_host = host_overhead_ms is None
-        host_step_ns = HOST_STEP_NS + parallel_ns if host_overhead_ms is None else round(host_overhead_ms * 1e6)
-        host_request_ns = HOST_REQUEST_NS if default_host else 0
+        host_step_ns, host_request_ns = _host_ns(host_overhead_ms, fitted, is_alone=self.experts.dp * tp * pp == 1)
         self._host_basis = ("estimate", UNMEASURED_ERROR, "the default host time, an engineer's figure")
-        if not default_host:
+        if host_overhead_ms is not None:
             self._host_basis = ("assumption", 0.0, "host_overhead_ms of the scenario")
-        if fitted is not None:
-            step_ns, request_ns = fitted.ns("host_step_ms"), fitted.ns("host_request_us")
-            host_step_ns = host_step_ns if step_ns is None else step_ns
-            host_request_ns = host_request_ns if request_ns is None else request_ns
         super().__init__(
             tokens=Table(
                 lambda tokens: self._tokens_s(tokens) * time_scale * self._matrices,
@@ -109,9 +102,6 @@ class RooflineCost(TabulatedCost):
         if self.enforce_eager:
             layers = np.where(tokens > 0, np.maximum(layers, ops.eager_floor_s()), layers)
         return (layers + ops.embedding_s(tokens)) / ops.pp + ops.send_receive_s(tokens)
-
-    def _scaled_tokens_s(self, tokens: Floats) -> Floats:
-        return self._tokens_s(tokens) * self.time_scale * self._matrices
 
     def _rows_s(self, rows: Floats) -> Floats:
         """One stage's time that depends on the number of rows sampled alone."""
@@ -182,3 +172,16 @@ class RooflineCost(TabulatedCost):
             "host_overhead_per_request_ms": self.host_request_ns / 1e6,
             **({} if self.fitted is None else {"fit": self.fitted.describe()}),
         }
+
+
+def _host_ns(told_ms: float | None, fitted: Fitted | None, *, is_alone: bool) -> tuple[int, int]:
+    """Host time of a step and of each of its requests: as fitted, else as told, else the default, which is more where
+    the GPU is not alone."""
+    step_ns, request_ns = HOST_STEP_NS + (0 if is_alone else HOST_PARALLEL_NS), HOST_REQUEST_NS
+    if told_ms is not None:
+        step_ns, request_ns = round(told_ms * 1e6), 0
+    if fitted is not None:
+        fitted_step_ns, fitted_request_ns = fitted.ns("host_step_ms"), fitted.ns("host_request_us")
+        step_ns = step_ns if fitted_step_ns is None else fitted_step_ns
+        request_ns = request_ns if fitted_request_ns is None else fitted_request_ns
+    return step_ns, request_ns

@@ -26,7 +26,7 @@ class StateLayer:
     """A layer that keeps a state of fixed size for a request in place of keys and values for each token."""
 
     kind: str
-    """``mamba1``, ``mamba2``, ``gdn`` (gated delta net), ``kda`` (Kimi delta attention), ``linear``, ``conv``."""
+    """``mamba2``, ``gdn`` (gated delta net) or ``kda`` (Kimi delta attention)."""
     projections: tuple[Projection, ...]
     num_heads: int
     """Heads of the state; 0 = the convolution's state is all."""

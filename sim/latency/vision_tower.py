@@ -16,6 +16,11 @@ GATED_TYPES = frozenset({"pixtral", "qwen2_5_vl", "mistral3", "mllama_vision_mod
 """Towers whose MLP has three matrices."""
 GATED_MATRICES, PLAIN_MATRICES = 3, 2
 MLP_RATIO = 4
+FRAMES = {"Gemma3ForConditionalGeneration": (2, 2)}
+"""Tokens around an image by architecture: a double line feed and a marker on either side (``Gemma3Processor``)."""
+LARGEST_QWEN = 16_384
+"""Embeddings of the largest image of Qwen's processors as published: 16,777,216 pixels of 32 x 32 an embedding
+(Qwen3-VL), 12,845,056 of 28 x 28 (Qwen2-VL, Qwen2.5-VL). A ``preprocessor_config.json`` may say another."""
 
 
 def vision_spec(root: Mapping[str, Any], decoder_width: int) -> VisionSpec | None:
@@ -34,7 +39,25 @@ def vision_spec(root: Mapping[str, Any], decoder_width: int) -> VisionSpec | Non
     parameters = layers * (4 * width**2 + matrices * width * mlp)
     parameters += (CHANNELS * patch**2 + places + decoder_width) * width
     tokens = _number(root, "mm_tokens_per_image") if side else 0
-    return VisionSpec(parameters=parameters, values_per_image=CHANNELS * side**2, tokens_per_image=tokens)
+    architectures = root.get("architectures")
+    kind = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    merge = _number(tower, "spatial_merge_size", "pooling_kernel_size") or _number(root, "spatial_merge_size")
+    per_embed = places // tokens if tokens else merge**2
+    largest = tokens or (places // per_embed if per_embed else 0)
+    return VisionSpec(
+        parameters=parameters,
+        values_per_image=CHANNELS * side**2,
+        tokens_per_image=tokens,
+        frame=FRAMES.get(kind, (0, 0)),
+        largest_embeds=LARGEST_QWEN if kind.startswith("Qwen") else largest,
+        layers=layers,
+        width=width,
+        heads=_number(tower, "num_attention_heads", "num_heads", "heads"),
+        mlp_width=mlp,
+        mlp_matrices=matrices,
+        patch_values=CHANNELS * patch**2,
+        patches_per_embed=per_embed,
+    )
 
 
 def _number(values: Mapping[str, Any], *names: str) -> int:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.live.observation_file import Observation
+from sim.live.observation_file import NS_PER_S, Observation
 from sim.live.other_tools import (
+    LATEST_S,
     LONGEST_MS,
     PERCENTILES,
     ToolRun,
@@ -82,7 +83,7 @@ def _request(row: int, told: Mapping[str, Any]) -> Observation:
     if told.get("error") or metadata.get("was_cancelled") or not outputs or inputs == 0:
         return failed(row, request_id, inputs, error.get("message") or error.get("type"))
     sent_ns = metadata["request_start_ns"]
-    if type(sent_ns) is not int:
+    if type(sent_ns) is not int or not 0 <= sent_ns < LATEST_S * NS_PER_S:
         raise ValueError(f"request_start_ns must be a whole number, found {sent_ns!r:.60}")
     token_ns = [sent_ns + _ns(metrics, "time_to_first_token")]
     gaps = metrics.get("inter_chunk_latency")
@@ -102,7 +103,7 @@ def _value(metrics: Mapping[str, Any], name: str) -> Any:
 
 def _scale(told: Any) -> float:
     unit = told.get("unit", "ms") if isinstance(told, Mapping) else "ms"
-    if unit not in TO_MS:
+    if not isinstance(unit, str) or unit not in TO_MS:
         raise ValueError(f"unknown unit {unit!r:.20} (known: {', '.join(TO_MS)})")
     return TO_MS[unit]
 
@@ -125,16 +126,20 @@ def read_statistics(document: Mapping[str, Any]) -> ToolRun:
     run = ToolRun(TOOL)
     for metric, name in LATENCIES.items():
         told = section(document, name)
-        if told.get("unit", "ms") in TO_MS:
-            run.figures |= statistics(told, metric, TO_MS[told.get("unit", "ms")], NAMES)
+        scale = TO_MS.get(str(told.get("unit", "ms")))
+        if scale is not None:
+            run.figures |= statistics(told, metric, scale, NAMES)
     for key, name in (
         ("request_throughput", "request_throughput"),
         ("output_throughput", "output_token_throughput"),
         ("total_token_throughput", "total_token_throughput"),
-        ("duration", "benchmark_duration"),
     ):
         if (value := number(section(document, name).get("avg"))) is not None:
-            run.figures[key] = value * (TO_MS[section(document, name)["unit"]] / 1000.0 if key == "duration" else 1.0)
+            run.figures[key] = value
+    lasted = section(document, "benchmark_duration")
+    value, scale = number(lasted.get("avg")), TO_MS.get(str(lasted.get("unit", "sec")))
+    if value is not None and scale is not None:
+        run.figures["duration"] = value * scale / 1000.0
     _add_counts(document, run)
     run.why_no_requests = (
         f"statistics of {TOOL}: requests are in profile_export.jsonl, beside this file (--export-level records); "

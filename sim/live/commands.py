@@ -216,6 +216,7 @@ def _workload(
     from pathlib import Path
 
     from sim.checks.all_checks import check_all
+    from sim.cluster.deployment import served_image
     from sim.run import load
     from sim.workload.build_table import build_workload
 
@@ -232,6 +233,7 @@ def _workload(
             told.engine.max_model_len,
             isolates_tenants=told.engine.cache_isolation == "tenant",
             serves_loras=told.engine.enable_lora,
+            image=served_image(told.engine, loaded.base_dir),
         )
     section = {"path": trace, "format": trace_format, "rate_scale": rate_scale, "limit": limit}
     # The rest of a scenario, so that the options are checked as its keys are.

@@ -37,6 +37,12 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)", re.ASCII)
 COMPILATION, CAPTURE, FUSION = "--compilation-config", "max-cudagraph-capture-size", "fuse_allreduce_rms"
+OWN_SWITCHES = {
+    "async_scheduling": "async-scheduling",
+    "enable_lora": "enable-lora",
+    "disable_chunked_mm_input": "disable-chunked-mm-input",
+}
+"""Switches that a command line has only where they matter."""
 VALUELESS = frozenset(
     {
         *(f"--{name}" for name in SWITCHES.values()),
@@ -47,6 +53,8 @@ VALUELESS = frozenset(
             "--disable-uvicorn-access-log",
             "--enable-lora",
             "--no-enable-lora",
+            "--disable-chunked-mm-input",
+            "--no-disable-chunked-mm-input",
             "--enable-sleep-mode",
             "--headless",
             "--language-model-only",
@@ -227,7 +235,7 @@ def _take_settings(flags: dict[str, str | None], found: Imported) -> None:
                 found.left_out.append(_shown(flag, value))
                 continue
             found.engine[key] = value if key == "all2all_backend" else _number(flag, value or "")
-    for key, name in {**SWITCHES, "async_scheduling": "async-scheduling", "enable_lora": "enable-lora"}.items():
+    for key, name in {**SWITCHES, **OWN_SWITCHES}.items():
         for flag, is_on in ((f"--{name}", True), (f"--no-{name}", False)):
             if flag in flags:
                 given = flags.pop(flag)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sim.errors import InputError
 from sim.live.client import Clock, Target, clock, request_body, send
 from sim.live.observation_file import Observation, RecordFile
 from sim.live.prompts import shared_segments
@@ -59,6 +60,11 @@ def plan(table: RequestTable) -> list[Observation]:
 
     ``max_tokens`` is the row's true output length: nothing else makes a server stop there.
     """
+    if table.images is not None:
+        raise InputError(
+            "workload.images: requests with images are not sent: the client makes prompts of text alone; remove "
+            "`images`, or measure with `vllm bench serve --dataset-name random-mm`"
+        )
     segments = shared_segments(table)
     own = table.parent == NO_PARENT
     first_ns = int(table.arrival_ns[own].min(initial=2**62))

@@ -92,7 +92,7 @@ def from_the_first(rows: Sequence[Observation]) -> None:
 
 def count(what: str, value: Any) -> int:
     """``value`` as a number of tokens. Raises ValueError."""
-    whole = isinstance(value, float) and value == math.floor(value)
+    whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (isinstance(value, int) or whole) or not 0 <= value < LARGEST_COUNT:
         raise ValueError(f"{what} must be a whole number, found {value!r:.60}")
     return int(value)

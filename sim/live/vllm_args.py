@@ -62,14 +62,15 @@ LORA_VALUES: Mapping[str, str] = MappingProxyType(
 """Settings beside ``--enable-lora``."""
 SPECIAL = frozenset(
     {"model", "dtype", "kv_cache_dtype", "async_scheduling", "policy", "predictor", "speculative", "compilation_config"}
-    | {"moe_backend", "enable_lora", *LORA_VALUES}
+    | {"moe_backend", "enable_lora", "disable_chunked_mm_input", *LORA_VALUES}
 )
 """Settings that become something else, each by its own function."""
 NOT_THE_ENGINES = frozenset(
-    {"gpu", "vllm_version", "stepping", "swap_space_gib", "static_batch_wait_s", "cache_isolation"}
+    {"gpu", "vllm_version", "stepping", "swap_space_gib", "static_batch_wait_s", "cache_isolation", "enable_images"}
 )
 """Keys of ``engine`` that say nothing to vLLM: where it runs, its version, how it is simulated, details of what is
-refused, and what its clients decide (``cache_isolation``: the prompts of two tenants have nothing in common)."""
+refused, what its clients decide (``cache_isolation``: the prompts of two tenants have nothing in common), and what it
+does wherever its model can (``enable_images``)."""
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "preemption": ("recompute", "vLLM's V1 engine preempts by recomputation only"),
@@ -147,6 +148,8 @@ def serve_command(loaded: LoadedScenario, model: str | None = None, *, as_module
     command.arguments += _policy_flags(loaded, command, problems)
     command.arguments += _speculative_flags(loaded, command, problems)
     command.arguments += _lora_flags(engine)
+    if engine.disable_chunked_mm_input:
+        command.arguments.append(["--disable-chunked-mm-input"])
     if engine.moe_backend == "flashinfer_trtllm_afp8":  # vLLM names that by the experts' activations
         command.arguments.append(["--quantization-config", json.dumps({"moe": {"activation": "mxfp8"}})])
     elif engine.moe_backend != "auto":
@@ -368,10 +371,12 @@ def _policy_environment(
 
 def _class_means(loaded: LoadedScenario) -> dict[str, float]:
     """Mean output of each class of the scenario's workload, as the simulator's predictor has it."""
+    from sim.cluster.deployment import served_image
     from sim.workload.build_table import build_workload
 
     told = loaded.scenario
-    table = build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len)
+    image = served_image(told.engine, loaded.base_dir)
+    table = build_workload(told.workload, told.seed, loaded.base_dir, told.engine.max_model_len, image=image)
     outputs = {info.name: table.output_tokens[table.class_index == k] for k, info in enumerate(table.classes)}
     return {name: round(float(values.mean()), 3) for name, values in outputs.items() if len(values)}
 

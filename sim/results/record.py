@@ -84,6 +84,7 @@ DRAFT_COLUMNS = (
 )
 """Further columns of steps where there is speculative decoding."""
 SWAP_COLUMNS = ("swap_bytes",)  # moved between GPU and host before the step
+IMAGE_COLUMNS = ("num_images", "num_image_embeds", "image_attention_pairs")  # encoded before the step's layers
 LORA_COLUMNS = ("num_loras", "num_lora_tokens", "num_lora_loads", "lora_load_bytes", "num_lora_reads")
 """Further columns of steps where requests can be swapped."""
 

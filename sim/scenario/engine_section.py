@@ -189,6 +189,10 @@ class EngineSection(Strict):
     """What each slot, and each adapter's kernels, are sized for."""
     max_cpu_loras: PositiveInt | None = None
     """Adapters kept in host memory; one that is not there is read from its file again. null = ``max_loras``."""
+    enable_images: Flag = False
+    """Serve images in prompts (``workload.images``): a model with a vision tower, its encoder's budget and cache."""
+    disable_chunked_mm_input: Flag = False
+    """Compute the places of an image in one step or not at all."""
     policy: Spec = "fcfs"
     """Scheduling policy; ``fcfs`` and ``priority`` are vLLM's two stock modes. ``simrun policies`` lists them."""
     predictor: Spec = "exact"

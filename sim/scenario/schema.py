@@ -75,6 +75,7 @@ __all__ = [
     "Fraction",
     "GammaArrival",
     "GpuConfig",
+    "ImagesConfig",
     "LatencyConfig",
     "Length",
     "LognormalLength",
@@ -150,6 +151,20 @@ class LoraConfig(Strict):
     """How many there are."""
     skew: NonNegativeFloat = 0.0
     """How uneven their use is: the n-th most used has a weight of 1 / n ** skew; 0 = all alike."""
+
+
+class ImagesConfig(Strict):
+    """Images of each prompt (each turn of a conversation), behind its text. Their places come on top of
+    ``input_tokens``, as in ``vllm bench serve --dataset-name random-mm``."""
+
+    per_request: Annotated[
+        Annotated[NonNegativeInt, Tag("count")] | Annotated[Length, Tag("length")], Discriminator(_count_or_length)
+    ] = 1
+    """How many: a number, or a distribution as for ``input_tokens``. A trace that says how many has its own."""
+    tokens: PositiveInt | None = None
+    """Places in the prompt that an image takes, each an embedding; null = as the model's config says."""
+    shared: PositiveInt | None = None
+    """So many different images there are, of which each is one by chance; null = no two are the same."""
 
 
 class TraceConfig(Strict):
@@ -253,6 +268,8 @@ class TrafficFields(Strict):
     ) = None
     """The LoRA adapter of these requests, by name, or several of them: ``{adapters: 20, skew: 1}``. Needs
     ``engine.enable_lora``. null = the model itself."""
+    images: ImagesConfig | None = None
+    """Images in the prompts. Needs ``engine.enable_images``. null = text alone."""
     slo: SloConfig | None = None
     """Limits of these requests; null = the scenario's ``slo``."""
 

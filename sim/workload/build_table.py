@@ -11,6 +11,7 @@ from sim.errors import InputError
 from sim.scenario.schema import ClosedLoopArrival, WorkloadConfig
 from sim.seeds import rng
 from sim.workload.arrivals import arrival_times
+from sim.workload.prompt_images import ImagePlaces, joined_images
 from sim.workload.rows import NS_PER_S, Numbering, Rows, generated_rows, trace_rows
 from sim.workload.sharing import with_isolated_tenants, with_outputs, with_own_contents
 from sim.workload.table import NO_GROUP, NO_PARENT, ClassInfo, IntColumn, RequestTable
@@ -26,6 +27,7 @@ def build_workload(
     *,
     isolates_tenants: bool = False,
     serves_loras: bool = True,
+    image: ImagePlaces | None = None,
 ) -> RequestTable:
     """All requests of a run, in the order of their arrival.
 
@@ -37,6 +39,7 @@ def build_workload(
     ``base_dir`` is the scenario's folder, which trace paths are relative to. With ``max_model_len``,
     conversations end before the turn whose prompt would no longer fit. ``isolates_tenants``: requests
     of different tenants have no content in common. ``serves_loras``: whether adapters that a trace names count.
+    ``image``: what an image of the engine's model takes, where the workload does not say it.
 
     Raises InputError for contradictory or missing settings and unusable traces.
     """
@@ -44,10 +47,10 @@ def build_workload(
     numbering = Numbering(serves_loras=serves_loras)
     parts: list[list[Rows]] = []
     for arrivals in plan.arrivals:
-        parts.append(_arrival_rows(arrivals, seed, numbering, max_model_len))
+        parts.append(_arrival_rows(arrivals, seed, numbering, max_model_len, image))
     only_class = config.classes is None
     for member in plan.traces:
-        rows = trace_rows(member, seed, base_dir, numbering, only_class)
+        rows = trace_rows(member, seed, base_dir, numbering, only_class, image)
         parts.append([_limited(rows, member.requests, member.duration_s)])
     limit = config.requests
     if limit is None and len(parts) == 1 and plan.arrivals:
@@ -81,7 +84,9 @@ def _note_short_outputs(table: RequestTable, max_model_len: int) -> None:
         )
 
 
-def _arrival_rows(plan: ArrivalPlan, seed: int, numbering: Numbering, max_model_len: int | None) -> list[Rows]:
+def _arrival_rows(
+    plan: ArrivalPlan, seed: int, numbering: Numbering, max_model_len: int | None, image: ImagePlaces | None
+) -> list[Rows]:
     """The rows of every class that draws on one arrival process."""
     times = arrival_times(plan.arrival, rng(seed, "arrivals", plan.stream), plan.requests, plan.duration_s, plan.where)
     roots = np.zeros_like(times) if isinstance(plan.arrival, ClosedLoopArrival) else times
@@ -94,7 +99,7 @@ def _arrival_rows(plan: ArrivalPlan, seed: int, numbering: Numbering, max_model_
         drawn = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(plan.members) - 1)
         picks = [np.flatnonzero(drawn == k) for k in range(len(plan.members))]
     return [
-        generated_rows(member, seed, times[pick], roots[pick], pick, numbering, plan.requests, max_model_len)
+        generated_rows(member, seed, times[pick], roots[pick], pick, numbering, plan.requests, max_model_len, image)
         for member, pick in zip(plan.members, picks, strict=True)
     ]
 
@@ -147,6 +152,7 @@ def _take(rows: Rows, order: IntColumn) -> Rows:
         expected_output_tokens=rows.expected_output_tokens[order],
         session=rows.session[order],
         lora=rows.lora[order],
+        images=None if rows.images is None else rows.images.take(order),
         segment_count=rows.segment_count[order],
         segment_content_id=rows.segment_content_id[segments],
         segment_end_tokens=rows.segment_end_tokens[segments],
@@ -187,6 +193,7 @@ def merge(parts: list[list[Rows]], limit: int | None, caps: Sequence[int | None]
         expected_output_tokens=rows.expected_output_tokens,
         session=rows.session,
         lora=rows.lora if np.any(rows.lora) else None,
+        images=rows.images if rows.images is not None and len(rows.images.values) else None,
         segment_offsets=np.concatenate(([0], np.cumsum(rows.segment_count))).astype(np.int64),
         segment_content_id=rows.segment_content_id,
         segment_end_tokens=rows.segment_end_tokens,
@@ -228,6 +235,7 @@ def _concatenate(flat: list[Rows]) -> Rows:
         expected_output_tokens=joined("expected_output_tokens"),
         session=joined("session"),
         lora=joined("lora"),
+        images=joined_images([(rows.images, len(rows.arrival_ns)) for rows in flat]),
         segment_count=joined("segment_count"),
         segment_content_id=joined("segment_content_id"),
         segment_end_tokens=joined("segment_end_tokens"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from sim.seeds import rng
 from sim.workload.arrivals import MAX_REQUESTS
 from sim.workload.lengths import draw_lengths
 from sim.workload.presets import draw_preset_lengths
-from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, IntColumn
+from sim.workload.prompt_images import DrawnImages, ImagePlaces, draw_images, num_contents, placed, places_of
+from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_LORA, NO_PARENT, ClassInfo, ImageColumns, IntColumn
 from sim.workload.trace_classes import trace_classes
 from sim.workload.trace_fields import NOT_GIVEN
 from sim.workload.trace_table import Trace
@@ -28,6 +29,7 @@ class Numbering:
 
     next_content: int = 0
     next_session: int = 0
+    next_image: int = 0
     owners: dict[str, int] = field(default_factory=dict)
     serves_loras: bool = True
     loras: dict[str, int] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Rows:
     segment_content_id: IntColumn
     segment_end_tokens: IntColumn
     request_ids: list[str] | None = None
+    images: ImageColumns | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -92,8 +95,9 @@ class _Turns:
     output_tokens: IntColumn
     max_tokens: IntColumn
     first_input: IntColumn
-    """Input of the conversation's first turn, per row."""
+    """Text of the conversation's first turn, per row."""
     notes: list[str]
+    images: DrawnImages | None = None
 
 
 def generated_rows(
@@ -105,14 +109,15 @@ def generated_rows(
     numbering: Numbering,
     limit: int | None,
     max_model_len: int | None,
+    image: ImagePlaces | None = None,
 ) -> Rows:
     """The first ``limit`` requests of the conversations that open at ``arrival_ns``.
 
     Without ``sessions`` every conversation has one turn. ``limit`` counts requests, so the last
     conversation may be shortened. Turns whose prompt, with one token of output, would exceed
-    ``max_model_len`` are not sent, nor are those after them.
+    ``max_model_len`` are not sent, nor are those after them. ``image``: an image of the engine's model.
     """
-    turns = _turns(plan, seed, len(arrival_ns), limit, max_model_len)
+    turns = _turns(plan, seed, len(arrival_ns), limit, max_model_len, image)
     n = len(turns.turn)
     later = turns.turn > 0
     sessions = plan.sessions
@@ -144,6 +149,9 @@ def generated_rows(
     if plan.prefix is not None:
         # A conversation opens with its prefix once; where the first prompt is shorter, the rest is not in it.
         _add_prefix(rows, plan, seed, turns.conversation, turns.first_input, numbering)
+    if turns.images is not None:
+        rows.images = placed(turns.images, rows.input_tokens, turns.turn, plan, seed, numbering.next_image)
+        numbering.next_image += num_contents(turns.images, plan)
     return rows
 
 
@@ -192,7 +200,14 @@ def _add_prefix(
     rows.segment_end_tokens = np.minimum(first_input, plan.prefix.tokens)
 
 
-def _turns(plan: ClassPlan, seed: int, conversations: int, limit: int | None, max_model_len: int | None) -> _Turns:
+def _turns(
+    plan: ClassPlan,
+    seed: int,
+    conversations: int,
+    limit: int | None,
+    max_model_len: int | None,
+    image: ImagePlaces | None,
+) -> _Turns:
     """Draw conversations until ``limit`` rows are there; how many are drawn does not change their values."""
     if plan.sessions is None:
         counts = np.ones(conversations, dtype=np.int64)
@@ -207,25 +222,34 @@ def _turns(plan: ClassPlan, seed: int, conversations: int, limit: int | None, ma
     if limit is not None:
         opened = min(conversations, int(np.searchsorted(np.cumsum(counts), limit)) + 1)
     while True:
-        turns = _draw_turns(plan, seed, counts[:opened], limit, max_model_len)
+        turns = _draw_turns(plan, seed, counts[:opened], limit, max_model_len, image)
         if opened == conversations or limit is None or len(turns.turn) >= limit:
             return turns
         opened = min(conversations, 2 * opened)
 
 
-def _draw_turns(plan: ClassPlan, seed: int, counts: IntColumn, limit: int | None, max_model_len: int | None) -> _Turns:
+def _draw_turns(
+    plan: ClassPlan,
+    seed: int,
+    counts: IntColumn,
+    limit: int | None,
+    max_model_len: int | None,
+    image: ImagePlaces | None,
+) -> _Turns:
     n = int(counts.sum())
     if n > MAX_REQUESTS:
         raise InputError(
             f"{plan.where}.sessions.turns: these conversations would have {n:,} requests; the limit is {MAX_REQUESTS:,}"
         )
     notes: list[str] = []
-    own, output, max_tokens = draw_request_lengths(plan, seed, n, notes)
+    text, output, max_tokens = draw_request_lengths(plan, seed, n, notes)
+    images = draw_images(plan, seed, n, image)
+    own = text if images is None else text + images.tokens
     conversation = np.repeat(np.arange(len(counts)), counts)
     start = np.repeat(np.cumsum(counts) - counts, counts)
     turn = np.arange(n) - start
     if plan.sessions is None:
-        return _Turns(conversation, turn, own, output, max_tokens, own, notes)
+        return _Turns(conversation, turn, own, output, max_tokens, text, notes, images)
     before = np.cumsum(own + output) - (own + output)
     prompt = before - before[start] + own
     kept = np.arange(n)
@@ -235,7 +259,10 @@ def _draw_turns(plan: ClassPlan, seed: int, counts: IntColumn, limit: int | None
     wanted = n if limit is None else min(n, limit)
     if len(kept) < wanted or (len(kept) and int(kept[-1]) >= wanted):
         notes.append(f"class {plan.name}: some conversations end early, at max_model_len ({max_model_len})")
-    return _Turns(conversation[kept], turn[kept], prompt[kept], output[kept], max_tokens[kept], own[start][kept], notes)
+    if images is not None:
+        images = replace(images, counts=images.counts[kept])
+    columns = (conversation[kept], turn[kept], prompt[kept], output[kept], max_tokens[kept], text[start][kept])
+    return _Turns(*columns, notes, images)
 
 
 def draw_request_lengths(
@@ -263,7 +290,14 @@ def capped_outputs(plan: ClassPlan, seed: int, outputs: IntColumn, notes: list[s
     return np.minimum(outputs, max_tokens), max_tokens
 
 
-def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering, only_class: bool) -> Rows:
+def trace_rows(
+    plan: ClassPlan,
+    seed: int,
+    base_dir: Path,
+    numbering: Numbering,
+    only_class: bool,
+    image: ImagePlaces | None = None,
+) -> Rows:
     """The requests of a trace; the classes, tenants and tiers that it names become classes."""
     if plan.trace is None:
         raise ValueError("this class has no trace")
@@ -315,4 +349,29 @@ def trace_rows(plan: ClassPlan, seed: int, base_dir: Path, numbering: Numbering,
             rows.notes.append(f"{plan.where}.prefix is not used: the trace has shared prefixes of its own")
     elif plan.prefix is not None:
         _add_prefix(rows, plan, seed, np.arange(n), trace.input_tokens, numbering)
+    images = _trace_images(plan, trace, seed, image)
+    if images is not None:
+        rows.input_tokens = rows.input_tokens + images.tokens
+        first_turns = np.zeros(n, dtype=np.int64)
+        rows.images = placed(images, rows.input_tokens, first_turns, plan, seed, numbering.next_image)
+        numbering.next_image += num_contents(images, plan)
     return rows
+
+
+def _trace_images(plan: ClassPlan, trace: Trace, seed: int, image: ImagePlaces | None) -> DrawnImages | None:
+    """Images that the trace counts, else those of the workload."""
+    if trace.num_images is None:
+        images = draw_images(plan, seed, len(trace.arrival_ns), image)
+    else:
+        if plan.images is None and image is None:
+            count, n = int(np.count_nonzero(trace.num_images)), len(trace.num_images)
+            raise InputError(
+                f"{plan.where}.trace: {count:,} of {n:,} requests have images (`NumImages`), and how many tokens "
+                "one takes is not known; set engine.enable_images: true with a model that has a vision tower, and "
+                "`workload.images: {tokens: ...}` where its config does not say it, or keep the rows without images in "
+                "a file of their own"
+            )
+        images = DrawnImages(trace.num_images, places_of(plan, image))
+    if images is not None and (trace.parent is not None or trace.session is not None):
+        raise InputError(f"{plan.where}.images: images in the conversations of a trace are not modelled; remove them")
+    return images

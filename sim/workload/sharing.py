@@ -67,6 +67,7 @@ def _repeated(table: RequestTable, prompt: IntColumn, counts: IntColumn) -> Requ
         expected_output_tokens=table.expected_output_tokens[prompt],
         session=table.session[prompt],
         lora=None if table.lora is None else table.lora[prompt],
+        images=None if table.images is None else table.images.take(prompt),
         segment_offsets=_offsets(np.diff(table.segment_offsets)[prompt]),
         segment_content_id=table.segment_content_id[segments],
         segment_end_tokens=table.segment_end_tokens[segments],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,35 @@ NO_DEADLINE = -1
 NO_HINT = -1
 NO_GROUP = -1
 NO_LORA = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageColumns:
+    """Images of all rows, one row's after the other's."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("start", "num_tokens", "num_embeds", "content", "num_before")
+    """First place in the prompt, places, embeddings, which image, and places before the first embedding."""
+    count: IntColumn
+    """Images of each row."""
+    values: IntColumn
+    """Shape (images, fields)."""
+
+    @classmethod
+    def none(cls, num_rows: int) -> ImageColumns:
+        """Of rows without images."""
+        return cls(np.zeros(num_rows, dtype=np.int64), np.empty((0, len(cls.FIELDS)), dtype=np.int64))
+
+    def take(self, rows: IntColumn) -> ImageColumns:
+        """Of these rows, in this order."""
+        counts, first = self.count[rows], (np.cumsum(self.count) - self.count)[rows]
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        return ImageColumns(counts, self.values[np.repeat(first, counts) + within])
+
+    def by_row(self) -> list[list[list[int]]]:
+        """The fields of each image of each row."""
+        ends = np.cumsum(self.count).tolist()
+        values = self.values.tolist()
+        return [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 @dataclass(slots=True)
@@ -66,6 +96,8 @@ class RequestTable:
     """Number of each row's LoRA adapter, from 1 on; NO_LORA = the model itself. None = no row has one."""
     loras: tuple[str, ...] = ()
     """Names of the adapters: number 1 is the first."""
+    images: ImageColumns | None = None
+    """Images of the prompts, whose places ``input_tokens`` counts; None = no row has any."""
     prompt: IntColumn | None = None
     """Number of the prompt that a row is an output of: rows of one prompt follow each other. None = one row each."""
     notes: list[str] = field(default_factory=list)

@@ -104,14 +104,13 @@ def rename(fields: dict[str, Field], source: Source) -> None:
 
 
 def read_azure(source: Source) -> Trace:
-    """Azure's LLM inference traces of 2023 and 2024, and its LMM trace where no request has an image."""
+    """Azure's LLM inference traces of 2023 and 2024, and its LMM trace, whose context tokens are text."""
     if source.config.time_unit is not None:
         source.problems.add("workload.trace.time_unit: Azure's TIMESTAMP is a date and time; leave the key out")
         source.problems.raise_if_any()
     arrival, images = TimestampField("TIMESTAMP"), MediaField("NumImages", required=False)
-    trace = _table(
-        source, arrival, IntField("ContextTokens", minimum=0), IntField("GeneratedTokens", minimum=0), images
-    )
+    inputs, outputs = IntField("ContextTokens", minimum=0), IntField("GeneratedTokens", minimum=0)
+    trace = _table(source, arrival, inputs, outputs, counted=images)
     trace.arrival_ns = trace.arrival_ns - trace.arrival_ns.min(initial=2**63 - 1)
     return trace
 
@@ -192,11 +191,12 @@ def _table(
     *media: MediaField,
     rows: RowFields | None = None,
     unfold: str | None = None,
+    counted: MediaField | None = None,
 ) -> Trace:
-    """Read a CSV file with a header, or an object per line, into these fields."""
+    """Read a CSV file with a header, or an object per line, into these fields; ``counted``: of images."""
     rows = rows or RowFields()
     named: dict[str, Field] = {"arrival_s": arrival, "input_tokens": inputs, "output_tokens": outputs, **rows.named()}
-    named |= {each.name: each for each in media}
+    named |= {each.name: each for each in (*media, *([counted] if counted else ()))}
     rename(named, source)
     fields, problems, limit = list(named.values()), source.problems, source.config.limit
     with open_trace(source.path, problems) as stream:
@@ -207,6 +207,8 @@ def _table(
     problems.raise_if_any()
     trace = Trace(_filled(arrival.column(), inputs.size()), inputs.column(), outputs.column())
     _refuse_media(media, len(trace.input_tokens), source)
+    if counted is not None and np.any(counted.column()):
+        trace.num_images = counted.column()
     rows.put_into(trace, source)
     _share_prefixes(trace, rows.prefix_group.column(), rows.prefix_tokens.column(), source)
     return trace

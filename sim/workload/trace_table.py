@@ -62,6 +62,8 @@ class Trace:
     lora: IntColumn | None = None
     """Index into ``lora_names``, or NOT_GIVEN."""
     lora_names: list[str] = field(default_factory=list)
+    num_images: IntColumn | None = None
+    """Images of each row, whose places ``input_tokens`` does not count."""
     deadline_ns: IntColumn | None = None
     """Time allowed from arrival to end, or NOT_GIVEN."""
     session: IntColumn | None = None
@@ -101,7 +103,7 @@ class Trace:
 
 COLUMNS = (
     *("arrival_ns", "input_tokens", "output_tokens", "parent", "priority", "tenant", "tier", "class_", "deadline_ns"),
-    *("session", "expected_output_tokens", "lora"),
+    *("session", "expected_output_tokens", "lora", "num_images"),
 )
 """Columns of a ``Trace`` with a value per row."""
 

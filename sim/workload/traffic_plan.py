@@ -10,6 +10,7 @@ from sim.scenario.schema import (
     Arrival,
     ClassConfig,
     ClosedLoopArrival,
+    ImagesConfig,
     Length,
     LoraConfig,
     PrefixConfig,
@@ -54,6 +55,7 @@ class ClassPlan:
     """Classes with the same owner share the same prompts."""
     sessions: SessionsConfig | None
     lora: str | LoraConfig | None
+    images: ImagesConfig | None
     requests: int | None
     duration_s: float | None
 
@@ -218,6 +220,7 @@ def _class_plan(
         prefix_owner=owner,
         sessions=_first(fields.sessions, outer.sessions),
         lora=fields.lora if fields.lora is not None else outer.lora,
+        images=_first(fields.images, outer.images),
         requests=_first(fields.requests, outer.requests),
         duration_s=min(durations, default=None),
     )

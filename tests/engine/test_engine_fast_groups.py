@@ -101,11 +101,6 @@ def test_the_fast_replica_equals_the_reference(scenario: tuple[dict[str, Any], l
     assert_equal(scenario[0], groups, scenario[1])
 
 
-@pytest.mark.parametrize("enable_prefix_caching", [False, True])
-def test_chunks_of_one_token_are_the_references(enable_prefix_caching: bool) -> None:
-    assert_equal(crowd(enable_prefix_caching=enable_prefix_caching), ALONE)
-
-
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("groups", [TWO, THREE, ALIKE, MIXED, CHUNKS, STATES])
 def test_steps_are_planned_with_what_members_give_back(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sim.errors import InputError
 from sim.latency.gpus import GPUS
 from sim.latency.memory import plan_memory
+from sim.latency.memory_weights import weight_parts
 from sim.latency.models import MODELS
 from sim.latency.precision import parameter_bytes, resolve_precision
 from sim.scenario.schema import EngineConfig
@@ -380,3 +381,15 @@ def test_a_pool_below_the_longest_request_is_refused_with_a_length_that_fits(
 def test_a_small_pool_by_override_is_a_note() -> None:
     plan = plan_memory(engine("llama-3.1-8b", num_gpu_blocks_override=100))
     assert any("fewer than max_model_len 4096: longer requests are rejected" in note for note in plan.notes)
+
+
+def test_the_matrix_that_chooses_experts_is_whole_on_each_gpu() -> None:
+    """DeepSeek-V3's 58 of 7,168 x 256 in 16 bits are 0.20 GiB of each of eight GPUs (vLLM's ``GateLinear``)."""
+    model = MODELS["deepseek-v3"]
+    routers = [
+        count * size
+        for kind, count in model.kinds
+        for part, size, _ in weight_parts(kind, model.hidden_size, 8, 1)
+        if part == "router"
+    ]
+    assert sum(routers) * 2 / (1 << 30) == pytest.approx(0.198, rel=0.01)

@@ -190,7 +190,7 @@ def test_a_profile_file_is_looked_for_beside_the_scenario_and_then_here(
     [
         ("h100", "did you mean 'h100-sxm'?"),
         ("H100_SXM", "did you mean 'h100-sxm'?"),
-        *((other, "built in are a100-80gb-sxm, ") for other in ("b300-sxm", "h100-pcie", "h200-nvl", "mi300x")),
+        *((other, "built in are a100-80gb-sxm, ") for other in ("l4", "h100-pcie", "h200-nvl", "mi300x")),
     ],
 )
 def test_another_gpu_s_profile_is_not_suggested(name: str, told: str) -> None:
@@ -207,3 +207,10 @@ def test_built_in_profiles_are_small_and_for_the_gpu_they_are_named_after(name: 
     assert profile.device.gpu == name
     assert {"gemm", "decode_attention", "prefill_attention"} <= set(profile.operators)
     assert profile.source.origin
+
+
+@pytest.mark.parametrize("name", ["h200-sxm", "a100-80gb-sxm"])
+def test_a_built_in_profile_may_be_named_by_its_file(name: str) -> None:
+    by_name, by_file = (find_profile(each, load_gpu(name)) for each in (name, str(BUILTIN / f"{name}.json.gz")))
+    assert sorted(by_file.profile.operators) == sorted(by_name.profile.operators)
+    assert by_file.device == by_name.device

@@ -33,6 +33,7 @@ STOP_TOKEN = 7
 """Ends a request before ``max_tokens``; content never uses it."""
 
 _SEGMENT_BASE, _SESSION_BASE, _PROMPT_BASE, _OUTPUT_BASE = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+_IMAGE_TOKEN = 5_000_000
 
 _MODEL_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -165,13 +166,26 @@ def build_scheduler(settings: CaseSettings, scheduler_cls: str | None = None) ->
         prefix_cache_retention_interval=settings.prefix_cache_retention_interval,
     )
     block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache_config, config)
-    return config.scheduler_config.get_scheduler_cls()(
+    config.scheduler_config.disable_chunked_mm_input = settings.disable_chunked_mm_input
+    scheduler = config.scheduler_config.get_scheduler_cls()(
         vllm_config=config,
         kv_cache_config=kv_cache_config,
         structured_output_manager=StructuredOutputManager(config),
         block_size=block_size,
         hash_block_size=hash_block_size,
     )
+    if settings.encoder_budget:
+        _encode_images(scheduler, settings)
+    return scheduler
+
+
+def _encode_images(scheduler: Any, settings: CaseSettings) -> None:
+    """Give a scheduler of a text model the budget and the cache of an encoder: a model with one would need its
+    processor's files."""
+    from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+
+    scheduler.max_num_encoder_input_tokens = settings.encoder_budget
+    scheduler.encoder_cache_manager = EncoderCacheManager(cache_size=settings.encoder_cache)
 
 
 def _groups(settings: CaseSettings) -> tuple[CaseGroup, ...]:
@@ -222,7 +236,37 @@ def _speculative_config(settings: CaseSettings) -> Any:
 
 
 def prompt_content(request: CaseRequest, index: int) -> list[int]:
-    """Token ids of a prompt: equal tokens where content is shared, tokens of its own elsewhere."""
+    """Token ids of a prompt: equal tokens where content is shared, tokens of its own elsewhere, one token for all
+    places of images."""
+    tokens = _text(request, index)
+    for image in request.images:
+        tokens[image.start : image.start + image.num_tokens] = [_IMAGE_TOKEN] * image.num_tokens
+    return tokens
+
+
+def _features(request: CaseRequest) -> list[Any]:
+    """The images of a prompt as vLLM's processor describes them."""
+    import torch
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    features = []
+    for image in request.images:
+        mask = None
+        if image.num_embeds < image.num_tokens:
+            mask = torch.zeros(image.num_tokens, dtype=torch.bool)
+            mask[image.num_before : image.num_before + image.num_embeds] = True
+        features.append(
+            MultiModalFeatureSpec(
+                data=None,
+                modality="image",
+                identifier=f"image{image.content}",
+                mm_position=PlaceholderRange(offset=image.start, length=image.num_tokens, is_embed=mask),
+            )
+        )
+    return features
+
+
+def _text(request: CaseRequest, index: int) -> list[int]:
     if request.session is not None:
         return [_SESSION_BASE + request.session] * request.prompt_tokens
     tokens: list[int] = []
@@ -294,6 +338,7 @@ class RealScheduler:
                 priority=request.priority,
                 cache_salt=request.tenant if self.settings.has_salts else None,
                 block_hasher=hasher,
+                mm_features=_features(request),
                 lora_request=LoRARequest(f"lora{request.lora}", request.lora, "nowhere") if request.lora else None,
             )
         )

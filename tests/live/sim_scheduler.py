@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from real_scheduler import NS_PER_STEP, drive
-from traces import Case, CaseRequest, CaseSettings, Replay
+from traces import Case, CaseImage, CaseRequest, CaseSettings, Replay
 
 from policies.base import Policy
 from policies.fcfs import Fcfs
 from policies.priority import Priority
 from sim.engine.reference.batch import Batch, SchedulerSettings
 from sim.engine.reference.scheduler import Scheduler
-from sim.engine.request import Content, Request, State
+from sim.engine.request import Content, Image, Request, State
 from sim.latency.kv_layout import KvGroup
+
+LONGER_THAN_ALL = 1 << 40
+"""End of a request's own content."""
 
 
 def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
@@ -33,6 +36,9 @@ def scheduler_settings(settings: CaseSettings) -> SchedulerSettings:
         async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
         max_loras=settings.max_loras,
+        encoder_budget_embeds=settings.encoder_budget,
+        encoder_cache_embeds=settings.encoder_cache,
+        disable_chunked_mm_input=settings.disable_chunked_mm_input,
         kv_groups=tuple(
             KvGroup(each.kind, each.block_size, each.window, checkpoint_alignment=each.checkpoint_alignment)
             for each in settings.kv_groups
@@ -88,6 +94,10 @@ class SimScheduler:
             deadline_ns=None if request.deadline_steps is None else arrival_ns + request.deadline_steps * NS_PER_STEP,
             content=self._content(request, row),
             lora=request.lora,
+            images=tuple(
+                Image(each.start, each.num_tokens, each.num_embeds, each.content, each.num_before)
+                for each in request.images
+            ),
         )
         refusal = self.scheduler.why_never(mine)
         if refusal is not None:
@@ -129,16 +139,31 @@ class SimScheduler:
     def _content(self, request: CaseRequest, row: int) -> Content:
         """A segment's id stands for it and all before it, as the simulator wants them."""
         salt = (request.tenant if self.settings.has_salts else "", request.lora)
-        if request.session is not None:
-            return Content(self._content_id((salt, "session", request.session)))
-        segments = tuple(
-            (self._content_id((salt, *request.segments[:place], content_id)), end)
-            for place, (content_id, end) in enumerate(request.segments)
-        )
-        return Content(self._content_id(("own", row)), segments)
+        own = ("own", row) if request.session is None else ("session", request.session)
+        runs = _with_images([*request.segments, (own, LONGER_THAN_ALL)], request.images)
+        ids = [self._content_id((salt, *runs[:place], content)) for place, (content, _) in enumerate(runs)]
+        ends = [end for _, end in runs]
+        return Content(ids[-1], tuple(zip(ids[:-1], ends[:-1], strict=True)))
 
     def _content_id(self, content: object) -> int:
         return self._content_ids.setdefault(content, len(self._content_ids))
+
+
+def _with_images(runs: list[tuple[object, int]], images: tuple[CaseImage, ...]) -> list[tuple[object, int]]:
+    """Runs of content, as (content, end), with the places of ``images`` as runs of their own."""
+    found: list[tuple[object, int]] = []
+    start, left = 0, list(images)
+    for content, end in runs:
+        while left and left[0].start < end:
+            image = left.pop(0)
+            if image.start > start:
+                found.append((content, image.start))
+            start = image.start + image.num_tokens
+            found.append((("image", image.content), start))
+        if start < end:
+            found.append((content, end))
+            start = end
+    return found
 
 
 def replay_sim(case: Case) -> Replay:

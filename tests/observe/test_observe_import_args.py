@@ -71,6 +71,7 @@ def simrun(*argv: str) -> int:
         ),
         ("--gpu-memory-utilization .95", {"gpu_memory_utilization": 0.95}),
         ("--enable-lora --max-loras 4 --max-lora-rank 32", {"enable_lora": True, "max_loras": 4, "max_lora_rank": 32}),
+        ("--disable-chunked-mm-input", {"disable_chunked_mm_input": True}),
         ("--host 0.0.0.0 --port 80 --trust-remote-code --seed -1", {}),
     ],
 )

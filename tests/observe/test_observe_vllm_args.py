@@ -114,6 +114,13 @@ def test_settings_carry_over(scenario: str, capsys: pytest.CaptureFixture[str]) 
     assert document["environment"] == {}
 
 
+def test_images_need_no_flag_and_are_cut_unless_that_is_off(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    served = (scenario, capsys, "engine.model=gemma-3-4b", "engine.enable_images=true")
+    found = flags(command(*served, "workload.images={per_request: 2}"))
+    assert not [flag for flag in found if "mm" in flag or "image" in flag]
+    assert "--disable-chunked-mm-input" in flags(command(*served, "engine.disable_chunked_mm_input=true"))
+
+
 def test_ranks_and_experts_carry_over(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = command(
         *(scenario, capsys, "engine.model=qwen3-30b-a3b", "engine.gpu=h200-sxm", "engine.data_parallel_size=4"),

@@ -80,6 +80,7 @@ def test_seconds_of_a_run_sum_to_what_it_charged() -> None:
     on_gpus = sum(each["busy_s"] for each in summary["replicas"])
     assert sum(term["seconds"] for name, term in terms.items() if name != "host") == pytest.approx(on_gpus)
     assert terms["host"]["seconds"] > 0.05 * on_gpus  # without scheduling ahead all of it shows
+    assert terms["host"]["seconds"] > 20 * run()["error"]["terms"]["host"]["seconds"]
     assert sum(term["share"] for term in terms.values()) == pytest.approx(1.0)
     assert sum(summary["error"]["shares"].values()) == pytest.approx(1.0)
 

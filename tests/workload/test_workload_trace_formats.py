@@ -78,9 +78,12 @@ def test_azure_of_2024_and_an_lmm_trace_without_images(tmp_path: Path) -> None:
     assert read(tmp_path, year, "generic").notes == ["t: read as format azure, which its columns are of"]
 
 
-def test_images_are_refused_by_name(tmp_path: Path) -> None:
-    told = refused(tmp_path, LMM.replace("0,400", "3,400"), "azure")
-    assert "NumImages: 1 of 2 requests have images, sound or video, which are not modelled; keep the rows" in told
+def test_azures_images_are_counted(tmp_path: Path) -> None:
+    trace = read(tmp_path, LMM.replace("0,400", "3,400"), "azure")
+    assert trace.num_images is not None
+    assert trace.num_images.tolist() == [0, 3]
+    assert trace.input_tokens.tolist() == [300, 400], "of the text"
+    assert read(tmp_path, LMM, "azure").num_images is None
 
 
 @pytest.mark.parametrize(

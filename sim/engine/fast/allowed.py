@@ -22,6 +22,7 @@ from sim.engine import request
 from sim.engine.reference import (
     adapters,
     batch,
+    images,
     kv_cache,
     recompute,
     replica,
@@ -34,11 +35,11 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "fe2cd02b79d08824c0d6add6ae33e1c22edce9c34f6c7bf72a00f8403185d71b"
+FINGERPRINT = "39d03f76bb4db67ff740da821e3d8cc07ffcbd10c68646f3b42aabe9eaa60209"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
-    *(adapters, batch, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
+    *(adapters, batch, images, kv_cache, recompute, replica, request, scheduler, seats, shares, steering, waiting),
     *(choice, drafts, group_kinds, groups, lockstep, states, window),
 )
 """The modules that decide, and say when, where each step is taken; of the variants those with a fast engine."""
@@ -61,6 +62,7 @@ REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
     | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes"}
+    | {"encoder_budget_embeds", "encoder_cache_embeds", "disable_chunked_mm_input"}
 )
 """Settings that it is known not to follow."""
 
@@ -82,6 +84,7 @@ ENGINE_KEYS = frozenset(
     | {"preemption", "swap_space_gib", "kv", "batching", "static_batch_wait_s", "stepping", "enforce_eager"}
     | {"compilation_config"}
     | {"enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"}
+    | {"enable_images", "disable_chunked_mm_input"}
     | {"speculative", "policy", "predictor"}
 )
 """Keys of a scenario's ``engine`` that decide by way of those settings, or of what the caller looks at."""

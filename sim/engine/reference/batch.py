@@ -57,6 +57,12 @@ class SchedulerSettings:
     """LoRA adapters that host memory holds, at least ``max_loras``."""
     lora_bytes: int = 0
     """Bytes of one adapter over all GPUs of the replica, for the cost of moving it into a slot."""
+    encoder_budget_embeds: int = 0
+    """Embeddings of images that the vision encoder may make in a step; 0 = prompts are text."""
+    encoder_cache_embeds: int = 0
+    """Embeddings of images that are kept."""
+    disable_chunked_mm_input: bool = False
+    """A chunk that begins before an image ends before it too, or after it."""
     prompt_tokens_per_output_token: int = PROMPT_TOKENS_PER_OUTPUT_TOKEN
     """For policies that weigh the one against the other (``EngineLimits``)."""
 

@@ -9,15 +9,16 @@ A step in five lines:
 5. When the step has run (``update``), the new tokens are known, and requests that have their last one are done.
 
 A running request gets no tokens because its last token is in flight (``_ends_in_flight``), the step's tokens, its
-prefill tokens or its group's share are used up, ``max_model_len`` is reached, or it is the one to be preempted.
+prefill tokens or its group's share are used up, ``max_model_len`` is reached, its next image cannot be encoded in this
+step (``Images``), or it is the one to be preempted.
 A waiting request gets none because a running one was preempted in this step, no seat is free, the step's tokens are
 used up, output of before its preemption is in flight, the step has as many LoRA adapters as it may and not its
-(``Adapters``), a whole prompt does not fit (``whole_prompts_only``), its blocks
-do not (``_fits``), its group's share is used up, or one before it in the queue was not admitted.
+(``Adapters``), a whole prompt does not fit (``whole_prompts_only``), its blocks do not (``_fits``), its first image
+cannot be encoded in this step, its group's share is used up, or one before it in the queue was not admitted.
 
-Follows ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py`` (vLLM 0.32.0), without multimodal input or
-connectors. It has no clock and no SimPy: the caller says what time it is. Variants and baselines are other seats, other
-KV caches (``sim.engine.variants.choice``: windows, several kinds of layers) or a subclass.
+Follows ``vllm/v1/core/sched/scheduler.py`` and ``async_scheduler.py`` (vLLM 0.32.0), without connectors. It has no
+clock and no SimPy: the caller says what time it is. Variants and baselines are other seats, other KV caches
+(``sim.engine.variants.choice``: windows, several kinds of layers) or a subclass.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from policies.base import Policy
 from sim.engine.reference.adapters import Adapters
 from sim.engine.reference.batch import Batch, SchedulerSettings, Step
+from sim.engine.reference.images import Images
 from sim.engine.reference.kv_cache import NO_HIT, Hit
 from sim.engine.reference.recompute import note_resumed, note_stopped
 from sim.engine.reference.steering import Steering
@@ -51,6 +53,7 @@ class Scheduler:
         self.kv = build_kv_cache(settings)
         self.seats = build_seats(settings)
         self.adapters = Adapters(settings)
+        self.images = Images(settings)
         self.steering = Steering(settings, policy, self.kv.num_usable_blocks)
         self.waiting: FcfsQueue | RankedQueue = RankedQueue(policy) if self.steering.is_ranked else FcfsQueue()
         self.running: list[Request] = []
@@ -107,6 +110,7 @@ class Scheduler:
                 batch.preempted.append(victim)
         step = steering.begin_step(now_ns, len(running) + len(waiting))
         self.kv.begin_step()
+        self.images.begin_step()
         batch.token_budget = step.token_budget
         order = running if step.shares is None else steering.by_rank(running, now_ns)
         if self._schedule_running(batch, step, order) and waiting.entries:
@@ -119,6 +123,7 @@ class Scheduler:
         """The batch has been computed: its tokens are known. Returns the requests that ended with it."""
         if self.in_flight and self.in_flight[0] is batch:
             self.in_flight.popleft()
+        self.images.has_run(batch)
         finished: list[Request] = []
         usual_gap_ns = now_ns - self.last_update_ns
         usual_units, units = 0, self.recorder.gaps.units
@@ -227,6 +232,9 @@ class Scheduler:
                 num_new = min(num_new, step.shares.left(request))
             if kv.cuts_chunks:
                 num_new = kv.cut(request, NO_HIT, computed, num_new)
+            has_images = computed < request.images_end
+            if has_images and num_new > 0:
+                num_new = self.images.cut(request, computed, num_new)
             if num_new <= 0:
                 index += 1
                 continue
@@ -254,6 +262,8 @@ class Scheduler:
             if cacheable >= request.next_cacheable_tokens:
                 kv.cache_blocks(request, cacheable)
             scheduled[request] = num_new
+            if has_images:
+                self.images.take(request)
             step.give(request, num_new, is_prefill=is_prefill)
             index += 1
         return none_preempted
@@ -312,11 +322,18 @@ class Scheduler:
             num_new = min(num_new, step.shares.left(request))
         if self.kv.cuts_chunks:
             num_new = self.kv.cut(request, hit, computed, num_new)
+        if request.images and num_new > 0:
+            num_new = self.images.cut(request, computed, num_new)
         slots = min(computed + num_new + self._lookahead, settings.max_model_len)
-        if num_new <= 0 or not self._fits(request, hit, slots):
+        if num_new <= 0:
+            return 0
+        if not self._fits(request, hit, slots):
+            self.images.release_all(request)
             return 0
         self.kv.admit(request, hit, slots)
         self.kv.cache_blocks(request, min(computed + num_new, request.num_tokens))
+        if request.images:
+            self.images.take(request)
         if request.num_preemptions:
             note_resumed(request, computed)
             self.recorder.resumed(request, step.now_ns)
@@ -355,6 +372,7 @@ class Scheduler:
         self.outstanding_tokens -= num_tokens
         batch.shape.swap_bytes = self.kv.take_moved_bytes()
         self.adapters.use(batch)
+        self.images.use(batch.shape)
         self.in_flight.append(batch)
         if self.steering.wants_steps:
             self.policy.on_step(num_tokens, batch.token_budget, 1)
@@ -383,6 +401,7 @@ class Scheduler:
                 victim.num_stale_batches += 1
         note_stopped(victim, self._num_computed_for_good(victim))
         self.kv.preempt(victim)
+        self.images.give_back(victim)
         self.outstanding_tokens += victim.num_computed_tokens
         victim.state = State.PREEMPTED
         victim.num_computed_tokens = 0
@@ -403,6 +422,7 @@ class Scheduler:
         if request.state is not State.RUNNING:
             self.waiting.remove(request)
         request.state = State.FINISHED
+        self.images.release_all(request)
         self.policy.on_finished(request)
         self.outstanding_tokens -= request.num_prompt_tokens + request.max_tokens - request.num_computed_tokens
 

@@ -24,11 +24,11 @@ def hybrid_layers(config: Keys, layers: int, hidden: int, intermediate: int) -> 
         mixers = _kimi_linear(config, layers, hidden)
     else:
         mixers = _delta_net_mixers(config, layers, hidden)
+    if config.problems:
+        return []
     moe = experts_of(config, intermediate)
     has_experts = expert_layers(config, layers) if moe is not None else [False] * layers
     mlp = dense_mlp(config, intermediate)
-    if not mixers:  # a problem was found in what says which layer is of which kind
-        return []
     return [
         LayerKind(mixer=mixer, experts=moe) if has else LayerKind(mixer=mixer, mlp=mlp)
         for mixer, has in zip(mixers, has_experts, strict=True)
@@ -39,8 +39,8 @@ def _state_bytes(config: Keys, *names: str) -> int:
     """Bytes of an element of the heads' state; 0 = as activations."""
     for name in names:
         value = config.values.get(name)
-        if str(value) in STATE_BYTES:
-            return STATE_BYTES[str(value)]
+        if isinstance(value, str) and value in STATE_BYTES:
+            return STATE_BYTES[value]
         if value is not None:
             config.problem(f"{name}: {value!r} is not read")
     return 0
@@ -95,6 +95,8 @@ def _nemotron(config: Keys, layers: int, hidden: int, intermediate: int) -> list
         config.problem(f"hybrid_override_pattern or layers_block_type has to name each of the {layers} layers")
         return []
     moe = experts_of(config, intermediate) if "moe" in listed else None
+    if "moe" in listed and moe is None:
+        config.problem("layers with experts are named, and n_routed_experts is missing")
     kinds = {
         "mamba": LayerKind(mixer=_mamba2(config, hidden)),
         "attention": LayerKind(mixer=attention_of(config, hidden)),
@@ -135,12 +137,8 @@ def _kimi_linear(config: Keys, layers: int, hidden: int) -> list[Mixer]:
     inner = config.sub("linear_attn_config")
     full = inner.values.get("full_attn_layers")
     linear = inner.values.get("kda_layers")
-    if (
-        not isinstance(full, list)
-        or not isinstance(linear, list)
-        or len(full) + len(linear) != layers
-        or any(number not in [*full, *linear] for number in range(1, layers + 1))
-    ):
+    named = [*full, *linear] if isinstance(full, list) and isinstance(linear, list) else []
+    if len(named) != layers or any(layer not in named for layer in range(1, layers + 1)):
         inner.problem(f"full_attn_layers and kda_layers have to name each of the {layers} layers, from 1 on")
         return []
     heads, size, kernel = inner.number("num_heads"), inner.number("head_dim"), inner.number("short_conv_kernel_size")
@@ -168,9 +166,5 @@ def _kimi_linear(config: Keys, layers: int, hidden: int) -> list[Mixer]:
         small=3 * width * kernel + width + heads + size,
     )
     attention = latent_of(config)
-    return [attention if layer in full else state for layer in range(1, layers + 1)]
-
-
-def is_hybrid(config: Keys) -> bool:
-    """Whether the model type is one of these."""
-    return config.model_type in HYBRID_TYPES
+    is_full = [isinstance(full, list) and layer in full for layer in range(1, layers + 1)]
+    return [attention if each else state for each in is_full]

@@ -38,7 +38,7 @@ def latent_layers(config: Keys, layers: int, hidden: int, intermediate: int) -> 
             top_tokens=config.number("index_topk"),
         )
         kinds = config.listing("indexer_types", layers) or ["full"] * layers
-        for kind in dict.fromkeys(kinds):
+        for kind in dict.fromkeys(map(str, kinds)):
             if kind not in ("full", "shared"):
                 config.problem(f"indexer_types: {kind!r} is not read")
         mixers = [replace(mixer, index=replace(index, has_own=kind == "full")) for kind in kinds]

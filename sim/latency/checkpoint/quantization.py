@@ -82,12 +82,21 @@ def stored_as(config: Keys, quantization: Mapping[str, Any] | None) -> Stored:
         return Stored()
     found = reader(config, values)
     found.method = method
-    found.ignored = found.ignored or _ignored(values)
+    found.ignored = _ignored(config, values)
     found.kv = _kv_format(config, values, method)
     return found
 
 
-def _ignored(values: Mapping[str, Any]) -> re.Pattern[str] | None:
+def _pattern(config: Keys, text: str) -> re.Pattern[str] | None:
+    """A pattern of names as the file writes it; None, and a problem, where it is none."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        config.problem(f"quantization_config: {text!r:.60} is no pattern of names: {error.msg}")
+        return None
+
+
+def _ignored(config: Keys, values: Mapping[str, Any]) -> re.Pattern[str] | None:
     """One pattern of all modules that stay as they are. A name stands for what is below it too."""
     globs: list[str] = []
     expressions: list[str] = []
@@ -95,7 +104,8 @@ def _ignored(values: Mapping[str, Any]) -> re.Pattern[str] | None:
         listed = values.get(key)
         for each in listed if isinstance(listed, list) else []:
             if isinstance(each, str) and each.startswith("re:"):
-                expressions.append(f"(?:{each[3:]})")
+                if _pattern(config, each[3:]) is not None:
+                    expressions.append(f"(?:{each[3:]})")
             elif isinstance(each, str) and each:
                 globs.append(translate(each).removesuffix(r"\Z"))
     if globs:
@@ -147,7 +157,7 @@ def _algorithm_of_groups(values: Mapping[str, Any]) -> str:
     first: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
     weights = first.get("weights") if isinstance(first, Mapping) else None
     bits = weights.get("num_bits") if isinstance(weights, Mapping) else None
-    return {8: "fp8", 4: "nvfp4"}.get(bits or 0, "")
+    return {8: "fp8", 4: "nvfp4"}.get(bits, "") if isinstance(bits, int) else ""
 
 
 def _modelopt_modules(config: Keys, layers: Mapping[str, Any]) -> dict[str, str]:
@@ -173,7 +183,7 @@ def _gptq(config: Keys, values: Mapping[str, Any]) -> Stored:
     if bits == 8:
         return Stored(default="int8_weights")
     group = values.get("group_size", values.get("q_group_size", 128))
-    if bits != 4 or group not in INT4_GROUPS:
+    if bits != 4 or not isinstance(group, int) or group not in INT4_GROUPS:
         config.problem(f"quantization_config: {bits} bits in groups of {group} are not read")
         return Stored()
     return Stored(default=INT4_GROUPS[group])
@@ -200,7 +210,8 @@ def _compressed(config: Keys, values: Mapping[str, Any]) -> Stored:
             if text == "Linear":
                 found.default = told
             elif text.startswith("re:"):
-                found.by_pattern.append((re.compile(text[3:]), told))
+                if (pattern := _pattern(config, text[3:])) is not None:
+                    found.by_pattern.append((pattern, told))
             elif "." in text:
                 found.by_module[text] = told
             else:
@@ -216,6 +227,8 @@ def _group_format(group: Any) -> str | None:
         return None
     has_activations = group.get("input_activations") is not None
     kind, bits, size = weights.get("type", "int"), weights.get("num_bits"), weights.get("group_size")
+    if size is not None and not isinstance(size, int):
+        return None
     if kind == "float" and bits == 8:
         if weights.get("strategy") == "block":
             return "fp8_block"

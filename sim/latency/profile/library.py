@@ -65,7 +65,9 @@ def find_profile(name: str | None, gpu: GpuSpec, base_dir: Path | None = None) -
 
     path = _path(chosen, base_dir)
     if path.parent == BUILTIN:
-        profile: AnyProfile = WrittenProfile(read_document(path), str(path), family_files(chosen))
+        profile: AnyProfile = WrittenProfile(
+            read_document(path), str(path), family_files(path.name.removesuffix(SUFFIX))
+        )
     else:
         profile = load_profile(path)
     if profile.device.gpu == gpu.name:
