@@ -289,3 +289,18 @@ def test_a_state_of_no_known_format_is_refused_by_its_key(tmp_path: Path, odd: A
     path.write_text(json.dumps(DELTA_NET | {"mamba_ssm_dtype": odd}))
     with pytest.raises(InputError, match=r"mamba_ssm_dtype: .* is not read"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize("odd", [0.5, [], [None], [1, "a"], [[1]], [1, 1, 2]])
+def test_lists_of_kimis_layers_that_do_not_name_each_are_refused(tmp_path: Path, odd: Any) -> None:
+    attention = {
+        "full_attn_layers": [4],
+        "kda_layers": odd,
+        "num_heads": 4,
+        "head_dim": 64,
+        "short_conv_kernel_size": 4,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LATENT | {"model_type": "kimi_linear", "linear_attn_config": attention}))
+    with pytest.raises(InputError, match="have to name each of the 4 layers"):
+        load_model(str(path))
