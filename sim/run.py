@@ -117,6 +117,7 @@ def _context(loaded: LoadedScenario, deployment: Deployment, wall_s: float) -> R
         work=deployment.work,
         price=_price(deployment),
         max_num_seqs=scenario.engine.max_num_seqs,
+        max_loras=scenario.engine.max_loras if scenario.engine.enable_lora else None,
         setup=_setup(scenario, deployment),
         capacity=partial(estimate_capacity, loaded, deployment),
         whole_runs=_whole_runs(deployment),

@@ -83,6 +83,11 @@ def _remedies(engine: EngineConfig, model: ModelSpec, gpu: GpuSpec, missing: Mis
         lacks, of_twice = missing(engine), missing(engine.model_copy(update={"kv_cache_memory_bytes": 2 * pool}))
         is_tiny = lacks is not None and of_twice is not None and of_twice < lacks
         yield f"a {'larger' if is_tiny else 'smaller'} kv_cache_memory_bytes", {}
+    if engine.enable_chunked_prefill:
+        budgets = (8192, 2048)
+        yield from first(
+            "max_num_batched_tokens", tuple(each for each in budgets if each < engine.max_num_batched_tokens)
+        )
     yield from first("tensor_parallel_size", tuple(tp for tp in (2, 4, 8, 16) if tp > engine.tensor_parallel_size))
     if ExpertGroup.of(engine, model).is_lockstep:
         # More ranks that share the experts, where there are several already.

@@ -9,6 +9,7 @@ from sim.results.wording import mark, percent
 IDLE_BELOW = 0.6
 KV_FULL_ABOVE = 0.9
 SEATS_FULL_ABOVE = 0.9
+ADAPTERS_FULL_ABOVE = 0.8
 COMPUTE_ABOVE = 0.5
 QUEUE_SHARE_ABOVE = 0.25
 PREEMPTED_ABOVE = 0.01
@@ -38,7 +39,7 @@ def _left(headroom: float) -> str:
     if headroom < 1:
         return f"{1 - headroom:.0%} of the load is too much"
     if headroom >= TIMES_ABOVE:
-        return f"{headroom:.2g} times the load could be served"
+        return f"{headroom:.{1 if headroom < 10 else 0}f} times the load could be served"
     return f"{headroom - 1:.0%} more load could be served"
 
 
@@ -48,8 +49,9 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
     In this order: nothing completed; KV cache (over 1 % of requests preempted and use above 90 % at its peak, because a
     policy may also evict for a seat; or mean use above 90 % while requests spend a quarter of their time queued); seats
     (over 90 % of ``max_num_seqs`` taken while requests queue as long, and neither KV nor arithmetic is what is full);
-    host time above accelerator time; load too small to fill the accelerators (busy under 60 %, queueing under a quarter
-    of E2E); otherwise the accelerator, by what bounds most of its time.
+    slots of LoRA adapters (over 80 % of ``max_loras`` in the steps while requests queue as long); host time above
+    accelerator time; load too small to fill the accelerators (busy under 60 %, queueing under a quarter of E2E);
+    otherwise the accelerator, by what bounds most of its time.
     """
     use, kv = summary["utilization"], summary["kv"]
     if not summary["completed"]:
@@ -72,6 +74,12 @@ def bottleneck(summary: dict[str, Any]) -> tuple[str, str]:
         return "seats", (
             f"{waits}; {seats:.0%} of the seats (max_num_seqs) are taken, KV use peaks at {kv['max_usage'] or 0:.1%}. "
             "Estimate, not simulated: more seats would help, at longer gaps between tokens."
+        )
+    adapters = use.get("adapter_usage") or 0.0
+    if adapters > ADAPTERS_FULL_ABOVE and queue_share > QUEUE_SHARE_ABOVE:
+        return "adapter slots", (
+            f"{waits}; steps hold {adapters:.0%} of the LoRA adapters that they may (max_loras): requests wait for "
+            "a place of their adapter. Estimate, not simulated: more slots would help."
         )
     if (use["host_fraction"] or 0.0) > busy:
         return "host", f"Host time per step exceeds accelerator time; accelerators are busy {busy:.0%} of the time."

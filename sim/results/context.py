@@ -54,6 +54,7 @@ class RunContext:
     """None where the latency model knows no model or GPU (``constant``)."""
     price: Price | None = None
     max_num_seqs: int | None = None
+    max_loras: int | None = None
     """Seats of one replica."""
     setup: Mapping[str, str | int] = field(default_factory=dict)
     """What ran: model, GPU, parallelism, policy and the like, by name."""

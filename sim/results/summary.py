@@ -240,9 +240,21 @@ def _utilization(record: RunRecord, context: RunContext, window: tuple[int, int]
         "mean_step_ms": _ratio(gpu_ns / NS_PER_MS, exact_sum(num_steps)),
         "seat_efficiency": _ratio(exact_dot(batch, num_steps), exact_dot(steps["num_seats"], num_steps)),
         "seat_usage": _seat_usage(steps, context.max_num_seqs, gpu_ns),
+        **_adapters(steps, context.max_loras, gpu_ns),
         "step_time_s": _terms(record),
     }
     return section
+
+
+def _adapters(steps: Mapping[str, IntColumn], max_loras: int | None, gpu_ns: int) -> dict[str, Any]:
+    """How full the steps are with LoRA adapters, and how often one was copied into a slot and read from its file."""
+    if not max_loras or "num_loras" not in steps:
+        return {}
+    return {
+        "adapter_usage": _ratio(exact_dot(steps["num_loras"], steps["gpu_ns"]), max_loras * gpu_ns),
+        "adapter_loads": exact_sum(steps["num_lora_loads"]),
+        "adapter_reads": exact_sum(steps["num_lora_reads"]),
+    }
 
 
 def _seat_usage(steps: Mapping[str, IntColumn], max_num_seqs: int | None, gpu_ns: int) -> float | None:

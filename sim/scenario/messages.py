@@ -85,7 +85,7 @@ def nearest_of(word: str, known: Iterable[str]) -> str | None:
     matches = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
     matches = matches or difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     if not matches and len(plain) >= 4:
-        matches = [name for name in names if plain in name or name in plain][:1]
+        matches = [name for name in names if plain in name or (len(name) >= 4 and name in plain)][:1]
     return names[matches[0]] if matches else None
 
 

@@ -91,6 +91,8 @@ def test_a_run_serves_all_and_says_what_adapters_cost() -> None:
 
 def test_more_slots_make_the_queue_shorter_and_none_costs_nothing() -> None:
     few, many = run().summary, run(max_loras=8).summary
+    assert few["utilization"]["adapter_usage"] > many["utilization"]["adapter_usage"] > 0
+    assert few["utilization"]["adapter_loads"] > many["utilization"]["adapter_loads"] == 5
     assert many["queue"]["mean_queue_ms"] < few["queue"]["mean_queue_ms"]
     plain = {key: value for key, value in WORKLOAD.items() if key != "lora"}
     with_slots, without = run(plain).summary, run(plain, enable_lora=False, max_loras=1).summary

@@ -291,6 +291,13 @@ def test_a_model_that_does_not_fit_says_by_how_much_and_what_would() -> None:
     assert "dtype: fp8" in text
 
 
+def test_a_smaller_token_budget_is_a_remedy() -> None:
+    given = {"model": "llama-3.1-8b", "gpu": "l4", "max_model_len": 8192}
+    with pytest.raises(InputError, match="would fit: max_num_batched_tokens: 8192 "):
+        plan_memory(engine_config(**given, max_num_batched_tokens=200_000))
+    plan_memory(engine_config(**given, max_num_batched_tokens=8192))
+
+
 def test_what_would_fit_does_fit() -> None:
     plan_memory(engine("llama-2-70b", tensor_parallel_size=2))
     plan_memory(engine("llama-2-70b", dtype="fp8"))

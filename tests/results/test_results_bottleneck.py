@@ -38,6 +38,7 @@ def summary(**changes: Any) -> dict[str, Any]:
             "host_fraction": base["host"],
             "compute_bound_fraction": base["compute_bound"],
             "seat_usage": base["seats"],
+            "adapter_usage": base.get("adapters"),
         },
     }
 
@@ -55,6 +56,9 @@ def summary(**changes: Any) -> dict[str, Any]:
         ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0, "compute_bound": None}, "seats"),
         ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0, "busy": 0.4, "host": 0.5}, "seats"),
         ({"seats": 0.97, "kv_peak": 0.02}, "memory bandwidth"),
+        ({"adapters": 0.9, "mean_queue_ms": 500.0}, "adapter slots"),
+        ({"adapters": 0.9}, "memory bandwidth"),
+        ({"adapters": 0.7, "mean_queue_ms": 500.0}, "memory bandwidth"),
         ({"seats": 0.85, "kv_peak": 0.02, "mean_queue_ms": 500.0}, "memory bandwidth"),
         ({"seats": 0.97, "mean_queue_ms": 500.0}, "memory bandwidth"),
         ({"seats": 0.97, "kv_peak": 0.02, "mean_queue_ms": 500.0, "compute_bound": 0.9}, "compute"),

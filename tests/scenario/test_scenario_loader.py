@@ -232,6 +232,7 @@ def test_loading_imports_nothing_heavy(path: Path) -> None:
         ("ttft_p96_ms", ["ttft_p95_ms", "ttft_p99_ms", "ttft_mean_ms"], None),
         ("tfft_p95_ms", ["ttft_p95_ms", "ttft_p99_ms"], "ttft_p95_ms"),
         ("max_num_seq", ["max_num_seqs", "max_model_len"], "max_num_seqs"),
+        ("disable_hybrid_kv_cache_manager", ["kv", "gpu"], None),
     ],
 )
 def test_another_number_is_another_name(word: str, known: list[str], nearest: str | None) -> None:

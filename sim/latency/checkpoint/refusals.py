@@ -100,5 +100,5 @@ def refusal(values: Mapping[str, Any]) -> str | None:
         value = values.get(key)
         says_nothing = isinstance(value, list) and set(map(str, value)) <= {"1"}
         if value is not None and model_type not in read and not says_nothing:
-            return f"{key}: {why}"
+            return why if key in why else f"{key}: {why}"
     return None
