@@ -48,6 +48,8 @@ _MODEL_CONFIG = {
     "max_position_embeddings": 65536,
     "torch_dtype": "float32",
 }
+_WITH_MTP = {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
+"""What makes it one that has a layer which drafts."""
 
 
 def prepare_environment() -> None:
@@ -56,19 +58,19 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-@lru_cache(maxsize=1)
-def _model_directory() -> str:
+@lru_cache(maxsize=2)
+def _model_directory(kind: str = "llama") -> str:
     """A directory that holds the configuration of a small model: the scheduler asks for no more."""
-    directory = tempfile.mkdtemp(prefix="tiny_llama_")
-    Path(directory, "config.json").write_text(json.dumps(_MODEL_CONFIG))
+    directory = tempfile.mkdtemp(prefix=f"tiny_{kind}_")
+    Path(directory, "config.json").write_text(json.dumps(_MODEL_CONFIG | (_WITH_MTP if kind == "mimo" else {})))
     return directory
 
 
 @lru_cache(maxsize=32)
-def _model_config(max_model_len: int) -> Any:
+def _model_config(max_model_len: int, kind: str = "llama") -> Any:
     from vllm.config import ModelConfig
 
-    directory = _model_directory()
+    directory = _model_directory(kind)
     return ModelConfig(
         model=directory, tokenizer=directory, skip_tokenizer_init=True, dtype="float32", max_model_len=max_model_len
     )
@@ -244,9 +246,16 @@ def _speculative_config(settings: CaseSettings) -> Any:
     if not settings.num_speculative_tokens:
         return None
     method = {"method": "draft_model", "model": _model_directory()} if settings.has_draft_model else {"method": "ngram"}
+    target = _model_config(settings.max_model_len)
+    if settings.draft_head:
+        method = {"method": settings.draft_head, "model": _model_directory()}
+        if settings.draft_head == "mtp":
+            # The head is a part of the model, which has to be of a kind that has one.
+            method["model"] = _model_directory("mimo")
+            target = _model_config(settings.max_model_len, "mimo")
     return SpeculativeConfig(
         num_speculative_tokens=settings.num_speculative_tokens,
-        target_model_config=_model_config(settings.max_model_len),
+        target_model_config=target,
         target_parallel_config=ParallelConfig(),
         **method,
     )

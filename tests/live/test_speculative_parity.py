@@ -120,8 +120,9 @@ class SimSpeculativeScheduler(SimScheduler):
             replace(
                 scheduler_settings(settings),
                 num_speculative_tokens=k,
-                num_lookahead_tokens=k if settings.has_draft_model else 0,
+                num_lookahead_tokens=k if settings.has_draft_model or settings.draft_head else 0,
                 draft_slots=int(settings.has_draft_model),
+                drops_last_block=bool(settings.draft_head) and settings.enable_prefix_caching,
             ),
             Fcfs() if settings.policy == "fcfs" else Priority(),
             acceptance,

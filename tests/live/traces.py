@@ -55,6 +55,8 @@ class CaseSettings:
     """Drafts of a decode; 0 = no speculative decoding."""
     has_draft_model: bool = False
     """Drafts come from a draft model, else from n-grams."""
+    draft_head: str = ""
+    """They come from a head on the model's hidden states: ``eagle``, ``eagle3`` or ``mtp``."""
     sliding_window: int | None = None
     """Tokens that all layers look back on; None = full attention."""
     max_loras: int = 0

@@ -35,7 +35,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "cfc2ba154754480b39ca30d9cc52e631bf9a6ed6545d00a3f326d649e6b5cf51"
+FINGERPRINT = "b419b311060a23c7d8f5de4e7d7e588c1c08527ba134ba9de9fa9f62c3e1681d"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (
@@ -61,6 +61,7 @@ states that are cached."""
 REFUSED = frozenset(
     {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "contiguous_kv", "static_batching"}
     | {"num_swap_blocks", "num_speculative_tokens", "num_lookahead_tokens", "pipeline_parallel_size", "draft_slots"}
+    | {"drops_last_block"}
     | {"encoder_budget_embeds", "encoder_cache_embeds", "disable_chunked_mm_input"}
     | {"prefix_cache_retention_interval", "max_loras", "max_cpu_loras", "lora_bytes", "num_host_blocks"}
 )

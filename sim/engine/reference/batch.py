@@ -51,6 +51,9 @@ class SchedulerSettings:
     draft_slots: int = 0
     """Tokens of the step's budget that a draft model needs for each request
     (``SpeculativeConfig.max_num_new_slots_for_drafting``)."""
+    drops_last_block: bool = False
+    """The last block of a prefix that is found is computed again: a draft head needs the hidden states of the tokens
+    before those that it drafts (``SpeculativeConfig.use_eagle_block_drop``)."""
     block_bytes: int = 0
     """Bytes of one KV block over all GPUs of the replica, for the cost of swapping."""
     max_loras: int = 0

@@ -169,8 +169,10 @@ class PrefixKVCache(KVCache):
     (a counter), freed blocks with a key in order of freeing. Only the last part is ever searched.
     """
 
-    def __init__(self, num_gpu_blocks: int, block_size: int) -> None:
+    def __init__(self, num_gpu_blocks: int, block_size: int, *, drops_last_block: bool = False) -> None:
+        """``drops_last_block``: as ``SchedulerSettings`` has it."""
         super().__init__(num_gpu_blocks, block_size)
+        self._num_dropped = int(drops_last_block)
         self._unkeyed: list[int] = []
         self._next_unused = 1
         self._evictable: OrderedDict[int, None] = OrderedDict()
@@ -184,6 +186,8 @@ class PrefixKVCache(KVCache):
             return NO_HIT
         # At least one token is always computed, so that there are logits to sample from.
         blocks = self._leading_blocks(request.content, (request.num_tokens - 1) // self.block_size)
+        if self._num_dropped:
+            del blocks[-self._num_dropped :]
         return self._hit(blocks) if blocks else NO_HIT
 
     def _leading_blocks(self, content: Content, max_blocks: int) -> list[int]:

@@ -30,6 +30,8 @@ def build_kv_cache(settings: SchedulerSettings) -> KVCache:
     num_blocks, block_size = settings.num_gpu_blocks, settings.block_size
     swaps = settings.num_swap_blocks > 0
     cache: KVCache
+    if settings.drops_last_block and (swaps or settings.kv_groups or settings.sliding_window is not None):
+        raise SimulationError("draft heads beside windows, states or preemption: swap are not simulated")
     if settings.contiguous_kv:
         contiguous = SwappingContiguousKVCache if swaps else ContiguousKVCache
         cache = contiguous(num_blocks, block_size, settings.max_model_len)
@@ -43,8 +45,10 @@ def build_kv_cache(settings: SchedulerSettings) -> KVCache:
         cache = GroupedKVCache(settings)
     elif settings.sliding_window is not None:
         cache = (SwappingWindowKVCache if swaps else WindowKVCache)(settings)
+    elif settings.enable_prefix_caching and swaps:
+        cache = SwappingPrefixKVCache(num_blocks, block_size)
     elif settings.enable_prefix_caching:
-        cache = (SwappingPrefixKVCache if swaps else PrefixKVCache)(num_blocks, block_size)
+        cache = PrefixKVCache(num_blocks, block_size, drops_last_block=settings.drops_last_block)
     else:
         cache = (SwappingKVCache if swaps else KVCache)(num_blocks, block_size)
     if isinstance(cache, Swapping):
