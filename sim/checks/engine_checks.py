@@ -162,6 +162,12 @@ def _check_speculative(engine: EngineSection, speculative: SpeculativeConfig, fi
             "`engine.speculative.draft_model`: n-grams come from the request itself, without a model; remove it, or "
             "choose `method: draft_model`",
         )
+    elif speculative.has_head and speculative.draft_model is not None:
+        findings.problem(
+            (*path, "draft_model"),
+            f"`engine.speculative.draft_model`: `method: {speculative.method}` drafts by a head on the model's own "
+            "hidden states, taken to be of the model's shape; remove it, or choose `method: draft_model`",
+        )
     rates = speculative.rates
     if len(rates) != k:
         findings.problem(

@@ -152,6 +152,7 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan, vision: VisionS
     speculative = engine.speculative
     drafts = 0 if speculative is None else speculative.num_speculative_tokens
     has_draft_model = speculative is not None and speculative.method == "draft_model"
+    has_head = speculative is not None and speculative.has_head
     swap_bytes = int(engine.swap_space_gib * 2**30) * gpus if engine.preemption == "swap" else 0
     return SchedulerSettings(
         num_gpu_blocks=memory.num_gpu_blocks,
@@ -174,8 +175,9 @@ def scheduler_settings(engine: EngineConfig, memory: MemoryPlan, vision: VisionS
         kv_groups=memory.kv_groups,
         pipeline_parallel_size=engine.pipeline_parallel_size,
         num_speculative_tokens=drafts,
-        num_lookahead_tokens=drafts if has_draft_model else 0,
+        num_lookahead_tokens=drafts if has_draft_model or has_head else 0,
         draft_slots=int(has_draft_model),
+        drops_last_block=has_head and engine.enable_prefix_caching,
         block_bytes=block_bytes,
         max_loras=engine.max_loras if engine.enable_lora else 0,
         max_cpu_loras=(engine.max_cpu_loras or engine.max_loras) if engine.enable_lora else 0,

@@ -180,6 +180,9 @@ def takes_every_step(deployment: Deployment, workload: RequestTable, seed: int) 
         return True, []  # ranks keep all of their KV
     if engine.speculative is None:
         return why_not(settings, policy) is not None, []
+    if settings.drops_last_block and not has_shared_content(workload):
+        # Without content that two requests have, only a preempted one finds a prefix, and there the fast engine ends.
+        settings = replace(settings, drops_last_block=False)
     return is_behind or deployment.group_cost is not None or why_not_drafts(settings, policy) is not None, []
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError
 from sim.latency.base import StepCost, StepShape
 from sim.latency.constant import ConstantCost
+from sim.latency.draft_heads import JoiningCost
 from sim.latency.experts import ExpertGroup
 from sim.latency.fitted import Fitted, load_fit
 from sim.latency.image_cost import ImageCost
@@ -21,7 +22,7 @@ from sim.latency.operators import Efficiency
 from sim.latency.parallel import Link
 from sim.latency.profile.library import find_profile
 from sim.latency.roofline import RooflineCost
-from sim.latency.speculative_cost import SpeculativeCost, draft_engine
+from sim.latency.speculative_cost import SpeculativeCost, draft_engine, head_of, load_draft_model
 from sim.latency.work import WorkModel
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def build_step_cost(
     if speculative is None or isinstance(cost, ConstantCost):
         return cost
     draft = None
+    if (method := head_of(engine)) is not None:
+        return _with_head(cost, method, engine, latency, base_dir, planned, fitted)
     if speculative.draft_model is not None:
         named = None if planned is None or planned.draft is None else (planned.draft, planned.gpu)
         of_draft = None if fitted is None else fitted.without_exposed()
@@ -79,6 +82,28 @@ def build_step_cost(
     if isinstance(draft, ConstantCost):
         draft = None
     return SpeculativeCost(cost, draft, speculative.num_speculative_tokens)
+
+
+def _with_head(
+    cost: ProfileCost | RooflineCost,
+    method: str,
+    engine: EngineConfig,
+    latency: LatencyConfig,
+    base_dir: Path | None,
+    planned: PlannedEngine | None,
+    fitted: Fitted | None,
+) -> SpeculativeCost | ProfileCost | RooflineCost:
+    """``cost`` with a head that drafts."""
+    head = load_draft_model(engine, base_dir) if planned is None else planned.draft
+    gpu = load_model_and_gpu(engine, base_dir)[1] if planned is None else planned.gpu
+    if head is None or engine.speculative is None:
+        return cost
+    of_draft = None if fitted is None else fitted.without_exposed()
+    passes = _build_plain_cost(draft_engine(engine), latency, base_dir, (head, gpu), of_draft)
+    if isinstance(passes, ConstantCost):
+        return cost
+    joining = JoiningCost(head, method, gpu, engine, latency.time_scale)
+    return SpeculativeCost(cost, passes, engine.speculative.num_speculative_tokens, joining)
 
 
 def fit_of(latency: LatencyConfig, base_dir: Path | None) -> Fitted | None:

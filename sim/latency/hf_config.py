@@ -36,6 +36,8 @@ TIED_BY_DEFAULT = frozenset(
 REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 NO_DENSE_MLP = ("moe_intermediate_size", "block_configs")
 """Keys that stand in for ``intermediate_size``."""
+MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+"""How families say how many layers draft."""
 OTHER_NAMES = {
     "multi_query": "num_key_value_heads",
     "multi_query_attention": "num_key_value_heads",
@@ -141,8 +143,14 @@ def _to_spec(config: Keys, root: Mapping[str, Any], name: str, beside: Mapping[s
         kv_dtype=stored.kv,
         architecture=_architecture(root),
         vision=vision,
+        mtp_layers=_mtp_layers(values),
         notes=tuple(config.notes),
     )
+
+
+def _mtp_layers(values: Mapping[str, Any]) -> int:
+    """Layers that draft, as vLLM counts them (``SpeculativeConfig.hf_config_override``)."""
+    return max((value for key in MTP_KEYS if isinstance(value := values.get(key), int)), default=0)
 
 
 def _required(config: Keys) -> tuple[str, ...]:

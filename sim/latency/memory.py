@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.errors import InputError, Problem
+from sim.latency.draft_heads import head_bytes, head_notes
 from sim.latency.experts import ExpertGroup, expert_problems
 from sim.latency.gpus import GpuSpec, load_gpu
 from sim.latency.kv_layout import why_not_followed
@@ -28,7 +29,7 @@ from sim.latency.parallel import parallel_problems, pipeline_layers
 from sim.latency.pipelining import pipeline_depth
 from sim.latency.precision import Precision, resolve_precision
 from sim.latency.sliding_window import max_blocks_per_request
-from sim.latency.speculative_cost import draft_engine, load_draft_model
+from sim.latency.speculative_cost import draft_engine, head_of, load_draft_model
 from sim.latency.state_layers import StateLayer
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
     """
     model, gpu = load_model_and_gpu(engine, base_dir)
     draft = load_draft_model(engine, base_dir)
-    if draft is not None:
+    head_method = head_of(engine)
+    if head_method is None and draft is not None:
         _check_draft(engine, model, draft)
     stage = _tightest_stage(engine, model, gpu, draft)
     if stage.missing_bytes(engine) > 0:
@@ -123,6 +125,7 @@ def plan_engine(engine: EngineConfig, base_dir: Path | None = None) -> PlannedEn
             *precision.notes,
             *_notes(engine, model, stage, blocks, largest, window, bool(pool.kv_groups)),
             *_window_notes(engine, model, window, draft),
+            *(() if head_method is None else head_notes(model, head_method)),
         ),
     )
     return PlannedEngine(model, gpu, draft, memory)
@@ -195,7 +198,14 @@ def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) ->
         return 0, 0, 0
     theirs = draft_engine(engine)
     precision, tp = resolve_precision(theirs, gpu, draft), engine.tensor_parallel_size
-    weights = weights_bytes(draft, precision, tp, range(draft.num_layers), embed=True, head=True)
+    method = head_of(engine)
+    # A head shares the model's embedding, and EAGLE and MTP its LM head.
+    outer = method is None
+    weights = weights_bytes(
+        draft, precision, tp, range(draft.num_layers), embed=outer, head=outer or method == "eagle3"
+    )
+    if method is not None:
+        weights += head_bytes(draft, method, tp)
     kv = sum(count * mixer.kept_bytes(tp, precision.kv_bytes) for mixer, count in draft.mixers)
     return weights, kv, draft.num_layers
 

@@ -69,6 +69,8 @@ class ModelSpec:
     """vLLM's name of the model's class (``LlamaForCausalLM``); empty = not known."""
     vision: VisionSpec | None = None
     """The vision tower of a multimodal model."""
+    mtp_layers: int | None = 0
+    """Layers beyond ``layers`` that draft (multi-token prediction); None = not known."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about how the config was read."""
     kinds: tuple[tuple[LayerKind, int], ...] = field(init=False, repr=False, compare=False)

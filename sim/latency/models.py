@@ -182,7 +182,11 @@ def _of_config(name: str) -> ModelSpec:
 
     spec = read_values(CONFIGS[name], file=name, name=name)
     source = f"{spec.dtype_source} of {REPOSITORIES[name]}" if spec.dtype_source else ""
-    return replace(spec, dtype_source=source, truncates_sampling=name.startswith(CONFIGS_TRUNCATING))
+    # A preset repeats what makes the layers: where it says nothing of layers that draft, the model may have some.
+    drafting = spec.mtp_layers if "num_nextn_predict_layers" in CONFIGS[name] else None
+    return replace(
+        spec, mtp_layers=drafting, dtype_source=source, truncates_sampling=name.startswith(CONFIGS_TRUNCATING)
+    )
 
 
 MODELS: Mapping[str, ModelSpec] = Presets()

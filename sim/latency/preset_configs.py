@@ -86,13 +86,14 @@ def _deepseek(architecture: str, model_type: str, **more: Any) -> Config:
         "vocab_size": 129280,
         "max_position_embeddings": 163840,
         "quantization_config": FP8_BLOCKS,
+        "num_nextn_predict_layers": 1,
         **more,
     }
 
 
 def _kimi(**more: Any) -> Config:
     sizes = {"num_attention_heads": 64, "n_routed_experts": 384, "first_k_dense_replace": 1, "vocab_size": 163840}
-    return _deepseek("DeepseekV3ForCausalLM", "kimi_k2", **sizes, **more)
+    return _deepseek("DeepseekV3ForCausalLM", "kimi_k2", num_nextn_predict_layers=0, **sizes, **more)
 
 
 def _qwen35(

@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from sim.errors import InputError
 from sim.latency.base import StepShape, decode_run_by_steps, shape_of
+from sim.latency.draft_heads import JoiningCost, draft_head, head_problem
 from sim.latency.model_spec import ModelSpec
 from sim.latency.models import load_model
+from sim.latency.parts import UNMEASURED_ERROR, one_part
 
 if TYPE_CHECKING:
     from sim.latency.profile.cost import ProfileCost
@@ -50,21 +52,37 @@ _DRAFT_KEYS = ("model", "dtype", "kv_cache_dtype", "tensor_parallel_size", "stan
 def load_draft_model(engine: EngineConfig, base_dir: Path | None = None) -> ModelSpec | None:
     """The model that drafts for ``engine``, or None. Raises InputError where there is no such model."""
     speculative = engine.speculative
-    if speculative is None or speculative.draft_model is None:
+    if speculative is None:
+        return None
+    if speculative.has_head:
+        model, method = load_model(engine.model, base_dir), speculative.method
+        problem = head_problem(model, method, speculative.num_speculative_tokens)
+        if problem is not None:
+            raise InputError(f"engine.speculative: {problem}")
+        return draft_head(model, method)
+    if speculative.draft_model is None:
         return None
     return load_model(speculative.draft_model, base_dir, key="engine.speculative.draft_model")
 
 
+def head_of(engine: EngineConfig) -> str | None:
+    """The method of a head that drafts for ``engine``; None = there is none."""
+    speculative = engine.speculative
+    return speculative.method if speculative is not None and speculative.has_head else None
+
+
 def draft_engine(engine: EngineConfig) -> EngineConfig:
     """``engine`` as the draft model has it: the same GPUs and split; weights that are quantised for the target stay
-    in 16 bits here, as in the checkpoints of small models."""
+    in 16 bits here, as in the checkpoints of small models and of EAGLE's heads. An MTP layer is the target's own."""
     speculative = engine.speculative
-    if speculative is None or speculative.draft_model is None:
+    if speculative is not None and speculative.method == "mtp":
+        return engine.model_copy(update={"speculative": None})
+    if speculative is None or (speculative.draft_model is None and not speculative.has_head):
         raise InputError("engine.speculative.draft_model: there is none")
     is_quantised = engine.dtype in ("fp8", "int8", "int4")
     return engine.model_copy(
         update={
-            "model": speculative.draft_model,
+            "model": speculative.draft_model or engine.model,
             "dtype": "bfloat16" if is_quantised else engine.dtype,
             "enable_expert_parallel": False,
             "speculative": None,
@@ -80,9 +98,11 @@ class SpeculativeCost:
         target: ProfileCost | RooflineCost,
         draft: ProfileCost | RooflineCost | None,
         num_speculative_tokens: int,
+        joining: JoiningCost | None = None,
     ) -> None:
-        """``draft``: None = n-grams, which take host time only."""
+        """``draft``: None = n-grams, which take host time only. ``joining``: what a head has beside its layer."""
         self.target = target
+        self.joining = joining
         self.draft = draft
         self.num_speculative_tokens = num_speculative_tokens
         self.kind = target.kind
@@ -94,21 +114,26 @@ class SpeculativeCost:
         batch = num_prefills + num_decodes
         if self.draft is None or not batch:
             return 0
-        step_ns = self.draft.step_ns
-        # What a request has beyond one token (its drafts, and the token that was just sampled) goes through the
-        # layers, but only the last token of each has a row in the LM head.
+        step_ns, joining = self.draft.step_ns, self.joining
+        # What a request has beyond one token (its drafts; for a draft model, the token that was just sampled) goes
+        # through the layers, but only the last token of each has a row in the LM head. A head takes the sampled token
+        # in the place of the first one, with the hidden state before it.
+        sampled = batch if joining is None else 0
         total_ns = step_ns(
             num_prefills,
-            shape.num_prefill_tokens + shape.num_draft_tokens + batch,
+            shape.num_prefill_tokens + shape.num_draft_tokens + sampled,
             shape.prefill_context_tokens,
             shape.prefill_attention_pairs,
             num_decodes,
-            shape.decode_context_tokens + num_decodes,
+            shape.decode_context_tokens + (num_decodes if sampled else 0),
             batch,
             0,
             shape.verify_attention_pairs,
         )
-        context = shape.prefill_context_tokens + shape.decode_context_tokens + 2 * batch
+        context = shape.prefill_context_tokens + shape.decode_context_tokens + batch + sampled
+        if joining is not None:
+            total_ns += joining.ns(shape.num_tokens, is_first=True)
+            total_ns += (self.num_speculative_tokens - 1) * joining.ns(batch, is_first=False)
         for _ in range(self.num_speculative_tokens - 1):
             total_ns += step_ns(0, 0, 0, 0, batch, context, batch)
             context += batch
@@ -157,4 +182,7 @@ class SpeculativeCost:
         else:
             known = self.draft.describe()
             drafts.update({name: known[name] for name in _DRAFT_KEYS if name in known})
+        if self.joining is not None:
+            what = f"a head of `method: {self.joining.method}`, taken to be of the model's shape"
+            drafts.update(method=self.joining.method, evidence={"all": one_part("estimate", UNMEASURED_ERROR, what)})
         return {**self.target.describe(), "draft": drafts}

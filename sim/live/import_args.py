@@ -295,12 +295,17 @@ def _take_speculative(text: str, found: Imported) -> None:
     given = _json("--speculative-config", text)
     known = {"method", "num_speculative_tokens", "model", "draft_tensor_parallel_size"}
     method = given.get("method") if isinstance(given, dict) else None
-    if not isinstance(given, dict) or method not in ("ngram", "draft_model") or not set(given) <= known:
+    if isinstance(method, str) and method.endswith("_mtp"):
+        method = "mtp"  # vLLM's older names, by family
+    methods = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
+    if not isinstance(given, dict) or method not in methods or not set(given) <= known:
         found.left_out.append(_shown("--speculative-config", text))
         return
     section = {"method": method, "num_speculative_tokens": given.get("num_speculative_tokens", 3)}
     if method == "draft_model" and "model" in given:
         section["draft_model"] = given["model"]
+    elif "model" in given and method != "ngram":
+        found.left_out.append(f"the model of --speculative-config ({given['model']})")
     found.engine["speculative"] = section
 
 

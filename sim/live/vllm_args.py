@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sim.scenario.loader import LoadedScenario
     from sim.scenario.schema import EngineSection, NamedSpec
 
+EAGLE_HEAD = "EAGLE_HEAD"
+"""Stands in a command for a repository that a scenario does not name."""
 SCHEDULER_CLS = "policies.vllm_plugin.PolicyScheduler"
 """What ``--scheduler-cls`` names for policies that vLLM does not have itself."""
 
@@ -334,6 +336,10 @@ def _speculative_flags(loaded: LoadedScenario, command: ServeCommand, problems: 
         path = ("engine", "speculative", "draft_model")
         config["model"] = _draft_repository(loaded, speculative.draft_model, path, problems)
         config["draft_tensor_parallel_size"] = engine.tensor_parallel_size
+    elif speculative.method in ("eagle", "eagle3"):
+        config["model"] = EAGLE_HEAD
+        config["draft_tensor_parallel_size"] = engine.tensor_parallel_size
+        command.notes.append(f"write the repository of the model's {speculative.method} head in place of {EAGLE_HEAD}")
     yield ["--speculative-config", json.dumps(config)]
     command.notes.append(
         "acceptance of drafts is the scenario's assumption: vLLM logs what it measures as `SpecDecoding metrics`"

@@ -54,8 +54,9 @@ Spec = Annotated[
 class SpeculativeConfig(Strict):
     """Speculative decoding: tokens are drafted cheaply, and each step verifies those of the step before."""
 
-    method: Literal["draft_model", "ngram"]
-    """``draft_model``: a small model drafts, on the same GPUs; ``ngram``: what followed the same tokens before."""
+    method: Literal["draft_model", "ngram", "eagle", "eagle3", "mtp"]
+    """``draft_model``: a small model drafts, on the same GPUs; ``ngram``: what followed the same tokens before;
+    ``eagle``, ``eagle3``: a head of one layer on the model's hidden states; ``mtp``: the model's own layer for it."""
     num_speculative_tokens: PositiveInt = 3
     """Tokens drafted for each request and step."""
     acceptance: Annotated[
@@ -66,6 +67,11 @@ class SpeculativeConfig(Strict):
     """Probability that a draft is accepted where those before it were: one for all positions, or a list of one each."""
     draft_model: Text | None = None
     """``method: draft_model``: a model preset, or the path of a ``config.json``, with the vocabulary of ``model``."""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head on the model's hidden states drafts (``SpeculativeConfig.use_eagle``)."""
+        return self.method in ("eagle", "eagle3", "mtp")
 
     @property
     def rates(self) -> list[float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+import random_runs
 from test_engine_fast_forward import assert_same
 
 from sim.cluster.simulate import simulate_cluster
@@ -81,3 +83,26 @@ def test_requests_at_the_longest_length_lose_steps(monkeypatch: pytest.MonkeyPat
     scenario["workload"]["input_tokens"] = {"dist": "fixed", "value": 150}
     assert_same(scenario)
     assert late
+
+
+def test_drafts_of_heads_are_followed_where_no_prefix_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random runs; a prefix that two requests share is found without its last block, which the reference knows."""
+    joined = []
+    join = FastDrafts.join
+    monkeypatch.setattr(FastDrafts, "join", lambda self, each, at: joined.append(each.row) or join(self, each, at))
+    num_followed = num_shared = 0
+    for seed in range(24):
+        rng = Random(f"heads/{seed}")
+        scenario = random_runs.drafts(rng, f"heads {seed}")
+        speculative = scenario["engine"]["speculative"]
+        speculative.pop("draft_model", None)
+        speculative["method"] = rng.choice(["eagle", "eagle3"])
+        joined.clear()
+        assert_same(scenario)
+        record = simulate_cluster(load(scenario))
+        num_followed += bool(joined) and not record.num_restarts
+        is_shared = scenario["engine"].get("enable_prefix_caching", True) and "prefix" in scenario["workload"]
+        assert not (is_shared and joined)
+        num_shared += is_shared
+    assert num_followed > 5
+    assert num_shared > 0

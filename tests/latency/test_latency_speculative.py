@@ -11,7 +11,9 @@ from engines import engine_config
 
 from sim.latency.base import StepShape
 from sim.latency.build import build_step_cost, build_work_model
+from sim.latency.draft_heads import draft_head, head_notes, head_problem
 from sim.latency.memory import plan_memory
+from sim.latency.models import load_model
 from sim.latency.profile.graphs import graph_sizes
 from sim.latency.speculative_cost import NGRAM_REQUEST_NS, SpeculativeCost
 from sim.scenario.schema import EngineConfig, LatencyConfig
@@ -179,3 +181,82 @@ def test_flops_count_what_is_verified() -> None:
     only_here = ("num_draft_tokens", "verify_attention_pairs")
     plain = {name: column for name, column in columns(0).items() if name not in only_here}
     assert work.total_flops(plain) == work.total_flops(columns(0))
+
+
+def head(method: str, k: int = 3, **more: Any) -> EngineConfig:
+    """8B on an H100, or ``more``, with a head that drafts."""
+    settings = {"model": "llama-3.1-8b", "gpu": "h100-sxm", **more}
+    return engine_config(**settings, speculative={"method": method, "num_speculative_tokens": k})
+
+
+def test_memory_of_heads_by_hand() -> None:
+    """Llama 3.1 8B: a layer has 218,103,808 parameters of matrices and 4,096 bytes of KV for each token."""
+    plain = plan_memory(engine(model="llama-3.1-8b", tensor_parallel_size=1, method=None))
+    layer = 218_103_808 * 2
+    small = 3 * 4096 * 2 + 131072 * 128 * 2  # norms, rotary positions
+    for method, extra in (
+        ("eagle", 4096 * 8192 * 2),
+        ("eagle3", (4096 * 12288 + 6144 * 4096 + 32000 * 4096) * 2),
+    ):
+        plan = plan_memory(head(method))
+        assert plan.draft_weights_bytes == pytest.approx(layer + extra + small, rel=0.005)
+        assert plan.kv_bytes_per_token == plain.kv_bytes_per_token + 4096
+        assert plan.num_gpu_blocks < plain.num_gpu_blocks
+    mtp = plan_memory(head("mtp", 1, model="deepseek-v3", gpu="h200-sxm", tensor_parallel_size=8, dtype="fp8"))
+    assert mtp.kv_bytes_per_token == 62 * 576 * 2
+    # One layer's 256 experts and its shared one in FP8 on eight GPUs, and the joining matrix, whole, in 16 bits.
+    assert mtp.draft_weights_bytes > 257 * 3 * 7168 * 2048 / 8 + 7168 * 14336 * 2
+
+
+@KINDS
+def test_a_head_costs_a_layer_an_lm_head_and_its_joining_matrix(kind: str) -> None:
+    """Reading 218 M parameters of a layer, 33.6 M of the matrix and 525 M of the LM head takes 1.55 GB / 3.35 TB/s at
+    the least: 0.46 ms a pass, k passes a step."""
+    least_ns = 1.55e9 / 3.35e12 * 1e9
+    for k in (1, 2, 4):
+        found = cost(head("eagle", k), kind).draft_ns(verify(1, 500, k))
+        assert k * least_ns < found < 2.2 * k * least_ns
+    smaller = cost(head("eagle3", 3), kind).draft_ns(verify(1, 500, 3))
+    assert smaller < cost(head("eagle", 3), kind).draft_ns(verify(1, 500, 3))  # a smaller vocabulary to draft from
+
+
+@KINDS
+def test_a_head_is_an_estimate_and_its_terms_add_up(kind: str) -> None:
+    model = cost(head("eagle3", 4), kind)
+    shape = verify(8, 1000, 4)
+    unit = 1 if kind == "profile" else 1e9
+    assert sum(model.breakdown(shape).values()) * unit == pytest.approx(model.gpu_ns(shape), rel=1e-5)
+    described: Any = model.describe()["draft"]
+    assert described["method"] == "eagle3"
+    assert described["evidence"]["all"][0]["kind"] == "estimate"
+
+
+def test_eagle3_joins_hidden_states_of_three_layers_once() -> None:
+    joining = cost(head("eagle3", 2), "roofline").joining
+    assert joining is not None
+    first, later = joining.ns(1, is_first=True), joining.ns(1, is_first=False)
+    assert first / later == pytest.approx((4096 * 12288 + 6144 * 4096) / (6144 * 4096), rel=0.1)
+
+
+def test_layers_that_draft_are_asked_of_the_model() -> None:
+    known = load_model("deepseek-v3")
+    assert known.mtp_layers == 1
+    assert head_problem(known, "mtp", 3) is None
+    several = replace(known, mtp_layers=3)
+    assert head_problem(several, "mtp", 1) is None
+    assert "set num_speculative_tokens to 1" in (head_problem(several, "mtp", 2) or "")
+    assert "has no layer that drafts" in (head_problem(load_model("kimi-k2"), "mtp", 1) or "")
+    unknown = load_model("qwen3-235b-a22b")
+    assert unknown.mtp_layers is None
+    assert head_problem(unknown, "mtp", 1) is None
+    assert any("is not known here" in note for note in head_notes(unknown, "mtp"))
+    assert not any("is not known here" in note for note in head_notes(known, "mtp"))
+
+
+def test_heads_beside_experts_have_a_plain_mlp_and_mtp_the_models_experts() -> None:
+    """Of Qwen3-235B a token passes 8 experts of 1,536."""
+    model = load_model("qwen3-235b-a22b")
+    assert draft_head(model, "eagle").intermediate_size == 12288
+    assert not draft_head(model, "eagle").moes
+    assert draft_head(model, "mtp").num_experts == 128
+    assert draft_head(load_model("deepseek-v3"), "mtp").dtype == "fp8_block"

@@ -58,6 +58,10 @@ def simrun(*argv: str) -> int:
             {"speculative": {"method": "ngram", "num_speculative_tokens": 4}},
         ),
         (
+            """--speculative-config '{"method": "deepseek_mtp", "num_speculative_tokens": 1}'""",
+            {"speculative": {"method": "mtp", "num_speculative_tokens": 1}},
+        ),
+        (
             """--max-cudagraph-capture-size 2048 --compilation_config.pass_config.fuse_allreduce_rms true""",
             {"compilation_config": {"max_cudagraph_capture_size": 2048, "pass_config": {"fuse_allreduce_rms": True}}},
         ),
@@ -178,6 +182,13 @@ def test_other_quantised_repositories_are_never_read_as_something_near(model: st
     (problem,) = raised.value.problems
     assert told in str(problem)
     assert "did you mean" not in str(problem)
+
+
+def test_the_repository_of_an_eagle_head_is_left_out() -> None:
+    told = """--speculative-config '{"method": "eagle3", "model": "some/head", "num_speculative_tokens": 2}'"""
+    found = import_command(f"{SERVE} {told}", "h100-sxm")
+    assert found.document()["engine"]["speculative"] == {"method": "eagle3", "num_speculative_tokens": 2}
+    assert found.left_out == ["the model of --speculative-config (some/head)"]
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,15 @@ def test_drafts_become_vllms_own_setting(scenario: str, capsys: pytest.CaptureFi
     ngram = flags(command(scenario, capsys, "engine.speculative={method: ngram, num_speculative_tokens: 2}"))
     assert json.loads(ngram["--speculative-config"] or "") == {"method": "ngram", "num_speculative_tokens": 2}
     assert "--no-async-scheduling" in ngram
+    head = command(scenario, capsys, "engine.speculative={method: eagle3, num_speculative_tokens: 3}")
+    assert json.loads(flags(head)["--speculative-config"] or "") == {
+        "method": "eagle3",
+        "model": vllm_args.EAGLE_HEAD,
+        "num_speculative_tokens": 3,
+        "draft_tensor_parallel_size": 1,
+    }
+    assert any(vllm_args.EAGLE_HEAD in note for note in head["notes"])
+    assert "--async-scheduling" in flags(head)
     assert "--speculative-config" not in flags(command(scenario, capsys))
 
 
