@@ -205,7 +205,10 @@ def _draft_stage(engine: EngineConfig, draft: ModelSpec | None, gpu: GpuSpec) ->
         draft, precision, tp, range(draft.num_layers), embed=outer, head=outer or method == "eagle3"
     )
     if method is not None:
-        weights += head_bytes(draft, method, tp)
+        # The layer keeps what the model's layers keep, the keys of a sparse index included.
+        pool = _pool(theirs, draft, precision, draft)
+        kv = round(pool.bytes_per_token(range(draft.num_layers)))
+        return weights + head_bytes(draft, method, tp), kv, draft.num_layers
     kv = sum(count * mixer.kept_bytes(tp, precision.kv_bytes) for mixer, count in draft.mixers)
     return weights, kv, draft.num_layers
 

@@ -204,6 +204,8 @@ def test_memory_of_heads_by_hand() -> None:
         assert plan.num_gpu_blocks < plain.num_gpu_blocks
     mtp = plan_memory(head("mtp", 1, model="deepseek-v3", gpu="h200-sxm", tensor_parallel_size=8, dtype="fp8"))
     assert mtp.kv_bytes_per_token == 62 * 576 * 2
+    sparse = plan_memory(head("mtp", 1, model="deepseek-v3.2", gpu="h200-sxm", tensor_parallel_size=8, dtype="fp8"))
+    assert sparse.kv_bytes_per_token == 62 * (576 * 2 + 132)  # with the keys of the index
     # One layer's 256 experts and its shared one in FP8 on eight GPUs, and the joining matrix, whole, in 16 bits.
     assert mtp.draft_weights_bytes > 257 * 3 * 7168 * 2048 / 8 + 7168 * 14336 * 2
 
