@@ -105,7 +105,9 @@ FLASHINFER = (
     "B200s, 15 to 70 ms a request whatever the prompt, is not in the steps, for TPOT is right with it; ten times "
     "that is 0.1 to 0.7 s for each of the first requests, which all clients send at once, as kernels that are "
     "fetched and loaded when they are first needed would take (the recipe patches FlashInfer's loader for its "
-    "races)."
+    "races). Their client is kimbochen/bench_serving at no "
+    "stated commit, which sends one request ahead; since 21 January 2026 (InferenceX's d053ae24) it is two for each "
+    "client."
 )
 
 LEFT = (
@@ -118,6 +120,20 @@ LEFT = (
     "(H100) and 25 % (L40S) from 1,024 rows on, vLLM's the fastest; which one a server under load is like is not "
     "known. Qwen3-8B on an H200 with 9,000 tokens in (aiconfigurator#1148): a step of 8,192 tokens takes 227 ms "
     "here, and ITL cannot exceed that; measured were 237 ms at 32 clients and 309 at 64."
+)
+
+LEFT_FIRST_TOKENS = (
+    "**Not found, first tokens of gpt-oss-120b.** With 1,024 tokens in, the training half's rows of 2026 lack 5 to "
+    "8 ms (H100), 8 to 11 (B200) and 12 (H200) at 4 clients, and 20 to 54 at 64, but for one whose TPOT is 36 % "
+    "off. It is not this model's alone: at 4 and 8 clients Llama-3.1-70B lacks 12 (B200), 16 (H200) and 2 ms (H100) "
+    "in the median, MiniMax-M2.5 12 (B200) and 15 (H200), where the validation half's at TP 4 on H100 and H200 is "
+    "12 to 16 ms too long; TTFT of gpt-oss is the shortest, so that it weighs most. Not the cause are tokenising "
+    "(prompts made as the client makes them, with the vocabulary o200k_base in Hugging Face's tokenizers, take 2.0 "
+    "to 2.4 us a token; 2 are charged) and longer prompts than stated (they come out at 922 and 7,373 tokens where "
+    "so many are asked for). Streams are a part at most: a bare server and client, with vLLM's messages and no "
+    "engine, take 7, 8, 12 and 20 ms for a first token beside 4, 32, 64 and 128 streams of 100 tokens/s (one run "
+    "each, two shared cores of another machine). That is 0.1 ms a stream, which is not charged; and MiniMax-M2.5 on "
+    "B200s, which sends a message for every 20th token, lacks 12 to 15 ms at 4 clients and 21 to 24 at 64 too."
 )
 
 FOUND = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from benchmarks.accuracy_causes import FOUND, LEFT
+from benchmarks.accuracy_causes import FOUND, LEFT, LEFT_FIRST_TOKENS
 from benchmarks.accuracy_fit import LITE_FITTED
 from benchmarks.accuracy_inferencex import GROUPS as INFERENCEX
 from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
@@ -124,6 +124,7 @@ FITTED = """
 HONEST = (
     *FOUND,
     LEFT,
+    LEFT_FIRST_TOKENS,
     """**Settings that were not recorded.** What is assumed about clients and engines is said at each set. A wrong
     assumption shows in TTFT first, as how many prompts share a step, in TPOT hardly. Qwen3-32B with 8 to 32
     clients is an example: TTFT at TP 2 is predicted up to 40 % too long with 1,024 tokens in, up to 25 % too
