@@ -19,14 +19,9 @@ from sim.latency.gpus import load_gpu
 from sim.latency.profile.file import Device, Key, Operator, Profile, load_profile
 from sim.latency.profile.layout import OPERATORS
 from sim.latency.profile.library import BUILTIN, SUFFIX, builtin_names
+from sim.latency.profile.operator_tables import ELEMENTWISE_EFFICIENCY, ELEMENTWISE_START_NS, NEAR_DTYPES
 from sim.latency.profile.predict import Predictor
-from sim.latency.profile.profiled_operators import (
-    ELEMENTWISE_EFFICIENCY,
-    ELEMENTWISE_START_NS,
-    NEAR_DTYPES,
-    SAMPLER_BYTES_PER_LOGIT,
-    SAMPLER_NS,
-)
+from sim.latency.profile.profiled_operators import SAMPLER_BYTES_PER_LOGIT, SAMPLER_NS
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 
 Floats = npt.NDArray[np.float64]

@@ -26,9 +26,6 @@ from sim.workload.table import NO_DEADLINE, NO_GROUP, NO_HINT, NO_PARENT, IntCol
 ROWS_AT_ONCE = 4096
 """Rows turned into Python integers at a time, so that a long workload stays in its columns."""
 
-REQUESTS_AT_ONCE = 32
-"""Requests made together where a replica makes its own."""
-
 ROW_FIELDS = (
     "arrival_ns",
     "parent",

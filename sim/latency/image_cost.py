@@ -8,13 +8,13 @@ where it has some, matrices likewise; what no curve holds is a formula of arithm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.latency.base import StepCost, StepShape, decode_run_by_steps, shape_of
+from sim.latency.added_cost import AddedCost
+from sim.latency.base import StepShape
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec, VisionSpec
 from sim.latency.operators import Efficiency
@@ -32,19 +32,18 @@ LAYER_OPERATORS = 12
 """Launches of one layer: two norms, two sums, four matrices, positions, attention, activation, a copy."""
 ELEMENTWISE_PASSES = 12
 """Times that a layer's short kernels read or write the hidden state of every patch."""
-COLUMNS = ("num_images", "num_image_embeds", "image_attention_pairs")
 
 
-class ImageCost:
+class ImageCost(AddedCost):
     """The step cost of a model, with what the step's images add. Nothing is added to a step without images."""
+
+    columns = ("num_images", "num_image_embeds", "image_attention_pairs")
 
     def __init__(
         self, target: Any, model: ModelSpec, vision: VisionSpec, gpu: GpuSpec, engine: EngineConfig, time_scale: float
     ) -> None:
         """``target``: the cost of the decoder, a profile's or a roofline."""
-        self.target: StepCost = target
-        self.kind = target.kind
-        self.pipeline_stages = target.pipeline_stages
+        super().__init__(target)
         self.vision = vision
         self._hidden, self._gpu, self._tp = model.hidden_size, gpu, engine.tensor_parallel_size
         self._ns = time_scale * 1e9
@@ -123,59 +122,22 @@ class ImageCost:
 
     # -- a step cost ------------------------------------------------------------------------------
 
-    def gpu_ns(self, shape: StepShape) -> int:
-        """Accelerator time of this step, with its images."""
-        return self.target.gpu_ns(shape) + self.image_ns(shape)
-
-    def step_ns(self, *counts: int, **further: int) -> int:
-        """``gpu_ns`` from the counts of a ``StepShape``."""
-        return self.gpu_ns(shape_of(*counts, **further))
-
-    def host_ns(self, shape: StepShape) -> int:
-        """Host time of this step."""
-        return self.target.host_ns(shape)
-
-    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
-        """``gpu_ns`` of ``num_steps`` decode steps in a row, which have no images."""
-        return decode_run_by_steps(self, num_decodes, decode_context_tokens, num_steps)
-
-    def empty_step_ns(self) -> int:
-        """As the target's."""
-        return self.target.empty_step_ns()
-
-    def breakdown(self, shape: StepShape) -> dict[str, float]:
-        """The target's terms, in its unit, and ``images``; their sum is ``gpu_ns`` up to rounding."""
-        ns_per_unit = 1e9 if self.kind == "roofline" else 1
-        terms: dict[str, float] = self.target.breakdown(shape)  # type: ignore[attr-defined]
-        return {**terms, "images": self.image_ns(shape) / ns_per_unit}
-
-    def terms(self, columns: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
-        """Nanoseconds by term of recorded steps: the target's, and ``images``. Profiles only."""
-        rows = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
-        images = np.array(
-            [self.image_ns(StepShape(**dict(zip(COLUMNS, row, strict=True)))) for row in rows], dtype=np.int64
-        )
-        terms: dict[str, IntColumn] = self.target.terms(  # type: ignore[attr-defined]
-            {**columns, "gpu_ns": columns["gpu_ns"] - images}
-        )
-        return {**terms, "images": images}
+    def added_ns(self, shape: StepShape) -> dict[str, int]:
+        """The tower's time."""
+        return {"images": self.image_ns(shape)}
 
     def describe(self) -> dict[str, object]:
         """The target's description, and what an image costs."""
-        known = self.target.describe()
         measured = "attention and matrices from curves, the rest from " if self.has_attention else ""
         what = f"the vision tower: {measured}arithmetic, traffic and launches"
-        evidence = known.get("evidence")
-        if isinstance(evidence, dict):
-            known = {**known, "evidence": {**evidence, "images": one_part("estimate", UNMEASURED_ERROR, what)}}
         embeds = self.vision.tokens_per_image or 1024
         alone = self.parts_s(1, embeds, embeds**2)
-        return {
-            **known,
-            "images": {
+        return self.described(
+            {"images": one_part("estimate", UNMEASURED_ERROR, what)},
+            images={
                 "basis": what,
                 "embeddings": embeds,
                 "image_ms": sum(alone.values()) * self._ns / 1e6,
                 "parts_ms": {name: seconds * self._ns / 1e6 for name, seconds in alone.items()},
             },
-        }
+        )

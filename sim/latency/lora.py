@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from sim.latency.base import StepCost, StepShape, decode_run_by_steps, shape_of
+from sim.latency.added_cost import AddedCost
+from sim.latency.base import StepShape
 from sim.latency.gpus import GpuSpec
 from sim.latency.model_spec import ModelSpec
 from sim.latency.operators import Efficiency
@@ -23,8 +21,6 @@ from sim.latency.parts import UNMEASURED_ERROR, one_part
 
 if TYPE_CHECKING:
     from sim.scenario.schema import EngineConfig
-
-IntColumn = npt.NDArray[np.int64]
 
 SLICES: Mapping[str, int] = {"qkv": 3, "up": 2}
 """Small matrices that lie side by side; one elsewhere."""
@@ -97,18 +93,18 @@ def lora_bytes(model: ModelSpec, rank: int, tp: int) -> int:
     return sum(each.slot_bytes(rank) for each in (*outer_matrices(model, tp), *layer_matrices(model, tp)))
 
 
-class LoraCost:
+class LoraCost(AddedCost):
     """The step cost of a model, with what the step's adapters add: two kernels for each matrix, and moving adapters.
 
     A kernel takes its start and its traffic: the small matrices of each adapter in the step, and inputs and outputs of
     the tokens that have one. Nothing is added to a step without adapters: vLLM captures CUDA graphs for both.
     """
 
+    columns = ("num_loras", "num_lora_tokens", "num_lora_loads", "num_lora_reads", "lora_load_bytes")
+
     def __init__(self, target: Any, model: ModelSpec, gpu: GpuSpec, engine: EngineConfig, time_scale: float) -> None:
         """``target``: the cost of the model alone, a profile's or a roofline."""
-        self.target: StepCost = target
-        self.kind = target.kind
-        self.pipeline_stages = target.pipeline_stages
+        super().__init__(target)
         self.rank = engine.max_lora_rank
         self._tp = engine.tensor_parallel_size
         costs = Efficiency()
@@ -135,58 +131,23 @@ class LoraCost:
         copied = shape.num_lora_loads * self._copies_ns + shape.lora_load_bytes * self._moved_ns
         return round(copied + shape.num_lora_reads * self._read_ns)
 
-    def gpu_ns(self, shape: StepShape) -> int:
-        """Accelerator time of this step, with its adapters."""
-        return self.target.gpu_ns(shape) + self.lora_ns(shape) + self.load_ns(shape)
-
-    def step_ns(self, *counts: int, **further: int) -> int:
-        """``gpu_ns`` from the counts of a ``StepShape``."""
-        return self.gpu_ns(shape_of(*counts, **further))
-
-    def host_ns(self, shape: StepShape) -> int:
-        """Host time of this step."""
-        return self.target.host_ns(shape)
-
-    def decode_run_ns(self, num_decodes: int, decode_context_tokens: int, num_steps: int) -> IntColumn:
-        """``gpu_ns`` of ``num_steps`` decode steps in a row without adapters."""
-        return decode_run_by_steps(self, num_decodes, decode_context_tokens, num_steps)
-
-    def empty_step_ns(self) -> int:
-        """As the target's."""
-        return self.target.empty_step_ns()
-
-    def breakdown(self, shape: StepShape) -> dict[str, float]:
-        """The target's terms, in its unit, ``lora`` and ``lora_load``; their sum is ``gpu_ns`` up to rounding."""
-        ns_per_unit = 1e9 if self.kind == "roofline" else 1
-        terms: dict[str, float] = self.target.breakdown(shape)  # type: ignore[attr-defined]
-        return {**terms, "lora": self.lora_ns(shape) / ns_per_unit, "lora_load": self.load_ns(shape) / ns_per_unit}
-
-    def terms(self, columns: Mapping[str, IntColumn]) -> dict[str, IntColumn]:
-        """Nanoseconds by term of recorded steps: the target's, ``lora`` and ``lora_load``. Profiles only."""
-        names = ("num_loras", "num_lora_tokens", "num_lora_loads", "num_lora_reads", "lora_load_bytes")
-        rows = zip(*(columns[name].tolist() for name in names), strict=True)
-        shapes = [StepShape(**dict(zip(names, row, strict=True))) for row in rows]
-        lora = np.array([self.lora_ns(shape) for shape in shapes], dtype=np.int64)
-        load = np.array([self.load_ns(shape) for shape in shapes], dtype=np.int64)
-        rest = {**columns, "gpu_ns": columns["gpu_ns"] - lora - load}
-        terms: dict[str, IntColumn] = self.target.terms(rest)  # type: ignore[attr-defined]
-        return {**terms, "lora": lora, "lora_load": load}
+    def added_ns(self, shape: StepShape) -> dict[str, int]:
+        """Kernels of adapters, and moving them."""
+        return {"lora": self.lora_ns(shape), "lora_load": self.load_ns(shape)}
 
     def describe(self) -> dict[str, object]:
         """The target's description, and what adapters cost."""
-        known = self.target.describe()
-        basis = one_part("estimate", UNMEASURED_ERROR, "LoRA adapters: starts and traffic of their kernels")
-        loads = one_part("estimate", UNMEASURED_ERROR, "LoRA adapters: reading and copying them")
-        evidence = known.get("evidence")
-        if isinstance(evidence, dict):
-            known = {**known, "evidence": {**evidence, "lora": basis, "lora_load": loads}}
-        return {
-            **known,
-            "lora": {
+        evidence = {
+            "lora": one_part("estimate", UNMEASURED_ERROR, "LoRA adapters: starts and traffic of their kernels"),
+            "lora_load": one_part("estimate", UNMEASURED_ERROR, "LoRA adapters: reading and copying them"),
+        }
+        return self.described(
+            evidence,
+            lora={
                 "max_lora_rank": self.rank,
                 "step_ms": self._start_ns / 1e6,
                 "adapter_ms": self._adapter_ns / 1e6,
                 "token_us": self._token_ns / 1e3,
                 "read_ms": self._read_ns / 1e6,
             },
-        }
+        )

@@ -75,9 +75,23 @@ class ModelSpec:
     """What a reader of the results should know about how the config was read."""
     kinds: tuple[tuple[LayerKind, int], ...] = field(init=False, repr=False, compare=False)
     """Each kind of layer once, with the number of its layers, in order of appearance."""
+    mixers: tuple[tuple[Mixer, int], ...] = field(init=False, repr=False, compare=False)
+    """Each attention or state with the number of its layers."""
+    mlps: tuple[tuple[Mlp, int], ...] = field(init=False, repr=False, compare=False)
+    """Each plain MLP with the number of its layers, those beside experts included."""
+    moes: tuple[tuple[Experts, int], ...] = field(init=False, repr=False, compare=False)
+    """Each set of experts with the number of its layers."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", _counted(self.layers))
+        kinds = _counted(self.layers)
+        counted = {
+            "kinds": kinds,
+            "mixers": _counted((kind.mixer, count) for kind, count in kinds if kind.mixer is not None),
+            "mlps": _counted((kind.mlp, count) for kind, count in kinds if kind.mlp is not None),
+            "moes": _counted((kind.experts, count) for kind, count in kinds if kind.experts is not None),
+        }
+        for name, value in counted.items():
+            object.__setattr__(self, name, value)
 
     @property
     def longest_context(self) -> int:
@@ -109,21 +123,6 @@ class ModelSpec:
             first, total = found.get(key, (kind, 0))
             found[key] = (first, total + count)
         return tuple(found.values())
-
-    @property
-    def mixers(self) -> tuple[tuple[Mixer, int], ...]:
-        """Each attention or state with the number of its layers."""
-        return _counted((kind.mixer, count) for kind, count in self.kinds if kind.mixer is not None)
-
-    @property
-    def mlps(self) -> tuple[tuple[Mlp, int], ...]:
-        """Each plain MLP with the number of its layers, those beside experts included."""
-        return _counted((kind.mlp, count) for kind, count in self.kinds if kind.mlp is not None)
-
-    @property
-    def moes(self) -> tuple[tuple[Experts, int], ...]:
-        """Each set of experts with the number of its layers."""
-        return _counted((kind.experts, count) for kind, count in self.kinds if kind.experts is not None)
 
     @property
     def is_plain(self) -> bool:

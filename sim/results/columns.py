@@ -12,9 +12,6 @@ from sim.results.record import RunRecord, Status
 
 AnyColumn = npt.NDArray[Any]
 
-NAMED_REQUEST_COLUMNS = ("class", "tenant", "status", "reason")
-"""Columns of few distinct strings: ``request_columns`` gives them as ``Named``."""
-
 
 class Named:
     """A column of few distinct strings: ``names[codes]``, code -1 for none."""

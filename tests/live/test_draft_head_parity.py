@@ -14,8 +14,9 @@ from test_speculative_parity import (
     RealSpeculativeScheduler,
     SimSpeculativeScheduler,
     draw_speculative_case,
+    replay_both,
 )
-from traces import Case, Policy, Replay
+from traces import Case, Policy
 
 from sim.engine.variants.drafts import Acceptance
 
@@ -50,14 +51,6 @@ def draw_head_case(group: str, policy: Policy, async_scheduling: bool, seed: int
     return replace(case, settings=settings), acceptance
 
 
-def replay_both(case: Case, acceptance: Acceptance) -> tuple[Replay, Replay, WatchedScheduler]:
-    """The case on vLLM's scheduler and on the simulator's."""
-    real = WatchedScheduler(case, acceptance)
-    theirs = drive(case, real)
-    own = Acceptance(acceptance.rates, case.seed)
-    return theirs, drive(case, SimSpeculativeScheduler(case, own)), real
-
-
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("group", KINDS)
@@ -68,7 +61,7 @@ def test_parity_with_draft_heads(
     steps = preemptions = shortened = accepted = 0
     for seed in SEEDS:
         case, acceptance = draw_head_case(group, policy, async_scheduling, seed)
-        theirs, ours, real = replay_both(case, acceptance)
+        theirs, ours, real = replay_both(case, acceptance, WatchedScheduler)
         difference = first_difference(case, theirs, ours)
         if difference is not None:
             differences.append(difference)
@@ -91,7 +84,7 @@ def test_the_dropped_block_decides() -> None:
     differing = 0
     for seed in SEEDS:
         case, acceptance = draw_head_case("prefix_pressure", "fcfs", True, seed)
-        theirs, _, _ = replay_both(case, acceptance)
+        theirs, _, _ = replay_both(case, acceptance, WatchedScheduler)
         keeping = SimSpeculativeScheduler(case, Acceptance(acceptance.rates, case.seed))
         keeping.scheduler.kv._num_dropped = 0  # type: ignore[attr-defined]
         differing += first_difference(case, theirs, drive(case, keeping)) is not None

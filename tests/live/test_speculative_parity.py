@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from real_scheduler import STOP_TOKEN, RealScheduler, drive
@@ -129,9 +129,12 @@ class SimSpeculativeScheduler(SimScheduler):
         )
 
 
-def replay_both(case: Case, acceptance: Acceptance) -> tuple[Replay, Replay, RealSpeculativeScheduler]:
+Real = TypeVar("Real", bound=RealSpeculativeScheduler)
+
+
+def replay_both(case: Case, acceptance: Acceptance, real_type: type[Real]) -> tuple[Replay, Replay, Real]:
     """The case on vLLM's scheduler and on the simulator's."""
-    real = RealSpeculativeScheduler(case, acceptance)
+    real = real_type(case, acceptance)
     theirs = drive(case, real)
     own = Acceptance(acceptance.rates, case.seed)
     return theirs, drive(case, SimSpeculativeScheduler(case, own)), real
@@ -147,7 +150,7 @@ def test_parity_with_drafts(
     steps = preemptions = 0
     for seed in SEEDS:
         case, acceptance = draw_speculative_case(group, policy, async_scheduling, seed)
-        theirs, ours, _ = replay_both(case, acceptance)
+        theirs, ours, _ = replay_both(case, acceptance, RealSpeculativeScheduler)
         difference = first_difference(case, theirs, ours)
         if difference is not None:
             differences.append(difference)
@@ -164,7 +167,8 @@ def test_the_traces_accept_pad_and_preempt(async_scheduling: bool) -> None:
     accepted = padded = preemptions = 0
     for group in ("prefix_pressure", "everything"):
         for seed in SEEDS:
-            theirs, _, real = replay_both(*draw_speculative_case(group, "fcfs", async_scheduling, seed))
+            case, acceptance = draw_speculative_case(group, "fcfs", async_scheduling, seed)
+            theirs, _, real = replay_both(case, acceptance, RealSpeculativeScheduler)
             accepted += real.num_accepted
             padded += real.num_padded
             preemptions += theirs.preemptions

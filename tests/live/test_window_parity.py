@@ -16,7 +16,7 @@ from sim_scheduler import SimScheduler, replay_sim, scheduler_settings
 from test_fast_forward_parity import compare
 from test_parity import first_difference
 from test_plugin_parity import policy_of, replay_plugin
-from test_speculative_parity import draw_speculative_case
+from test_speculative_parity import RealSpeculativeScheduler, draw_speculative_case
 from test_speculative_parity import replay_both as replay_both_with_drafts
 from traces import GROUPS, TIGHT_GROUPS, Case, CaseRequest, CaseSettings, Policy, Replay, draw_case
 
@@ -113,7 +113,7 @@ def test_parity_with_a_window_and_drafts(
     for seed in range(10):
         drawn, acceptance = draw_speculative_case(group, "fcfs", async_scheduling, seed)
         case = with_window(drawn, beyond=2 * drawn.settings.num_speculative_tokens)
-        theirs, ours, _ = replay_both_with_drafts(case, acceptance)
+        theirs, ours, _ = replay_both_with_drafts(case, acceptance, RealSpeculativeScheduler)
         difference = first_difference(case, theirs, ours)
         if difference is not None:
             differences.append(difference)

@@ -35,7 +35,7 @@ from sim.engine.reference import (
 from sim.engine.reference.batch import SchedulerSettings
 from sim.engine.variants import choice, drafts, group_kinds, groups, lockstep, states, window
 
-FINGERPRINT = "b419b311060a23c7d8f5de4e7d7e588c1c08527ba134ba9de9fa9f62c3e1681d"
+FINGERPRINT = "9481a8e76067b8db0de02a422b62d23e4c0dd46f196baaee10ebda7a5c804e43"
 """Of the reference's files, as ``fingerprint`` works it out."""
 
 REFERENCE = (

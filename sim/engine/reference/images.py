@@ -127,7 +127,6 @@ class EncoderCache:
         """Contents that no request holds, the one let go of first in front."""
         self.held: dict[Request, set[int]] = {}
         """Places of the images that a request holds. (A set as vLLM's: both let go in its order.)"""
-        self.num_hits = self.num_evictions = 0
 
     def hold(self, request: Request, place: int) -> bool:
         """Hold an image if it is there; returns whether it is."""
@@ -140,7 +139,6 @@ class EncoderCache:
             self._num_reclaimable -= self._sizes[content]
         holders.add(request)
         self.held.setdefault(request, set()).add(place)
-        self.num_hits += 1
         return True
 
     def make_room(self, num_embeds: int) -> bool:
@@ -151,7 +149,6 @@ class EncoderCache:
             content, _ = self._unheld.popitem(last=False)
             del self._holders[content]
             self._num_unused += self._sizes.pop(content)
-            self.num_evictions += 1
         return True
 
     def add(self, request: Request, place: int) -> None:

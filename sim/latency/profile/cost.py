@@ -32,7 +32,8 @@ from sim.latency.profile.graphs import graph_sizes, padded
 from sim.latency.profile.integers import IntColumn, Segments, context_knots, finer, rising, whole_sqrt
 from sim.latency.profile.layer_kernels import elementwise_ns, launches_ns
 from sim.latency.profile.library import Found
-from sim.latency.profile.profiled_operators import STEP_NS, Floats, ProfiledOperators
+from sim.latency.profile.operator_tables import Floats
+from sim.latency.profile.profiled_operators import STEP_NS, ProfiledOperators
 from sim.latency.profile.swap import SwapTime
 from sim.latency.profile.terms import CountTerms, check_terms, step_terms
 from sim.latency.profile.written import families_read, hash_of

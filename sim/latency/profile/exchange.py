@@ -16,7 +16,8 @@ from sim.latency.profile.file import Key
 from sim.latency.profile.predict import Basis
 
 if TYPE_CHECKING:
-    from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
+    from sim.latency.profile.operator_tables import Floats
+    from sim.latency.profile.profiled_operators import ProfiledOperators
 
 
 DIRECTIONS = {"all_gather": "dispatch", "reduce_scatter": "combine"}

@@ -10,7 +10,7 @@ from sim.latency.profile.cost import ProfileCost
 from sim.latency.profile.graphs import padded
 from sim.latency.profile.integers import IntColumn, Segments, finer, rising
 from sim.latency.profile.kind_operators import KindOperators
-from sim.latency.profile.profiled_operators import Floats
+from sim.latency.profile.operator_tables import Floats
 from sim.latency.tables import Rate
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from sim.latency.profile.expert_kernels import OF_MXFP4, padded_for_marlin
 from sim.latency.profile.file import Key
 from sim.latency.profile.layer_kernels import START_NS, elementwise_ns
 from sim.latency.profile.mixer_times import BlockTimes, MixerTimes, mixer_times
-from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
+from sim.latency.profile.operator_tables import Floats
+from sim.latency.profile.profiled_operators import ProfiledOperators
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 from sim.latency.state_layers import StateLayer
 

@@ -9,7 +9,8 @@ import numpy as np
 from sim.latency.profile.speed_of_light import LAUNCH_NS
 
 if TYPE_CHECKING:
-    from sim.latency.profile.profiled_operators import Floats, ProfiledOperators
+    from sim.latency.profile.operator_tables import Floats
+    from sim.latency.profile.profiled_operators import ProfiledOperators
 
 START_NS = 1000.0
 """Of an element-wise kernel beyond ``LAUNCH_NS``: the smallest take 2-3 us in published traces."""

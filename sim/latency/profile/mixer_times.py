@@ -18,7 +18,8 @@ from sim.latency.layer_kinds import Mixer
 from sim.latency.profile.blocks import BLOCKS, MLA, BlockSizes
 from sim.latency.profile.file import Key
 from sim.latency.profile.layout import STATES
-from sim.latency.profile.profiled_operators import ELEMENTWISE_START_NS, Floats, ProfiledOperators
+from sim.latency.profile.operator_tables import ELEMENTWISE_START_NS, Floats
+from sim.latency.profile.profiled_operators import ProfiledOperators
 from sim.latency.profile.speed_of_light import ELEMENT_BYTES, LAUNCH_NS, STATE_HEAD, causal_pairs
 from sim.latency.state_layers import StateLayer
 
