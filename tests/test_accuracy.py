@@ -1,203 +1,58 @@
-"""The accuracy benchmark: sets become the right scenarios, errors the right scores, and a miss is told."""
+"""The accuracy benchmark: sets become the right scenarios and are simulated as measured."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from accuracy_data import (
+    GROUPS_OF_BEFORE,
+    INFERENCEX_ROWS,
+    MOE_ROW,
+    POINTS,
+    RECIPE_LLAMA,
+    RECIPE_MOE,
+    RECIPE_OSS,
+    ROW,
+    of,
+    write_data,
+)
 
-from benchmarks import accuracy
-from benchmarks.accuracy_experiment import Experiment, Section, Sets
+from benchmarks.accuracy_experiment import Experiment, Sets
 from benchmarks.accuracy_fit import LITE_FITTED
-from benchmarks.accuracy_front import front_page, kind_rows, missed_lines
 from benchmarks.accuracy_host import fit, training
 from benchmarks.accuracy_inferencex import (
     AS_STARTED,
     GROUPS,
-    RECIPES,
-    ROWS,
     configuration,
     distinct,
     scenario_of,
     training_half,
 )
-from benchmarks.accuracy_known import known_misses, write_known
-from benchmarks.accuracy_open_loop import LITE, LITE_0151, POISSON, QWEN_0230
-from benchmarks.accuracy_operators import OperatorScore, ProfileScore, operator_scores
-from benchmarks.accuracy_page import experiment_table, run_table, score_table, tables_page
+from benchmarks.accuracy_open_loop import LITE_0151, QWEN_0230
 from benchmarks.accuracy_recipes import ALWAYS_EXPERT_PARALLEL, Recipe, engine_settings, read_recipe
 from benchmarks.accuracy_runs import Outcome, predict, predict_all
-from benchmarks.accuracy_scores import BARS, MARGIN, Bar, score, scores, slices
+from benchmarks.accuracy_scores import BARS
 from benchmarks.accuracy_sets import (
-    FIXED,
     LLAMA,
-    META,
     MINIMAX,
     QWEN,
-    REQUESTS,
     RTX_LLAMA,
     RTX_QWEN,
     RTX_QWEN_LINK,
     read_sets,
     statistics_ms,
 )
-from benchmarks.accuracy_single import OWNERS_LINK, RTX4090_LLAMA, RTX_MOE, RTX_MOE_LINK, SINGLE, WORKLOADS
-from benchmarks.accuracy_text import ABOUT, flow
-from benchmarks.accuracy_validated import validated
+from benchmarks.accuracy_single import OWNERS_LINK, RTX4090_LLAMA, RTX_MOE, RTX_MOE_LINK, SINGLE
+from benchmarks.accuracy_text import ABOUT
 from sim.latency.gpus import GPUS
-from sim.latency.profile.file import Error, load_profile
-from sim.latency.profile.library import BUILTIN
 from sim.run import load
-
-GROUPS_OF_BEFORE = [LLAMA, MINIMAX, QWEN, RTX_LLAMA, RTX_QWEN, RTX_QWEN_LINK]
-COLUMNS = (
-    *("model_path", "system", "precision", "isl", "osl", "batch_size", "tp_size", "attention_dp_size"),
-    *("silicon_ttft_ms", "silicon_tpot_ms"),
-)
-POINTS = (
-    ("Qwen/Qwen3-32B", "h100_sxm", "", 64, 16, "2.0", "2.0", "", 50.0, 12.0),
-    ("Qwen/Qwen3-32B", "h100_sxm", "", 64, 16, "4.0", "2.0", "", 60.0, 13.0),
-    ("Qwen/Qwen3-32B", "h100_sxm", "fp8", 4000, 1000, "24.0", "1.0", "", 294.8, 16.8),
-    ("meta-llama/Llama-3.1-70B", "h100_sxm", "fp8", 100, 20, "3.0", "4.0", "1.0", 80.0, 11.0),
-    ("MiniMaxAI/MiniMax-M2.5", "h100_sxm", "fp8", 100, 20, "3.0", "4.0", "1.0", 80.0, 11.0),
-    ("MiniMaxAI/MiniMax-M2.5", "h100_sxm", "fp8", 100, 20, "3.0", "4.0", "4.0", 80.0, 11.0),
-    ("openai/gpt-oss-120b", "h100_sxm", "fp4", 100, 20, "3.0", "4.0", "1.0", 80.0, 11.0),
-    ("nvidia/Llama-3.1-8B-Instruct-FP8", "h200_sxm", "fp8", 100, 20, "3.0", "1.0", "", 80.0, 11.0),
-)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder laid out as the public data is, with a handful of rows."""
-    (tmp_path / "e2e").mkdir()
-    with open(tmp_path / FIXED, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *POINTS])
-    columns = ("gpu", "run", "input_toks", "output_toks", "queued_ts", "request_id", "ttft_s", "e2e_s", "tpot_s")
-    runs = [
-        ("RTX", "Llama-3.1-8B", 30, 5, 100.5, "b", 0.02, 0.1, 0.02),
-        ("RTX", "Llama-3.1-8B", 20, 6, 100.0, "a", 0.04, 0.3, 0.04),
-        ("RTX", "Llama-3.1-8B", 20, 1, 101.0, "c", 0.03, 0.03, ""),
-        ("RTX", "Qwen3-32B", 20, 6, 7.0, "a", 0.04, 0.3, 0.04),
-    ]
-    with gzip.open(tmp_path / REQUESTS, "wt", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *runs])
-    for run, tp in (("Llama-3.1-8B", 1), ("Qwen3-32B", 2)):
-        told = {"tensor_parallel_size": tp, "max_num_seqs": 128, "max_num_batched_tokens": 2048}
-        (tmp_path / META.format(gpu="RTX", run=run)).write_text(json.dumps({"engine_kwargs": told}))
-    _write_open_loop(tmp_path)
-    _write_inferencex(tmp_path)
-    return tmp_path
-
-
-LITE_ROW = {
-    **{"model": "Qwen/Qwen3-14B", "hardware": "H100", "tp": 1, "max_num_batched_tokens": 2048, "max_num_seqs": 128},
-    **{"gpu_mem_util": 0.9, "rates_rps": "2|4", "durations_s": "2|2", "system_prompt_len": 100, "question_len": 400},
-    **{"output_len": 10, "num_unique_system_prompts": 3, "users_per_prompt": 2, "ttft_mean_ms": 40, "ttft_p90_ms": 41},
-    **{"ttft_p99_ms": 42, "itl_mean_ms": 12, "e2e_mean_ms": 150, "e2e_p90_ms": 151, "e2e_p99_ms": 152},
-}
-LITE_ROWS = (LITE_ROW, {**LITE_ROW, "model": "meta-llama/Llama-3.1-8B-Instruct", "output_len": 100})
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    content = text.getvalue().encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def _write_open_loop(folder: Path) -> None:
-    measured = {
-        f"{name}_{metric}_ms": 10.0 for metric in ("ttft", "tpot", "e2el") for name in ("mean", "p50", "p90", "p99")
-    }
-    run = {"model": "Qwen/Qwen3-14B", "gpu": "H100", "vllm": "0.23.0", "rate_rps": 2, "input_tokens": 98.6}
-    _write(folder / POISSON, [{**run, "output_tokens": 8, **measured}])
-    _write(folder / LITE, LITE_ROWS)
-
-
-ROW = {
-    **{"id": "a", "model": "meta-llama/Llama-3.1-70B", "system": "h100_sxm", "precision": "fp8", "mode": "agg"},
-    **{"isl": "1024", "osl": "64", "concurrency": "2", "tp": "4", "dp": "1", "moe_ep": "1", "measured": "2025-10-29"},
-    **{"backend_version": "", "ttft_mean_ms": "80", "tpot_mean_ms": "12", "recipe_commit": "c", "recipe_files": "l.sh"},
-}
-MOE_ROW = {**ROW, "id": "m", "model": "MiniMaxAI/MiniMax-M2.5", "backend_version": "0.18.0", "recipe_files": "m.sh"}
-OSS_ROW = {**MOE_ROW, "id": "o", "model": "openai/gpt-oss-120b", "precision": "fp4", "recipe_files": "o.sh"}
-KIMI_ROW = {
-    **MOE_ROW,
-    "id": "k",
-    "model": "moonshotai/Kimi-K2.5",
-    "precision": "int4",
-    "tp": "8",
-    "recipe_files": "k.sh",
-}
-INFERENCEX_ROWS = (
-    *({**OSS_ROW, "system": system, "id": f"o {system}"} for system in ("h100_sxm", "h200_sxm", "b200_sxm")),
-    *({**KIMI_ROW, "system": system, "id": f"k {system}"} for system in ("h200_sxm", "b200_sxm")),
-    {**OSS_ROW, "id": "o seats", "concurrency": "512"},
-    {**KIMI_ROW, "id": "k fp4", "system": "b200_sxm", "precision": "fp4"},
-    *(
-        {**row, "system": system, "id": f"{row['id']} {system}"}
-        for row in (ROW, MOE_ROW)
-        for system in ("h100_sxm", "h200_sxm", "b200_sxm")
-    ),
-    {**ROW, "id": "a h100_sxm again"},
-    {**ROW, "id": "b", "tp": "8"},
-    {**ROW, "id": "c", "tp": "8", "concurrency": "4"},
-    {**MOE_ROW, "id": "d", "dp": "4", "moe_ep": "16"},
-    {**MOE_ROW, "id": "e", "precision": "fp4"},
-    {**MOE_ROW, "id": "f", "system": "b300_sxm"},
-    {**MOE_ROW, "id": "g", "recipe_commit": "", "recipe_files": ""},
-    {**ROW, "id": "h", "model": "openai/gpt-oss-120b"},
-    {**ROW, "id": "i", "model": "Qwen/Qwen3-32B", "mode": "disagg"},
-)
-RECIPE_LLAMA = {
-    "commit": "c",
-    "file": "l.sh",
-    "env": ["X=1"],
-    "vllm_serve": "vllm serve $MODEL --config=config.yaml --gpu-memory-utilization=0.9 --max-num-seqs=$CONC",
-    "config_yaml": "kv-cache-dtype: fp8\nasync-scheduling: true\nmax-num-batched-tokens: 8192\nmax-model-len: 10240",
-}
-RECIPE_MOE = {
-    "commit": "c",
-    "file": "m.sh",
-    "env": ["VLLM_FLASHINFER_ALLREDUCE_BACKEND=mnnvl"],
-    "vllm_serve": "vllm serve $MODEL --port $PORT --tensor-parallel-size=$TP $EP --gpu-memory-utilization 0.95 "
-    '--max-model-len $MAX_MODEL_LEN --block-size=32 --max-num-batched-tokens "$((ISL * 2 ))" --stream-interval 20 '
-    "--no-enable-prefix-caching --trust-remote-code",
-    "config_yaml": "",
-}
-
-
-RECIPE_OSS = {
-    "commit": "c",
-    "file": "o.sh",
-    "env": ["VLLM_MXFP4_USE_MARLIN=1"],
-    "vllm_serve": "vllm serve $MODEL --config config.yaml --gpu-memory-utilization 0.9 --max-num-seqs $CONC",
-    "config_yaml": "max-cudagraph-capture-size: 2048\nmax-num-batched-tokens: 8192\nmax-model-len: 10240",
-}
-
-
-def _write_inferencex(folder: Path) -> None:
-    _write(folder / ROWS, INFERENCEX_ROWS)
-    (folder / "workloads").mkdir()
-    chats = {"workload": "sharegpt-llama-3.1-8b-300-sps10", "input_tokens": 20, "output_tokens": 5}
-    of_ranks = {**chats, "workload": "sharegpt-qwen3-32b-300-sps10", "arrival_s": 0.5}
-    _write(folder / WORKLOADS, [{**chats, "arrival_s": 2.5}, {**chats, "arrival_s": 0.5}, of_ranks])
-    recipes = [RECIPE_LLAMA, RECIPE_MOE, RECIPE_OSS, {**RECIPE_MOE, "file": "k.sh", "env": []}]
-    (folder / RECIPES).write_text(json.dumps(recipes))
-
-
-def of(sets: Sets, group: str) -> list[Experiment]:
-    return [each for each in sets.experiments if each.group == group]
+    return write_data(tmp_path)
 
 
 def test_every_row_is_scored_or_has_a_reason(data: Path) -> None:
@@ -457,304 +312,3 @@ def test_a_known_host_is_found_again_beside_an_outlier() -> None:
     assert "6 points" in str(found)
     with pytest.raises(ValueError, match="too few"):
         fit([at(8, 1.0)])
-
-
-# --- scores ------------------------------------------------------------------------------------
-
-
-def outcome(group: str, errors: dict[str, float], **more: Any) -> Outcome:
-    measured = dict.fromkeys(errors, 100.0)
-    scenario = {
-        "engine": {"tensor_parallel_size": more.pop("tp", 2)},
-        "workload": {"arrival": {"concurrency": more.pop("clients", 4)}, "input_tokens": {"value": 64}},
-    }
-    experiment = Experiment(group, "x", scenario, measured, **more)
-    return Outcome(experiment, {key: 100.0 * (1 + error) for key, error in errors.items()})
-
-
-def points(*errors: float, **more: Any) -> list[Outcome]:
-    return [outcome(LLAMA, {"mean_tpot_ms": error, "mean_ttft_ms": 2 * error}, **more) for error in errors]
-
-
-def test_points_are_scored_by_their_median_error() -> None:
-    bar = Bar(LLAMA, ("mean_tpot_ms",), "TPOT", 0.08)
-    found = score(bar, points(-0.02, 0.05, -0.30))
-    assert found is not None
-    assert (found.num_experiments, found.met) == (3, True)
-    assert found.median == pytest.approx(0.05)
-    assert found.mape == pytest.approx(0.37 / 3)
-    assert found.bias == pytest.approx(-0.09)
-    assert score(bar, points(0.09, 0.09, 0.0)).met is False  # type: ignore[union-attr]
-    assert score(bar, [outcome(QWEN, {"mean_tpot_ms": 0.1})]) is None
-
-
-def test_a_run_is_scored_by_its_worst_statistic() -> None:
-    bar = next(bar for bar in BARS if bar.group == RTX_LLAMA and bar.label == "TPOT")
-    errors = dict.fromkeys(bar.keys, 0.01)
-    good, bad = (score(bar, [outcome(RTX_LLAMA, {**errors, "p99_tpot_ms": last})]) for last in (-0.02, -0.03))
-    assert good is not None
-    assert bad is not None
-    assert (good.num_experiments, good.met, bad.met) == (1, True, False)
-
-
-def test_training_is_kept_out_of_the_scores() -> None:
-    mixed = [*points(0.01), *points(0.5, is_training=True)]
-    assert [round(each.median, 3) for each in scores(mixed)] == [0.01, 0.02]
-    assert [round(each.median, 3) for each in scores(mixed, training=True)] == [0.5, 1.0]
-
-
-def test_check_holds_the_bar_with_its_margin_and_what_is_known_to_be_missed() -> None:
-    bar = Bar(LLAMA, ("mean_tpot_ms",), "TPOT", 0.08)
-    assert score(bar, points(0.08 * MARGIN - 1e-6)).held  # type: ignore[union-attr]
-    assert not score(bar, points(0.08 * MARGIN + 1e-6)).held  # type: ignore[union-attr]
-    known = replace(bar, known=0.2)
-    assert score(known, points(0.22)).held  # type: ignore[union-attr]
-    assert not score(known, points(0.24)).held  # type: ignore[union-attr]
-    assert not score(known, points(0.22)).met  # type: ignore[union-attr]
-
-
-def test_what_is_missed_is_written_and_held(tmp_path: Path) -> None:
-    bar = Bar(LLAMA, ("mean_tpot_ms",), "TPOT", 0.08)
-    found = [each for each in (score(bar, points(0.0811)), score(bar, points(0.07))) if each is not None]
-    write_known(found, tmp_path / "known.json")
-    assert known_misses(tmp_path / "known.json") == {(LLAMA, "TPOT"): 0.082}
-    assert replace(bar, known=0.082).held == pytest.approx(1.15 * 0.082)
-
-
-def test_failed_checks_name_set_metric_operator_and_failure() -> None:
-    good = Error(median=0.01, p90=0.1, mean=0.02, bias=0.0, num_points=10)
-    operators = [
-        ProfileScore(name, (OperatorScore(name, "gemm", {"random_points": error}, True),))
-        for name, error in (("h100-sxm", replace_median(good, 0.2)), ("a100-80gb-sxm", good), ("l40s", good))
-    ]
-    broken = Outcome(points(0.0)[0].experiment, failure="no such model")
-    lines = accuracy.failed_checks([*points(0.5, 0.5), broken], operators)
-    assert [line.partition(": ")[0] for line in lines] == [LLAMA, LLAMA, "h100-sxm", LLAMA]
-    assert "TPOT off by 50.0 %, at most " in lines[0]
-    assert "no such model" in lines[-1]
-    assert accuracy.failed_checks(points(0.01), operators[1:]) == []
-
-
-def test_a_few_of_a_set_are_held_less_and_one_of_several_not_at_all() -> None:
-    held = next(bar.held for bar in BARS if (bar.group, bar.label) == (LLAMA, "TPOT"))
-
-    def off_by(share: float, count: int) -> list[Outcome]:
-        return [outcome(LLAMA, {"mean_tpot_ms": share * held})] * count
-
-    assert len(accuracy.failed_checks(off_by(1.5, 2), ())) == 1
-    assert accuracy.failed_checks(off_by(1.5, 2), (), {LLAMA: 45}) == []
-    assert len(accuracy.failed_checks(off_by(2.5, 2), (), {LLAMA: 45})) == 1
-    assert accuracy.failed_checks(off_by(2.5, 1), (), {LLAMA: 45}) == []
-    assert len(accuracy.failed_checks(off_by(1.5, 1), (), {LLAMA: 1})) == 1
-
-
-def replace_median(error: Error, median: float) -> Error:
-    return error.model_copy(update={"median": median})
-
-
-def test_slices_show_where_a_set_is_off() -> None:
-    found = slices([*points(0.1, tp=2), *points(-0.1, -0.3, tp=8, clients=8)], LLAMA)
-    told = {each.setting: (each.num_experiments, round(each.median_tpot, 3)) for each in found}
-    assert told == {"TP 2": (1, 0.1), "TP 8": (2, -0.2), "clients 4": (1, 0.1), "clients 8": (2, -0.2)}
-
-
-def test_operators_of_a_profile_are_scored_by_leaving_parts_out() -> None:
-    found = {each.name: each for each in operator_scores(quick=True)}
-    assert set(found) == {"a100-80gb-sxm", "h100-sxm"}
-    for profile in found.values():
-        gemm = next(each for each in profile.operators if each.operator == "gemm")
-        random = gemm.error("random_points")
-        assert random is not None
-        assert 0 < random.median < random.p90
-        assert profile.worst_layer_operator is not None
-        assert math.isfinite(profile.worst_layer_operator)
-
-
-def test_a_saturated_run_counts_where_none_was() -> None:
-    bar = next(bar for bar in BARS if bar.label == "runs called saturated")
-    calm = outcome(LITE_0151, {"mean_tpot_ms": 0.0})
-    assert score(bar, [calm, calm]).met  # type: ignore[union-attr]
-    found = score(bar, [calm, replace(calm, is_saturated=True)])
-    assert found is not None
-    assert (found.scored, found.met, found.held) == (0.5, False, False)
-
-
-def test_experiments_of_one_scenario_are_simulated_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = of(read_sets(data), LLAMA)[0]
-    second = replace(first, group=MINIMAX, name="again")
-    made = []
-
-    def count(experiment: Experiment) -> Outcome:
-        made.append(experiment)
-        return Outcome(experiment, {"mean_ttft_ms": 1.0, "mean_tpot_ms": 2.0})
-
-    monkeypatch.setattr("benchmarks.accuracy_runs.predict", count)
-    found = predict_all([first, second])
-    assert made == [first]
-    assert [each.experiment for each in found] == [first, second]
-
-
-def off_by_a_tenth(experiment: Experiment) -> Outcome:
-    return Outcome(experiment, {key: 1.1 * value for key, value in experiment.measured.items()})
-
-
-def test_measured_kinds_are_told_with_their_errors(data: Path) -> None:
-    experiments = [*of(read_sets(data), LITE_0151), *of(read_sets(data), GROUPS[0])]
-    found = validated(
-        [Outcome(each, {key: 1.1 * value for key, value in each.measured.items()}) for each in experiments]
-    )
-    llama = next(each for each in found if each["model"] == "llama-3.1-8b")
-    assert (llama["vllm_version"], llama["model_kind"], llama["runs"]) == ("0.15.1", "dense", 1)
-    assert llama["e2e_median"] == llama["tpot_median"] == pytest.approx(0.1)
-    rows = [each for each in found if each["set"] == GROUPS[0]]
-    assert {each["how"] for each in rows} == {"training", "validation"}
-    assert all(each["e2e_median"] is None and each["vllm_version"] == "0.10.2" for each in rows)
-
-
-# --- page and command --------------------------------------------------------------------------
-
-
-def test_tables_hold_prediction_measurement_and_error() -> None:
-    table = experiment_table(points(0.125))
-    assert "| x " in table
-    assert "+12.5 %" in table
-    assert "validation" not in table
-    assert "training" in experiment_table(points(0.1, is_training=True))
-    bar = BARS[0]
-    found = score(bar, points(0.5))
-    assert found is not None
-    assert "**no**" in score_table([found])
-    run = outcome(RTX_LLAMA, {"mean_ttft_ms": -0.02})
-    assert "-2.0 %" in run_table(run)
-    assert "-4.0 %" in run_table(run)
-
-
-def test_the_tables_hold_every_set_and_reason(data: Path) -> None:
-    sets = read_sets(data)
-    outcomes = [off_by_a_tenth(each) for each in sets.experiments]
-    text = tables_page(sets, outcomes, operator_scores(quick=True), "made today")
-    for heading in (*sets.groups(), "Not scored", "Other simulators", "Single operators", "What is off, and why"):
-        assert f"## {heading}" in text
-    for each in sets.unscored:
-        assert each.reason in text
-    assert "+10.0 %" in text
-    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 200
-
-
-def test_the_front_page_is_short_and_says_what_was_not_measured(data: Path) -> None:
-    outcomes = [off_by_a_tenth(each) for each in read_sets(data).experiments]
-    section = Section("Memory", "All is well.")
-    text = front_page(outcomes, [], "Made today.", "accuracy-tables.md", [section])
-    lines = text.splitlines()
-    assert len(lines) < 120
-    assert "## Memory\n\nAll is well." in text
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| dense")]
-    rate = next(row for row in rows if row[0] == "dense, BF16: qwen3-14b TP 1; low rate, prompts that share nothing")
-    assert rate[1:] == ["h100-sxm", "0.23.0", "1", *["10.0 %"] * 4]
-    clients = next(row for row in rows if row[0].startswith("dense, FP8: llama-3.1-70b") and row[1] == "h200-sxm")
-    assert clients[2:] == ["0.10.2", "1", "10.0 %", "10.0 %", "not yet measured", "not yet measured"]
-    off = "TTFT +10 %, TPOT +10 %"
-    assert f"(one run: {off}; with the link that its owners state {off})" in " ".join(text.split())
-    without = [each for each in outcomes if each.experiment.name != RTX_MOE]
-    text_without = front_page(without, [], "Made today.", "accuracy-tables.md", [])
-    assert f"(one run: not simulated here; with the link that its owners state {off})" in " ".join(text_without.split())
-    assert "an RTX 4090 at three times its capacity: TTFT +10 %, TPOT +10 %" in " ".join(text.split())
-    assert "1148" not in text  # single runs are in the tables
-    assert max(len(line) for line in lines if not line.startswith("|")) <= 150
-
-
-def test_training_and_fitted_runs_are_not_in_the_front_table(data: Path) -> None:
-    experiments = read_sets(data).experiments
-    runs = [int(row[3]) for row in kind_rows([off_by_a_tenth(each) for each in experiments])[1:]]
-    shown = [
-        each for each in experiments if not each.is_training and each.group not in (LLAMA, MINIMAX, SINGLE, LITE_FITTED)
-    ]
-    assert sum(runs) == len(shown)
-
-
-def test_missed_bars_are_listed_by_set() -> None:
-    assert missed_lines(scores(points(0.01))) == []
-    (line,) = missed_lines(scores(points(0.5)))
-    assert line.startswith(f"- {LLAMA}: TPOT 50.0 % (median; bar 2.0 %)")
-
-
-def test_text_is_filled() -> None:
-    assert flow("  one\n   two\n\n  three ") == "one two\n\nthree"
-
-
-def test_the_command_without_data_scores_operators_and_checks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert accuracy.main(["--quick", "--check", "--data", str(tmp_path)]) == 0
-    printed = capsys.readouterr()
-    assert "| h100-sxm " in printed.out
-    assert "single operators only" in printed.err
-
-
-def test_the_command_on_a_few_experiments_tells_misses(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The measurements are invented, so predictions are far off."""
-    assert accuracy.main(["--quick", "--check", "--data", str(data)]) == 1
-    printed = capsys.readouterr()
-    assert f"check: {LLAMA}: T" in printed.err
-    assert accuracy.main(["--quick", "--data", str(data)]) == 0
-
-
-def test_some_sets_are_scored_row_by_row(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert accuracy.main(["--data", str(data), "--only", "inferencex, llama", "--half", "training", "--rows"]) == 0
-    printed = capsys.readouterr().out
-    assert "  T 2025-10-29, TP " in printed
-    assert "  V " not in printed
-    assert "bar 4 (aim 2) %" in printed
-    assert accuracy.main(["--data", str(data), "--only", "no such set"]) == 2
-    assert LITE_0151 in capsys.readouterr().err
-
-
-def test_two_profiles_are_compared_operator_by_operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sim.latency.profile.file import save_profile
-
-    profile = load_profile(BUILTIN / "a100-80gb-sxm.json.gz")
-    gemm = profile.operators["gemm"]
-    slow = [each.model_copy(update={"time_ns": tuple(2 * time for time in each.time_ns)}) for each in gemm.curves]
-    operators = {**profile.operators, "gemm": gemm.model_copy(update={"curves": tuple(slow), "kernel": "slow GEMM"})}
-    save_profile(profile.model_copy(update={"operators": operators}), tmp_path / "slow.json.gz")
-    scenario = tmp_path / "scenario.yaml"
-    scenario.write_text(
-        "name: x\n"
-        "workload: {requests: 20, arrival: {process: poisson, rate: 5}, input_tokens: {dist: fixed, value: 100},"
-        " output_tokens: {dist: fixed, value: 20}}\n"
-        "engine: {model: llama-3.1-8b, gpu: a100-80gb-sxm}\n"
-    )
-    paths = ["--profile", "a100-80gb-sxm", "--profile", str(tmp_path / "slow.json.gz")]
-    assert accuracy.main([*paths, "--scenario", str(scenario)]) == 0
-    printed = capsys.readouterr().out
-    terms = printed[printed.index("| operator ") :].splitlines()
-    assert terms[2].startswith("| matrices ")  # the largest difference first
-    first, second = (float(cell) for cell in terms[2].split("|")[2:4])
-    assert second == pytest.approx(2 * first, rel=0.05)
-    assert "slow GEMM" in printed
-    assert accuracy.main(["--profile", "a100-80gb-sxm", "--profile", "nope", "--scenario", str(scenario)]) == 2
-    assert "nope" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["--jobs", "0"], ["--profile", "a"], ["--data", "no such folder"], ["--quick", "--page", "x.md"]),
-        *(["--page", "no such folder/x.md"], ["--page", "."], ["--rows"], ["--only", "x", "--page", "x.md"]),
-        ["--quick", "--write-validated", "x.json"],
-        ["--only", "x", "--write-known", "x.json"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_arguments_to_accuracy_are_refused(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        accuracy.main(arguments)
-    assert stop.value.code == 2
-
-
-def test_the_committed_pages_are_of_these_sets() -> None:
-    text = (accuracy.ROOT / "docs" / "accuracy-tables.md").read_text(encoding="utf-8")
-    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
-    assert [each for each in headings if each in ABOUT] == list(ABOUT)
-    for bar in BARS:
-        assert f"| {bar.group} " in text
