@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from feature_traces import transfer_steps
 from real_scheduler import RealScheduler
 from sim_scheduler import SimScheduler, scheduler_settings
-from traces import Case, transfer_steps
+from traces import Case
 
 from policies.fcfs import Fcfs
 from policies.priority import Priority

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from feature_traces import draw_image_pressure, with_images
 from real_scheduler import RealScheduler, drive
 from sim_scheduler import SimScheduler
 from test_parity import POLICIES, first_difference
-from traces import GROUPS, Case, Policy, Replay, draw_case, draw_image_pressure, with_aborts, with_images
+from traces import GROUPS, Case, Policy, Replay, draw_case, with_aborts
 
 SEEDS = range(6)
 """Seeds of each kind, policy and depth: 13 x 2 x 2 x 6 traces; every other one has clients that leave."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from feature_traces import with_loras
 from real_scheduler import RealScheduler, drive
 from sim_scheduler import replay_sim
 from test_parity import POLICIES, first_difference
-from traces import GROUPS, Case, Policy, Replay, draw_case, with_loras
+from traces import GROUPS, Case, Policy, Replay, draw_case
 
 SEEDS = range(5)
 """Seeds of each kind, policy and depth: 13 x 2 x 2 x 5 traces."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from itertools import zip_longest
 
 import pytest
+from feature_traces import with_offloading
 from offloading_worlds import RealOffloading, SimOffloading
 from real_scheduler import drive
 from test_parity import POLICIES, first_difference
-from traces import GROUPS, Policy, draw_case, with_aborts, with_offloading
+from traces import GROUPS, Policy, draw_case, with_aborts
 
 SEEDS = range(5)
 """Seeds of each kind, policy and depth: 13 x 2 x 2 x 5 traces."""
