@@ -75,7 +75,7 @@ class ProfileCost:
         ``fitted``: factors of terms and host times, as found from measured runs. ``sampling``: as
         ``latency.sampling``."""
         check_terms(without)
-        tp, pp = engine.tensor_parallel_size, engine.pipeline_parallel_size
+        pp = engine.pipeline_parallel_size
         self.profile = found.profile
         self.fitted = fitted
         self._factor = _one if fitted is None else fitted.factor
@@ -88,30 +88,11 @@ class ProfileCost:
         self.precision = precision = resolve_precision(engine, gpu, model)
         self.pipeline_stages = pp
         self.experts = experts = ExpertGroup.of(engine, model, expert_load_imbalance)
-        capability = found.device.compute_capability
-        fused_bytes = fused_limit_bytes(engine, capability)
-        backend = expert_backend(engine, capability, precision.weights)
-        self.operators = ops = self.operators_type(
-            found.profile,
-            found.device,
-            model,
-            precision,
-            tp,
-            pp,
-            link,
-            experts,
-            backend,
-            fused_bytes,
-            has_wide_kernel(engine),
-            nccl_from_bytes(engine),
-            quantises_apart(engine),
-        )
+        self.operators = ops = self._operators_of(found, engine, link)
         per_decode = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
         captured = engine.compilation_config.max_cudagraph_capture_size
         sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, per_decode, captured)
         self._graphs = [] if engine.enforce_eager or experts.is_eager else sizes
-        self._waits_for_launches = False
-        """Whether any batch beyond the graphs takes longer to launch than to compute."""
         self._knots = context_knots(engine.max_model_len)
         self._window = model.sliding_window or self._knots[-1]
         """Tokens that a query sees at most, in all layers."""
@@ -120,11 +101,9 @@ class ProfileCost:
         self._decode_layers = 0.0 if "decode_attention" in without else layers * self._factor("decode_attention")
         """What the times of one layer's decode attention are multiplied by."""
         self._first_launched = self._graphs[-1] + 1 if self._graphs else 1
-        if not experts.is_lockstep and self._first_launched <= engine.max_num_batched_tokens:
-            fewest = np.array([float(self._first_launched)])
-            with np.errstate(over="ignore", invalid="ignore"):  # as in ``Table``: ``build_step_cost`` refuses later
-                computing = sum(self.token_terms_ns(fewest).values()) / time_scale
-            self._waits_for_launches = not self._graphs or bool(self._launches_ns(fewest) / pp > computing)
+        self._waits_for_launches = False  # while it is found out
+        self._waits_for_launches = self._has_to_launch(engine.max_num_batched_tokens)
+        """Whether any batch beyond the graphs takes longer to launch than to compute."""
         tokens = Table(
             self._tokens_s, engine.max_num_batched_tokens, least_ns=1, may_fall=ops.has_dispatch(precision.weights)
         )
@@ -150,6 +129,33 @@ class ProfileCost:
         self._set_host(host_overhead_ms)
         for segments in (self._mixed_segments, self._prefill_segments):
             segments(1)  # so that ``describe`` knows every stand-in from the start
+
+    def _operators_of(self, found: Found, engine: EngineConfig, link: Link | None) -> ProfiledOperators:
+        """What the layers are made of, by the kernels that this engine runs."""
+        capability = found.device.compute_capability
+        return self.operators_type(
+            profile=found.profile,
+            device=found.device,
+            model=self.model,
+            precision=self.precision,
+            tp=engine.tensor_parallel_size,
+            pp=engine.pipeline_parallel_size,
+            link=link,
+            experts=self.experts,
+            expert_backend=expert_backend(engine, capability, self.precision.weights),
+            fused_bytes=fused_limit_bytes(engine, capability),
+            has_wide_gemm=has_wide_kernel(engine),
+            nccl_from_bytes=nccl_from_bytes(engine),
+            quantises_apart=quantises_apart(engine),
+        )
+
+    def _has_to_launch(self, most_tokens: int) -> bool:
+        if self.experts.is_lockstep or self._first_launched > most_tokens:
+            return False
+        fewest = np.array([float(self._first_launched)])
+        with np.errstate(over="ignore", invalid="ignore"):  # as in ``Table``: ``build_step_cost`` refuses later
+            computing = sum(self.token_terms_ns(fewest).values()) / self.time_scale
+        return not self._graphs or bool(self._launches_ns(fewest) / self.pipeline_stages > computing)
 
     def _set_host(self, host_overhead_ms: float | None) -> None:
         host = self.profile.host
