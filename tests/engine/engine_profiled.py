@@ -9,7 +9,7 @@ import pytest
 
 from sim.cluster.deployment import Deployment, resolve_deployment
 from sim.latency.base import StepCost
-from sim.latency.profile import profiled_operators
+from sim.latency.profile import operator_tables
 from sim.latency.profile.file import Device, Profile
 from sim.latency.profile.predict import Predictor
 from sim.scenario.loader import LoadedScenario
@@ -57,7 +57,7 @@ def kept_costs() -> Iterator[None]:
         return predictors[profile.name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiled_operators, "Predictor", prepared)
+        patch.setattr(operator_tables, "Predictor", prepared)
         yield
 
 
